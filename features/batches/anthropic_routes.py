@@ -4,6 +4,7 @@ A request that `POST /v1/messages` would refuse does not stop the others: its re
 docs, "Message Batches API".
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -44,8 +45,6 @@ from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.account_choice import refuse_account_headers
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
-from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.fold import Turn
@@ -87,7 +86,7 @@ class NewMessageBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fi
     """The requests of the batch."""
 
 
-async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder, log: TurnLog) -> Response:
+async def post(request: ApiRequest, builder: BatchBuilder, log: TurnLog) -> Response:
     """`POST /v1/messages/batches`: creates a batch of Messages requests.
 
     All requests are checked before the batch is stored.
@@ -95,8 +94,8 @@ async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuil
     new, raw = await request.read(NewMessageBatch)
     refuse_account_headers(request.headers)
     _check_names(new)
-    build = partial(_build, new=new, builder=builder, headers=_headers(request))
-    key, *_ = await submitter.store(draft_batch(request, raw), build)
+    add = partial(_add_all, new=new, headers=_headers(request))
+    key, *_ = await builder.submit(draft_batch(request, raw), new, add)
     headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(_render(stored_batch(key, await log.read_turn(key))), headers=headers)
 
@@ -117,12 +116,12 @@ def _headers(request: ApiRequest) -> Headers:
     return Headers(kept if version is None else kept | {"anthropic-version": version})
 
 
-async def _build(admitted: Admitted, *, new: NewMessageBatch, builder: BatchBuilder, headers: Headers) -> BuiltEntry:
-    inputs = await builder.checker(admitted, new)
+async def _add_all(
+    inputs: InputChecker, *, new: NewMessageBatch, headers: Headers
+) -> tuple[BatchSource, Sequence[bytes]]:
     named = ((one.custom_id, one.params) for one in new.requests)
     refused = await add_all(named, partial(_add, inputs=inputs, headers=headers), _refused_line)
-    source = BatchSource(None, ENDPOINT, refused=len(refused))
-    return await builder.store(admitted, inputs, new, source, refused)
+    return BatchSource(None, ENDPOINT, refused=len(refused)), refused
 
 
 async def _add(custom_id: str, params: dict[str, Any], inputs: InputChecker, headers: Headers) -> None:

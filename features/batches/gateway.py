@@ -13,7 +13,9 @@ ROUTES = [*native_routes.ROUTES, *openai_routes.ROUTES, *anthropic_routes.ROUTES
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the services of the routes, and the steps of batches in deletions."""
-    builder = BatchBuilder(gateway.connection, gateway.catalogue, gateway.request_blobs, gateway.settings)
+    builder = BatchBuilder(
+        gateway.connection, gateway.catalogue, gateway.request_blobs, gateway.settings, gateway.submitter
+    )
     files = ResultFiles(gateway.streams, gateway.blob_store)
     return Parts(services=(builder, files), deletion=BatchDeletion(gateway).steps)
 

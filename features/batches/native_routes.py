@@ -29,7 +29,6 @@ from tailrace.gateway.http.route import JSON_LINES, Route, Section, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
-from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.entries import Failure, Outcome, Via
 from tailrace.proto.ids import SessionId, TurnId, parse_cursor
 from tailrace.proto.nats import BlobStore, TurnLog
@@ -104,14 +103,15 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: float | None = 0.0
 
 
-async def post(request: ApiRequest, submitter: TurnSubmitter, builder: BatchBuilder) -> Response:
+async def post(request: ApiRequest, builder: BatchBuilder) -> Response:
     """`POST /v1/turn-batches`: creates a batch of all inputs, or no batch if one input is not valid.
 
     Answers 202 with its id. All inputs are checked before the batch is stored. The answers are turns, at half the price
     with `via: message_batches`.
     """
     new, raw = await request.read(NewBatch)
-    key, accepted, _ = await submitter.store(draft_batch(request, raw), partial(builder.build, new=new))
+    add = partial(builder.add_inputs, tenant=request.tenant, new=new)
+    key, accepted, _ = await builder.submit(draft_batch(request, raw), new, add)
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
     headers = {"location": links_of(key.turn)["self"], "tailrace-turn": key.turn}

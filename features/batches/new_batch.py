@@ -7,15 +7,16 @@ refused, with the index of that input.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from tailrace.features.batches import input_lines
-from tailrace.gateway.auth.admission import Reserved
+from tailrace.gateway.auth.admission import Admission, Reserved
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.parameters import KEY_SCHEMA
 from tailrace.gateway.http.route import header
@@ -23,19 +24,19 @@ from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.conversation_match import Position
-from tailrace.gateway.turns.draft import Draft
+from tailrace.gateway.turns.draft import Draft, Stored
 from tailrace.gateway.turns.file_references import FileReader, has_files
 from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, require
+from tailrace.gateway.turns.optional_steps import OptionalSteps, check_fields
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.store_trace import with_trace
+from tailrace.gateway.turns.submit import BuiltEntry, TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.forced_tools import require_offered
-from tailrace.proto.ids import SessionId, new_id
+from tailrace.proto.ids import SessionId, Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.schema import schema_of
 
@@ -88,6 +89,10 @@ class NewBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The inputs, each of which becomes a turn."""
 
 
+AddInputs = Callable[["InputChecker"], Awaitable[tuple[BatchSource | None, Sequence[bytes]]]]
+"""Adds the inputs of a batch. Returns their source, and the lines of the requests that were refused."""
+
+
 def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
     """Returns the draft of a batch. Raises Refused for the idempotency key `auto`."""
     idempotency_key = idempotency_key_of(request)
@@ -95,7 +100,8 @@ def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
-    return Draft(request.principal, raw, idempotency_key, response_headers=request.response_headers)
+    path, headers = request.scope["path"], request.response_headers
+    return Draft(request.principal, raw, idempotency_key, path=path, response_headers=headers)
 
 
 class BatchBuilder:
@@ -107,20 +113,26 @@ class BatchBuilder:
         catalogue: Catalogue,
         blobs: RequestBlobs,
         settings: Settings,
+        submitter: TurnSubmitter,
     ) -> None:
         self._connection = connection
         self._catalogue = catalogue
         self._blobs = blobs
         self._settings = settings
+        self._submitter = submitter
 
-    async def build(self, admitted: Admitted, new: NewBatch) -> BuiltEntry:
-        """Returns the request entry of a batch, whose inputs are stored. Raises Refused, LogFull, LogUnavailable."""
-        inputs = await self.checker(admitted, new)
+    async def submit(self, draft: Draft, new: BatchOptions, add: AddInputs) -> Stored:
+        """Stores a batch of the inputs that `add` adds. Raises Refused, LogError."""
+        return await self._submitter.store(draft, partial(self._build, new=new, add=add))
+
+    async def add_inputs(
+        self, inputs: "InputChecker", *, tenant: Tenant, new: NewBatch
+    ) -> tuple[None, Sequence[bytes]]:
+        """Adds the inputs of Tailrace's own API. Raises Refused, LogUnavailable."""
         rendered: Sequence[Params | Refused] = [one.params for one in new.requests]
         if any(one.params.prompt is not None for one in new.requests):
-            render = require(admitted.steps.render_prompts, "prompt")
-            rendered = await render(
-                [one.params for one in new.requests], admitted.principal.tenant, self._settings.body_bytes_max
+            rendered = await self._submitter.steps.render_prompts(
+                [one.params for one in new.requests], tenant, self._settings.body_bytes_max
             )
         for index, one in enumerate(new.requests):
             if CUSTOM_ID.fullmatch(one.custom_id) is None or one.custom_id in inputs.names:
@@ -134,39 +146,37 @@ class BatchBuilder:
                 await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
             except Refused as refused:
                 raise _locate(index, refused) from refused
-        return await self.store(admitted, inputs, new)
+        return None, ()
 
-    async def checker(self, admitted: Admitted, new: BatchOptions, file_bytes: int = 0) -> "InputChecker":
-        """Checks the webhook of a new batch. Returns the checker of its inputs, which have `file_bytes` as a file."""
-        principal = admitted.principal
-        if new.webhook is not None:
-            require(admitted.steps.check_webhook, "webhook")(new.webhook)
-        offer = await self._catalogue.offer(principal.tenant)
-        size, open_files = admitted.body_bytes + file_bytes, admitted.steps.open_files
-        files = None if open_files is None else open_files(principal.tenant, size, admitted.held)
-        return InputChecker(principal, offer, admitted.steps, files, self._settings, new.via)
-
-    async def store(
+    async def _build(
         self,
-        admitted: Admitted,
-        inputs: "InputChecker",
+        draft: Draft,
+        own: TurnKey,
+        turn: TurnKey,
+        admission: Admission | None,
+        held: AsyncExitStack,
+        *,
         new: BatchOptions,
-        source: BatchSource | None = None,
-        refused: Sequence[bytes] = (),
+        add: AddInputs,
     ) -> BuiltEntry:
-        """Stores the checked inputs, and the lines of `refused` requests; returns the request entry of their batch."""
+        """Returns the request entry of a batch, whose inputs are checked and stored. Raises Refused, LogError."""
+        steps, principal = self._submitter.steps, draft.principal
+        check_fields(steps, NewTurn(webhook=new.webhook))
+        inputs = InputChecker(draft, await self._catalogue.offer(own.tenant), steps, held, self._settings, new.via)
+        source, refused = await add(inputs)
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
-        turn = admitted.turn.turn
         reserved = Reserved([[]] * len(inputs.requests), [], at_once)
-        if admitted.admission is not None:
-            reserved = await admitted.admission.reserve_batch(turn, inputs.requests, at_once)
-        await self._blobs.pin_until_over(admitted)
+        if admission is not None:
+            reserved = await admission.reserve_batch(turn.turn, inputs.requests, at_once)
+        await held.enter_async_context(self._blobs.hold_pins(own))
         lines: list[entries.Request] = []
         referred: set[str] = set()
         for index, (request, holds) in enumerate(zip(inputs.requests, reserved.each, strict=True)):
             try:
-                line, size = await self._blobs.lift(admitted, msgspec.structs.replace(request, holds=holds or None))
+                line, size = await self._blobs.lift(
+                    own, msgspec.structs.replace(request, holds=holds or None), admission
+                )
             except Refused as refusal:
                 raise _locate(index, refusal) from refusal
             if size + ADDED_BYTES > self._connection.client.max_payload:
@@ -176,21 +186,21 @@ class BatchBuilder:
             referred.update(blobs_needed(line))
         content = input_lines.encode_inputs(lines) + b"".join(line + b"\n" for line in refused)
         sha256 = await hash_body(content)
-        await self._blobs.put(admitted.own, {sha256: content}, {sha256}, admitted.admission)
+        await self._blobs.put(own, {sha256: content}, {sha256}, admission)
         entry = entries.Request(
             model=inputs.model,
             max_tokens=lines[0].max_tokens if lines else 1,
             messages=[],
             session=inputs.session,
             metadata=new.metadata,
-            user=admitted.principal.user,
-            by=admitted.principal.key,
+            user=principal.user,
+            by=principal.key,
             holds=reserved.slots or None,
             webhook=new.webhook,
             batch=entries.Batch(sha256, len(content), len(lines), reserved.parallel, sorted(referred) or None, source),
             via=new.via,
         )
-        return with_trace(admitted.turn, entry), 0
+        return entry, 0
 
 
 class InputChecker:
@@ -198,20 +208,24 @@ class InputChecker:
 
     def __init__(
         self,
-        principal: Principal,
+        draft: Draft,
         offer: Offer,
         steps: OptionalSteps,
-        files: FileReader | None,
+        held: AsyncExitStack,
         settings: Settings,
         via: Via,
     ) -> None:
+        """`held` holds the memory of large files until the batch is stored."""
         self.offer = offer
+        self.held = held
         self.session = SessionId(new_id())
         self.names: set[str] = set()
         self.requests: list[entries.Request] = []
-        self._principal = principal
+        self.added_bytes = 0
+        """The bytes of the inputs that are not in the request's body."""
+        self._draft = draft
         self._steps = steps
-        self._files = files
+        self._files: FileReader | None = None
         self._settings = settings
         self._via = via
         self._checked_schemas: dict[bytes, Refused | None] = {}
@@ -225,15 +239,13 @@ class InputChecker:
     async def add(self, custom_id: str, new_turn: NewTurn) -> None:
         """Adds an input. Raises Refused if it cannot become a turn."""
         check_turn(new_turn)
-        if new_turn.on_disconnect != "continue":
-            require(self._steps.check_on_disconnect, "on_disconnect")(new_turn.on_disconnect)
-        if new_turn.on_busy == "queue":
-            require(self._steps.check_queue, "on_busy: queue")(new_turn)
-        if new_turn.max_cost is not None:
-            require(self._steps.check_max_cost, "max_cost")(new_turn.max_cost)
+        check_fields(self._steps, new_turn)
+        principal = self._draft.principal
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
-            messages = await require(self._files, "file_id").insert(new_turn.messages)
-            new_turn = msgspec.structs.replace(new_turn, messages=messages)
+            if self._files is None:
+                size = self._draft.body_bytes + self.added_bytes
+                self._files = self._steps.open_files(principal.tenant, size, self.held)
+            new_turn = msgspec.structs.replace(new_turn, messages=await self._files.insert(new_turn.messages))
         if self._via == "message_batches":
             self._first = self._first or new_turn
             require_alike(new_turn, self._first)
@@ -244,8 +256,8 @@ class InputChecker:
             position,
             settings.max_tokens,
             self.offer,
-            credential=self._principal.key,
-            user=self._principal.user,
+            credential=principal.key,
+            user=principal.user,
             cache=settings.cache,
         )
         require_offered(request)
@@ -265,7 +277,7 @@ class InputChecker:
             if len(checked) == SCHEMAS_MAX:
                 raise Refused("request_invalid", f"a batch has at most {SCHEMAS_MAX} different schemas: create several")
             try:
-                await require(self._steps.check_schema, "schema")(schema, self._principal.tenant)
+                await self._steps.check_schema(schema, self._draft.principal.tenant)
                 checked[encoded] = None
             except Refused as refusal:
                 if CODES[refusal.code].is_retryable:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +10,14 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from tailrace.features.batches.new_batch import KEY_OF_BATCH, BatchBuilder, BatchOptions, add_all, draft_batch
+from tailrace.features.batches.new_batch import (
+    KEY_OF_BATCH,
+    BatchBuilder,
+    BatchOptions,
+    InputChecker,
+    add_all,
+    draft_batch,
+)
 from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
 from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
 from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
@@ -22,8 +30,7 @@ from tailrace.gateway.http.parameters import AFTER_ITEM, AZURE
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.route import Route, Section, query
 from tailrace.gateway.resources.paging import limit_of, list_page
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
-from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.draft import Draft
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
@@ -66,7 +73,6 @@ class NewFileBatch(BatchOptions, frozen=True, kw_only=True, forbid_unknown_field
 
 async def post(
     request: ApiRequest,
-    submitter: TurnSubmitter,
     builder: BatchBuilder,
     bodies: BodyReader,
     blob_store: BlobStore,
@@ -78,8 +84,9 @@ async def post(
     Each line of the file is a request to `endpoint`. The results become a file.
     """
     new, raw = await request.read(NewFileBatch)
-    build = partial(_build, new=new, history=history, builder=builder, bodies=bodies, blob_store=blob_store)
-    key, *_ = await submitter.store(draft_batch(request, raw), build)
+    draft = draft_batch(request, raw)
+    add = partial(_add_all, draft=draft, new=new, history=history, bodies=bodies, blob_store=blob_store)
+    key, *_ = await builder.submit(draft, new, add)
     stored = stored_batch(key, await log.read_turn(key))
     headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(await _render(stored, blob_store, key), headers=headers)
@@ -96,33 +103,32 @@ async def _input_file(tenant: Tenant, history: HistoryClient, file: str) -> File
     return record
 
 
-async def _build(
-    admitted: Admitted,
+async def _add_all(
+    inputs: InputChecker,
     *,
+    draft: Draft,
     new: NewFileBatch,
     history: HistoryClient,
-    builder: BatchBuilder,
     bodies: BodyReader,
     blob_store: BlobStore,
-) -> BuiltEntry:
-    """Returns the request entry of a batch whose inputs are the lines of a file."""
-    tenant = admitted.own.tenant
+) -> tuple[BatchSource, Sequence[bytes]]:
+    """Adds the lines of a file. Adds none if one is not valid."""
+    tenant = draft.principal.tenant
     record = await _input_file(tenant, history, new.input_file_id)
     if record.bytes > SMALL_BYTES_MAX:
-        await bodies.large_bodies.reserve_more(admitted.held, tenant, record.bytes, held=admitted.body_bytes)
+        await bodies.large_bodies.reserve_more(inputs.held, tenant, record.bytes, held=draft.body_bytes)
     try:
         content = await blob_store.read(tenant, Blob(record.sha256, record.bytes))
     except BlobUnknown as error:
         raise not_found("file") from error
     requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
-    inputs = await builder.checker(admitted, new, record.bytes)
+    inputs.added_bytes = record.bytes
     if errors:
         source = BatchSource(record.file, new.endpoint, refused=len(errors), is_invalid=True)
-        return await builder.store(admitted, inputs, new, source, list(map(msgspec.json.encode, errors)))
+        return source, list(map(msgspec.json.encode, errors))
     add = partial(add_request, endpoint=new.endpoint, bodies=bodies, inputs=inputs)
     refused = await add_all(requests, add, error_line)
-    source = BatchSource(record.file, new.endpoint, refused=len(refused))
-    return await builder.store(admitted, inputs, new, source, refused)
+    return BatchSource(record.file, new.endpoint, refused=len(refused)), refused
 
 
 async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient, blob_store: BlobStore) -> Response:

@@ -22,7 +22,6 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
 from tailrace.gateway.turns.api_version import SAMPLING, version_for
 from tailrace.gateway.turns.file_references import has_files
-from tailrace.gateway.turns.optional_steps import require
 from tailrace.gateway.turns.request_body import (
     API_VERSION,
     BODY_LEVELS_MAX,
@@ -102,7 +101,7 @@ async def post_count_tokens(
     elif API_VERSION.fullmatch(version) is None:
         raise Refused("request_invalid", "anthropic-version is not a date such as 2026-10-21")
     if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
-        files = require(submitter.steps.open_files, "file_id")(tenant, len(raw), request.until_answered)
+        files = submitter.steps.open_files(tenant, len(raw), request.until_answered)
         inlined = await files.insert(read_body.convert(messages, list[MessageParam]))
         fields["messages"], is_large = msgspec.to_builtins(inlined), True
     async with request_blobs.hold_pins(key):

@@ -11,6 +11,7 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.reader_presence import ReaderPresence
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused, TailraceError
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
@@ -95,9 +96,9 @@ def grace_s(on_disconnect: str) -> float | None:
     return float(grace[1]) if grace else None
 
 
-def check_on_disconnect(on_disconnect: str) -> None:
+def check_on_disconnect(new_turn: NewTurn) -> None:
     """Raises Refused for a value without meaning."""
-    if on_disconnect != "continue" and grace_s(on_disconnect) is None:
+    if new_turn.on_disconnect != "continue" and grace_s(new_turn.on_disconnect) is None:
         why = "must be `continue`, `cancel` or `grace:SECONDS`, with at most 99999 whole seconds"
         raise Refused("request_invalid", f"`on_disconnect` {why}")
 

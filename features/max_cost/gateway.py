@@ -2,15 +2,16 @@
 
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 from tailrace.proto.runtime.settings import NoSettings
 
 COST_USD_MAX = 1e6
 
 
-def check_max_cost(max_cost: float) -> None:
+def check_max_cost(new_turn: NewTurn) -> None:
     """Raises Refused for a limit that is not above 0, or too large for nano-dollars."""
-    if not 0 < max_cost <= COST_USD_MAX:
+    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
         raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
 
 

@@ -43,7 +43,7 @@ async def get_socket(request: ApiRequest, streams: StreamContext, origins: Origi
     stands for, and each event those of its stream.
     """
     if not is_handshake(request.scope):
-        request.response_headers.append(lambda _: UPGRADE)
+        request.response_headers.append(UPGRADE)
         raise Refused("upgrade_required", NO_UPGRADE)
     # A browser opens a WebSocket for every page, without a preflight (RFC 6455, 10.2).
     if request.headers.get("origin") not in origins.allowed and is_cross_origin(request):

@@ -20,9 +20,9 @@ import msgspec
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.services import Gateway
-from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.draft import Retry, TurnDraft, WhenDelivered
 from tailrace.gateway.turns.idempotency_key import is_reusable
-from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey

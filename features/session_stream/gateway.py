@@ -268,12 +268,13 @@ class SessionStream(StreamedResponse):
     @contextmanager
     def _record_stream(self, feed: TurnFeed, cursor: Seq) -> Iterator[StreamRecord]:
         """Records the stream of one turn. `respond` notes why it is closed, unless its turn ends first."""
-        with self._streams.records.record_stream(feed, OF_SESSION.name, cursor) as record:
-            self._records.add(record)
-            try:
-                yield record
-            finally:
-                self._records.discard(record)
+        record = self._streams.records.open(feed, OF_SESSION.name, cursor)
+        self._records.add(record)
+        try:
+            yield record
+        finally:
+            self._records.discard(record)
+            self._streams.records.end(record, feed)
 
     async def _write(self, send: Send, key: TurnKey, frames: Sequence[tuple[Frame, TurnPosition]]) -> None:
         async with self._writing:

@@ -10,6 +10,7 @@ from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url, parse_priv
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
 
 
@@ -24,7 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
 
 
-def check_webhook(settings: Settings, url: str) -> None:
+def check_webhook(settings: Settings, new_turn: NewTurn) -> None:
     """Raises Refused for a URL that no webhook would be sent to. Its host is resolved only when the URL is called."""
     if not settings.webhooks:
         raise Refused(
@@ -33,7 +34,7 @@ def check_webhook(settings: Settings, url: str) -> None:
             "for a gateway that is started by itself",
         )
     try:
-        check_url(url, parse_private_hosts(settings.webhook_private_hosts))
+        check_url(new_turn.webhook or "", parse_private_hosts(settings.webhook_private_hosts))
     except UrlNotAllowed as error:
         raise Refused("request_invalid", f"`webhook` {error}") from error
 

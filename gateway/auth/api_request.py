@@ -1,6 +1,6 @@
 """The request that an endpoint receives: authenticated, with its body and the turn in its path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import TypeVar
@@ -19,9 +19,6 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
 
 B = TypeVar("B")
 
-HeaderSource = Callable[[str], Mapping[str, str]]
-"""Returns response headers for the path of a route."""
-
 
 class ApiRequest(Request):
     """A request of an authenticated principal, or of any client on a public route."""
@@ -32,8 +29,8 @@ class ApiRequest(Request):
         self._bodies = bodies
         self.until_answered = AsyncExitStack()
         """Resources that are released when the endpoint has returned a response, such as the memory of a large body."""
-        self.response_headers: list[HeaderSource] = []
-        """Sources of headers for the response or the error response; called once, when the endpoint is done."""
+        self.response_headers: list[Mapping[str, str]] = []
+        """Headers for the response or the error response, read once, when the endpoint is done."""
 
     @cached_property
     def principal(self) -> Principal:

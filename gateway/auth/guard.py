@@ -63,12 +63,12 @@ class GuardedEndpoint:
         try:
             async with request.until_answered:
                 if scope["query_string"] and (ignored := require_known(request, self._known)):
-                    request.response_headers.append(lambda _: {IGNORED: ", ".join(ignored)})
+                    request.response_headers.append({IGNORED: ", ".join(ignored)})
                 response = await self._endpoint(request)
         except (Refused, LogError) as error:
             response = error_responses.render_error(error, scope)
-        # Call the sources now, when the endpoint is done: the response may begin much later.
-        headers = [headers_of(self._path) for headers_of in request.response_headers]
+        # An open stream must not hold the request.
+        headers = request.response_headers
 
         async def send_measured(message: Message) -> None:
             if message["type"] == "http.response.start":

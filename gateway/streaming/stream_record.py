@@ -3,8 +3,7 @@
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -119,15 +118,6 @@ class StreamRecords:
         self._log = logger.info if level == "info" else logger.debug
         self._records: deque[StreamRecord] = deque(maxlen=STREAMS_KEPT)
         self._started_at = datetime.now(UTC)
-
-    @contextmanager
-    def record_stream(self, feed: TurnFeed, dialect: str, cursor: Seq) -> Iterator[StreamRecord]:
-        """Adds a stream, which is open until the block is left. Writes a log line when it opens, and when it ends."""
-        record = self.open(feed, dialect, cursor)
-        try:
-            yield record
-        finally:
-            self.end(record, feed)
 
     def open(self, feed: TurnFeed, dialect: str, cursor: Seq) -> StreamRecord:
         """Adds a stream, and writes a log line. Call `end` with the result."""

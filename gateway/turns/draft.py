@@ -1,13 +1,13 @@
 """A POST that creates a turn or a batch: what the client asks for, and the stored turn that it gets."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from tailrace.gateway.auth.api_request import ApiRequest, HeaderSource
+from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of
@@ -15,6 +15,20 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.errors import CursorUnknown, Refused
 from tailrace.proto.ids import Seq, TurnKey, parse_cursor
+from tailrace.proto.nats import Claim
+
+WhenDelivered = Callable[[], Awaitable[None]]
+
+
+class Retry(NamedTuple):
+    """A POST whose client counts its repetitions instead of sending a key."""
+
+    key: str
+    """The key of the claim by which a repetition finds the turn."""
+    claim: Claim | None = None
+    """The claim of the turn that this POST repeats; None if it is the first one, or starts another turn."""
+    when_delivered: WhenDelivered | None = None
+    """Removes `claim`."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,12 @@ class Draft:
     """Whether the response is one JSON body at the end of the turn."""
     path: str = ""
     headers: Headers = field(default_factory=Headers)
-    response_headers: list[HeaderSource] = field(default_factory=list)
-    """Functions that return headers for the response or the error response; called once, when the endpoint is done."""
+    response_headers: list[Mapping[str, str]] = field(default_factory=list)
+    """Headers for the response, or for the error response. The submission adds to them."""
+    retry: Retry | None = None
+    """The repetition of a client without a key."""
+    body_sha256: str = ""
+    """The hash of `raw`, when the draft is stored."""
 
     @property
     def body_bytes(self) -> int:
@@ -62,7 +80,7 @@ class Stored(NamedTuple):
     key: TurnKey
     entry: entries.Request
     """The request entry."""
-    when_delivered: Callable[[], Awaitable[None]] | None = None
+    when_delivered: WhenDelivered | None = None
     """Called after the whole answer was sent to the client. If it is set, a repeated POST gets this turn until then."""
 
 

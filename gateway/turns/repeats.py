@@ -2,29 +2,15 @@
 
 from typing import NamedTuple
 
-from tailrace.gateway.turns.draft import Stored
+from tailrace.gateway.turns.draft import Draft, Stored
 from tailrace.gateway.turns.idempotency_key import turn_deleted
-from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 
 # The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
 # of them for the conversation (PROTOCOL R79), and a gateway for a cursor (R138).
 IN_A_ROW_MAX = 64
-
-
-class New(NamedTuple):
-    """No turn has the key: it is free, or its turn had `store: false` and is erased."""
-
-
-class SameTurn(NamedTuple):
-    """An earlier POST with this key and body has stored its turn."""
-
-    stored: Stored
-
-
-class OtherBody(NamedTuple):
-    """The key was used with another body."""
 
 
 class OtherWriter(NamedTuple):
@@ -36,7 +22,9 @@ class OtherWriter(NamedTuple):
     turn: TurnKey
 
 
-Repeat = New | SameTurn | OtherBody | OtherWriter
+Repeat = Stored | OtherWriter | None
+"""The turn that an earlier POST with this key and body has stored; or None if no turn has the key: it is free, or its
+turn had `store: false` and is erased."""
 
 
 class Repeats:
@@ -47,32 +35,30 @@ class Repeats:
         self._claims = claims
         self._tombstones = tombstones
 
-    async def find_repeat(self, tenant: Tenant, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
-        """Returns whether the log has a turn for a POST with this key and body. Raises LogUnavailable.
+    async def find_repeat(self, draft: Draft) -> Repeat:
+        """Returns whether the log has a turn for a POST with this key, or this claim of a client without a key.
 
-        `known` is a claim that was found in another way, for a POST without a key. Raises Refused if the turn was
-        deleted.
+        Raises Refused if the turn has another body or was deleted, LogUnavailable.
         """
-        claim = await self._claims.find(tenant, key) if key is not None else known
-        return New() if claim is None else await self._examine(tenant, claim, body_sha256)
+        tenant, key, retry = draft.principal.tenant, draft.idempotency_key, draft.retry
+        claim = await self._claims.find(tenant, key) if key is not None else retry and retry.claim
+        return None if claim is None else await self._examine(tenant, claim, draft.body_sha256)
 
-    async def claim(self, own: TurnKey, key: str | None, known: Claim | None, body_sha256: str) -> Repeat:
-        """Claims the key for the turn `own`.
+    async def claim(self, own: TurnKey, draft: Draft) -> Repeat:
+        """Claims the key for the turn `own`. Without a key, nothing is claimed.
 
-        Returns New if this POST has claimed it, or what another POST has stored for it. A claim whose turn had `store:
-        false` and is erased is replaced. Without a key, nothing is claimed. Raises Refused if the turn was deleted,
-        LogUnavailable.
+        Returns None if this POST has claimed it, or what another POST has stored for it. A claim whose turn had `store:
+        false` and is erased is replaced. Raises as `find_repeat` does.
         """
-        if key is None:
-            return New() if known is None else await self._examine(own.tenant, known, body_sha256)
-        own_claim = Claim(own.turn, body_sha256)
+        if (key := draft.idempotency_key) is None:
+            return await self.find_repeat(draft)
+        own_claim = Claim(own.turn, draft.body_sha256)
         claim = await self._claims.claim(own.tenant, key, own_claim)
         while claim != own_claim:
-            repeat = await self._examine(own.tenant, claim, body_sha256)
-            if not isinstance(repeat, New):
+            if (repeat := await self._examine(own.tenant, claim, draft.body_sha256)) is not None:
                 return repeat
             claim = await self._claims.replace(own.tenant, key, claim, own_claim)
-        return New()
+        return None
 
     async def has_other_turn(self, key: str, turn: TurnKey) -> bool:
         """Returns whether the key is claimed for another turn than `turn`. Raises LogUnavailable."""
@@ -107,13 +93,13 @@ class Repeats:
 
     async def _examine(self, tenant: Tenant, claim: Claim, body_sha256: str) -> Repeat:
         if claim.body_sha256 != body_sha256:
-            return OtherBody()
+            raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
         claimed = TurnKey(tenant, claim.turn)
         if (stored := await self.load(claimed)) is not None:
-            return SameTurn(stored)
+            return stored
         match await self._tombstones.find(claimed):
             case "deleted":
                 raise turn_deleted(claim.turn)
             case "erased":
-                return New()
+                return None
         return OtherWriter(claimed)

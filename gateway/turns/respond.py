@@ -37,12 +37,6 @@ class Responder:
         self._submitter = submitter
         self._streams = streams
 
-    async def submit_for_stream(self, request: ApiRequest, draft: TurnDraft) -> tuple[Reader, Stored]:
-        """Reserves a stream, then submits the turn. Returns the reader for an EventStream, too."""
-        reader = Reader(self._streams, request)
-        async with reader.reserve():
-            return reader, await self._submitter.submit(draft)
-
     async def accept(self, draft: TurnDraft, respond: Callable[[TurnKey], StreamedResponse]) -> StreamedResponse:
         """Submits the turn and returns the response that `respond` makes, which does not wait for the answer.
 

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from tailrace.gateway.auth.admission import Admission, Admissions
 from tailrace.gateway.http.read_body import VALUES_MAX, count_values
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.proto import blobs, entries
 from tailrace.proto.errors import BlobUnknown, LogUnavailable, Refused
 from tailrace.proto.ids import TurnKey
@@ -41,45 +40,49 @@ class RequestBlobs:
         self._admissions = admissions
         self._bytes_max = bytes_max
 
-    async def store_blobs(self, admitted: Admitted, entry: entries.Request, body_bytes: int) -> BuiltEntry:
+    async def store_blobs(
+        self,
+        own: TurnKey,
+        entry: entries.Request,
+        body_bytes: int,
+        admission: Admission | None,
+        held: AsyncExitStack,
+    ) -> tuple[entries.Request, int]:
         """Returns a turn's entry with references to its long strings, which are stored, and its size.
 
-        `body_bytes` is the size of the request. Raises as `lift` does.
+        `body_bytes` is the size of the request. Blobs are pinned for `own` until `held` is closed. Raises as `lift`
+        does.
         """
         # A long body or conversation is not encoded here: that would take milliseconds in the event loop.
         is_short = not entry.history and body_bytes <= blobs.INLINE_BYTES_MAX
         if is_short and blobs.has_no_blobs(encoded := entries.encode(entry)):
-            if admitted.admission is not None:
-                await admitted.admission.count_stored_bytes(len(encoded))
+            if admission is not None:
+                await admission.count_stored_bytes(len(encoded))
             return entry, len(encoded)
-        await self.pin_until_over(admitted)
-        return await self.lift(admitted, entry, is_counted=True)
-
-    async def pin_until_over(self, admitted: Admitted) -> None:
-        """Releases the pins of `put` and `lift` when the submission is over."""
-        await admitted.held.enter_async_context(self.hold_pins(admitted.own))
+        await held.enter_async_context(self.hold_pins(own))
+        return await self.lift(own, entry, admission, is_counted=True)
 
     def hold_pins(self, key: TurnKey) -> AbstractAsyncContextManager[None]:
-        """Releases the pins of `put` for `key` after the block, unless it raises LogUnavailable."""
+        """Releases the pins of `put` and `lift` for `key` after the block, unless it raises LogUnavailable."""
         return self._pins.release_after(key.tenant, key.turn)
 
     async def lift(
-        self, admitted: Admitted, request: entries.Request, *, is_counted: bool = False
+        self, own: TurnKey, request: entries.Request, admission: Admission | None, *, is_counted: bool = False
     ) -> tuple[entries.Request, int]:
         """Returns `request` with references to its long strings, which are stored, and the size of its entry.
 
-        Blobs of the session are renewed. All of them are pinned until the turn is stored (proto/nats/blob_pins.py).
-        `is_counted`: the entry counts for the limit of stored bytes, like its blobs. Raises Refused when a blob has
-        expired, or all together are larger than a body may be; LogFull, LogUnavailable.
+        Blobs of the session are renewed. All of them are pinned for `own` until the turn is stored
+        (proto/nats/blob_pins.py). `is_counted`: the entry counts for the limit of stored bytes, like its blobs. Raises
+        Refused when a blob has expired, or all together are larger than a body may be; LogFull, LogUnavailable.
         """
         # In a thread: to hash 30 MB takes 15 ms, in which the loop would serve no stream.
         entry, lifted, size, found = await asyncio.to_thread(_lift, request)
         if sum(blob.bytes for blob in found) > self._bytes_max:
             raise Refused("body_too_large", TOO_LARGE.format(most=self._bytes_max))
         pinned, more = {blob.sha256 for blob in found}, size if is_counted else 0
-        await self.put(admitted.own, lifted, pinned, admitted.admission, more_bytes=more)
+        await self.put(own, lifted, pinned, admission, more_bytes=more)
         try:
-            await self._store.renew(admitted.own.tenant, {blob for blob in found if blob.sha256 not in lifted})
+            await self._store.renew(own.tenant, {blob for blob in found if blob.sha256 not in lifted})
         except BlobUnknown as error:
             raise Refused("blob_expired", EXPIRED) from error
         return entry, size

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from tailrace.gateway import metrics
-from tailrace.gateway.auth.admission import Admissions
+from tailrace.gateway.auth.admission import Admission, Admissions
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.log.fullness import LogFullness
@@ -20,12 +20,12 @@ from tailrace.gateway.streaming.reader import refuse_when_draining
 from tailrace.gateway.turns.api_version import sampling_of
 from tailrace.gateway.turns.conversation import Conversations
 from tailrace.gateway.turns.deleted_parent import ParentCheck
-from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft, cursor_mismatch
+from tailrace.gateway.turns.draft import Draft, Retry, Stored, TurnDraft, cursor_mismatch
 from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.idempotency_key import AUTO
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry, OptionalSteps, Retry, join_steps, require
+from tailrace.gateway.turns.optional_steps import OptionalSteps, check_fields, join_steps
 from tailrace.gateway.turns.queue_estimate import QueueEstimate
-from tailrace.gateway.turns.repeats import New, OtherBody, OtherWriter, Repeats, SameTurn
+from tailrace.gateway.turns.repeats import Repeats
 from tailrace.gateway.turns.request_body import build_entry, check_turn
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import entries
@@ -39,8 +39,16 @@ from tailrace.proto.schema import schema_of
 
 logger = structlog.get_logger()
 
-Build = Callable[[Admitted], Awaitable[BuiltEntry]]
-"""Makes the request entry of a POST that was admitted. Raises Refused, LogError."""
+D = TypeVar("D", bound=Draft)
+BuiltEntry = tuple[entries.Request, int]
+"""A request entry, and its size with the conversation before it and without its blobs; 0 if that is unknown."""
+Build = Callable[[D, TurnKey, TurnKey, Admission | None, AsyncExitStack], Awaitable[BuiltEntry]]
+"""Makes the request entry of a POST that was admitted, and reserves what its turn needs. Raises Refused, LogError.
+
+Called with the draft; a key that no other POST has, for pins; the key under which slots are held: if another POST has
+claimed the idempotency key and not stored its turn, that of its turn; the counts and reservations, None where no limit
+applies; the memory and pins, which are released when the submission is over.
+"""
 
 UNCLEAR = (
     "the log did not answer in time, and the turn may still be stored: "
@@ -75,9 +83,7 @@ class TurnSubmitter:
         self._repeats = repeats
         self._conversations = conversations
         self._catalogue = catalogue
-        self._max_tokens = settings.max_tokens
-        self._cache = settings.cache
-        self._accept_timeout_s = settings.accept_timeout_s
+        self._settings = settings
         self._fullness = fullness
         self._queue = queue
         self._blobs = blobs
@@ -99,32 +105,23 @@ class TurnSubmitter:
         `tailrace-ignored` names the sampling parameters that were removed. Raises Refused, LogError.
         """
         steps, principal, new_turn = self.steps, draft.principal, draft.new_turn
-        if new_turn.webhook is not None:
-            require(steps.check_webhook, "webhook")(new_turn.webhook)
-        if new_turn.on_disconnect != "continue":
-            require(steps.check_on_disconnect, "on_disconnect")(new_turn.on_disconnect)
-        if new_turn.max_cost is not None:
-            require(steps.check_max_cost, "max_cost")(new_turn.max_cost)
-        if new_turn.on_busy == "queue":
-            require(steps.check_queue, "on_busy: queue")(new_turn)
+        check_fields(steps, new_turn)
         if new_turn.prompt is not None:
-            new_turn = await require(steps.render_prompt, "prompt")(new_turn, principal.tenant)
+            new_turn = await steps.render_prompt(new_turn, principal.tenant)
             draft = replace(draft, new_turn=new_turn)
         await convert_body(draft.body_bytes, check_turn, new_turn)
         if draft.idempotency_key == AUTO:
-            derive_key = require(steps.derive_key, f"Idempotency-Key: {AUTO}")
-            key, raw = await derive_key(principal, new_turn)
+            key, raw = await steps.derive_key(principal, new_turn)
             draft = replace(draft, idempotency_key=key, raw=raw)
         if draft.cursor is not None:
             stored = await self._resume(draft, draft.cursor)
         else:
-            retry = None
             if steps.find_retry is not None and draft.idempotency_key is None:
-                retry = await steps.find_retry(draft)
-            stored = await self.store(draft, partial(self._build, draft), retry)
+                draft = replace(draft, retry=await steps.find_retry(draft))
+            stored = await self.store(draft, self._build)
         given = sampling_of(new_turn.options) if new_turn.options is not None else []
         if removed := [name for name in given if name not in (stored.entry.options or {})]:
-            draft.response_headers.append(lambda _: {"tailrace-ignored": ", ".join(removed)})
+            draft.response_headers.append({"tailrace-ignored": ", ".join(removed)})
         return stored
 
     async def find_equal(self, draft: TurnDraft, turn: TurnId) -> Stored | None:
@@ -132,125 +129,136 @@ class TurnSubmitter:
 
         Raises Refused (also if that turn was stopped or deleted), LogUnavailable.
         """
-        principal = draft.principal
         await convert_body(draft.body_bytes, check_turn, draft.new_turn)
-        key, raw = await require(self.steps.derive_key, f"Idempotency-Key: {AUTO}")(principal, draft.new_turn)
-        body_sha256 = await hash_body(raw)
-        if (stored := await self._repeats.load(TurnKey(principal.tenant, turn))) is None:
+        key, raw = await self.steps.derive_key(draft.principal, draft.new_turn)
+        draft = replace(draft, idempotency_key=key, raw=raw, body_sha256=await hash_body(raw))
+        if (stored := await self._repeats.load(TurnKey(draft.principal.tenant, turn))) is None:
             # Refuses the request if the turn was deleted.
-            await self._repeats.find_repeat(principal.tenant, key, None, body_sha256)
-        return stored if stored is not None and stored.entry.body_sha256 == body_sha256 else None
+            await self._repeats.find_repeat(draft)
+        return stored if stored is not None and stored.entry.body_sha256 == draft.body_sha256 else None
 
-    async def store(self, draft: Draft, build: Build, retry: Retry | None = None) -> Stored:
+    async def store(self, draft: D, build: Build[D]) -> Stored:
         """Stores the entry that `build` makes, of a turn or a batch; see `submit`. The order of the steps is fixed:
 
         a repeated POST is found before anything is counted, stored or cancelled; money is reserved before the key is
-        claimed; a request that is refused claims nothing and gives back what it has reserved. `retry` is the
-        repetition of a client without a key. Raises Refused, LogError.
+        claimed; a request that is refused claims nothing and gives back what it has reserved. Raises Refused, LogError.
         """
         refuse_when_draining(self._draining)
-        steps, tenant, key = self.steps, draft.principal.tenant, draft.idempotency_key
-        limiter = self._admissions.limiter
-        own, body_sha256 = TurnKey(tenant, TurnId(new_id())), await hash_body(draft.raw)
-        known = retry.claim if retry is not None else None
-        find_repeat = partial(self._repeats.find_repeat, tenant, key, known, body_sha256)
-        async with AsyncExitStack() as held, AsyncExitStack() as reserved:
-            # Before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
-            repeat = await find_repeat()
-            if isinstance(repeat, SameTurn | OtherBody):
-                return _same_turn(repeat, retry)
-            # Before blobs are stored: those of a refused turn would fill the disk, too.
-            self._fullness.require_room()
-            if isinstance(draft, TurnDraft):
-                self._queue.check(tenant)
-            limiter.log_share.check(tenant, len(draft.raw))
-            if (admission := limiter.admission(draft.principal)) is not None:
-                draft.response_headers.append(admission.headers)
-                reserved.push_async_callback(admission.release)
-                await admission.count_request()
-            # A slot is held under this id. A claim that appears later does not change the holder of the slot.
-            turn = repeat.turn if isinstance(repeat, OtherWriter) else own
-            admitted = Admitted(
-                draft.principal, own, turn, draft.body_bytes, body_sha256, admission, held, find_repeat, steps
-            )
+        steps, limiter, key, retry = self.steps, self._admissions.limiter, draft.idempotency_key, draft.retry
+        draft = replace(draft, body_sha256=await hash_body(draft.raw))
+        own = TurnKey(draft.principal.tenant, TurnId(new_id()))
+        may_exist = bool(key or (retry and retry.claim))
+        # Before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
+        repeat = await self._repeats.find_repeat(draft) if may_exist else None
+        if isinstance(repeat, Stored):
+            return _repeated(repeat, retry)
+        # Before blobs are stored: those of a refused turn would fill the disk, too.
+        self._fullness.require_room()
+        if isinstance(draft, TurnDraft):
+            self._queue.check(own.tenant)
+        limiter.log_share.check(own.tenant, len(draft.raw))
+        admission, is_kept = limiter.admission(draft.principal), False
+        # A slot is held under this id. A claim that appears later does not change the holder of the slot.
+        turn = own if repeat is None else repeat.turn
+        async with AsyncExitStack() as held:
             try:
-                entry, entry_bytes = await build(admitted)
-            except Refused:
-                # A refused request claims no key. But a concurrent POST with the same key may have stored its turn, and
-                # that turn may be the reason for this refusal: return it.
-                if isinstance(repeat := await find_repeat(), SameTurn | OtherBody):
-                    return _same_turn(repeat, retry)
-                raise
-            when_delivered = retry.when_delivered if retry is not None else None
-            if steps.claim_retry is not None and retry is not None and turn == own:
-                when_delivered = await steps.claim_retry(tenant, retry, Claim(own.turn, body_sha256))
-            # Another gateway may remove a claim whose turn is not stored in time (PROTOCOL R137). After a pause of this
-            # process, the append would come too late.
-            until = asyncio.get_running_loop().time() + self._accept_timeout_s
-            repeat = await self._repeats.claim(own, key, known, body_sha256)
-            if isinstance(repeat, SameTurn | OtherBody):
-                return _same_turn(repeat, retry)
-            turn = own
-            if isinstance(repeat, OtherWriter):
-                # The other gateway may still append. Only one gateway may take the stored entry for its own: each has
-                # reserved money for it, and its end settles one reservation.
-                turn, entry = repeat.turn, msgspec.structs.replace(entry, submission=own.turn)
-            try:
-                async with self._expect(turn) if draft.is_followed else nullcontext():
-                    if asyncio.get_running_loop().time() > until:
-                        raise LogUnavailable(UNCLEAR, may_repeat=bool(key or when_delivered))
-                    await self._append(turn, entry, reserved, may_repeat=bool(key or when_delivered))
-            except FenceLost:
-                # Only a concurrent POST with the same idempotency key can have appended.
-                if (found := await self._repeats.load(turn)) is None:
+                if admission is not None:
+                    await admission.count_request()
+                try:
+                    entry, entry_bytes = await build(draft, own, turn, admission, held)
+                except Refused:
+                    # A refused request claims no key. But a concurrent POST with the same key may have stored its turn,
+                    # and that turn may be the reason for this refusal: return it.
+                    if isinstance(repeat := await self._repeats.find_repeat(draft), Stored):
+                        return _repeated(repeat, retry)
                     raise
-                return _same_turn(SameTurn(found), retry)
+                when_delivered = None if retry is None else retry.when_delivered
+                if steps.claim_retry is not None and retry is not None and turn == own:
+                    when_delivered = await steps.claim_retry(own.tenant, retry, Claim(own.turn, draft.body_sha256))
+                # Another gateway may remove a claim whose turn is not stored in time (PROTOCOL R137). After a pause of
+                # this process, the append would come too late.
+                until = asyncio.get_running_loop().time() + self._settings.accept_timeout_s
+                repeat = await self._repeats.claim(own, draft) if may_exist else None
+                if isinstance(repeat, Stored):
+                    return _repeated(repeat, retry)
+                turn = own if repeat is None else repeat.turn
+                if repeat is not None:
+                    # The other gateway may still append. Only one gateway may take the stored entry for its own: each
+                    # has reserved money for it, and its end settles one reservation.
+                    entry = msgspec.structs.replace(entry, submission=own.turn)
+                if steps.add_trace is not None:
+                    entry = steps.add_trace(turn, entry)
+                may_repeat = bool(key or when_delivered)
+                try:
+                    async with self._expect(turn) if draft.is_followed else nullcontext():
+                        if asyncio.get_running_loop().time() > until:
+                            raise LogUnavailable(UNCLEAR, may_repeat=may_repeat)
+                        # Before the append: the entry may also be stored if this task is cancelled during it.
+                        is_kept = True
+                        # `append` checks its own timeout between two tries only, and one try may take seconds.
+                        async with asyncio.timeout(self._settings.accept_timeout_s):
+                            await self._log.append(turn, START, entry)
+                except (FenceLost, LogFull, EntryTooLarge) as error:
+                    is_kept = False
+                    # Only a concurrent POST with the same idempotency key can have appended.
+                    if isinstance(error, FenceLost) and (found := await self._repeats.load(turn)) is not None:
+                        return _repeated(found, retry)
+                    if isinstance(error, EntryTooLarge):
+                        raise Refused("body_too_large", TOO_LONG) from error
+                    raise
+                except (LogUnavailable, TimeoutError) as error:
+                    if not is_kept:
+                        raise
+                    # The client does not know the turn's id; the error says how to repeat. The SDKs repeat a POST after
+                    # a 503.
+                    raise LogUnavailable(UNCLEAR, may_repeat=may_repeat) from error
+            finally:
+                if admission is not None:
+                    if not is_kept:
+                        await admission.release()
+                    draft.response_headers.append(admission.headers(draft.path))
             # An entry may be larger than its body: it has the whole conversation.
-            limiter.log_share.add(tenant, max(len(draft.raw), entry_bytes))
+            limiter.log_share.add(own.tenant, max(len(draft.raw), entry_bytes))
             if entry.parent is not None:
                 await self._parents.check_parent(turn, entry.parent)
-            if steps.watch_readers is not None and entry.batch is None:
-                steps.watch_readers(turn, entry.model)
         metrics.ACCEPTED.inc()
-        logger.info("turn accepted", turn=turn.turn, tenant=tenant, session=entry.session, model=entry.model)
+        logger.info("turn accepted", turn=turn.turn, tenant=turn.tenant, session=entry.session, model=entry.model)
         return Stored(turn, entry, when_delivered)
 
-    async def _build(self, draft: TurnDraft, admitted: Admitted) -> BuiltEntry:
+    async def _build(
+        self, draft: TurnDraft, own: TurnKey, turn: TurnKey, admission: Admission | None, held: AsyncExitStack
+    ) -> BuiltEntry:
         """Returns the request entry of a turn at its position in the conversation."""
-        steps, principal, new_turn, body_bytes = self.steps, draft.principal, draft.new_turn, draft.body_bytes
+        principal, new_turn, body_bytes = draft.principal, draft.new_turn, draft.body_bytes
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
-            files = require(steps.open_files, "file_id")(principal.tenant, body_bytes, admitted.held)
+            files = self.steps.open_files(principal.tenant, body_bytes, held)
             new_turn = msgspec.structs.replace(new_turn, messages=await files.insert(new_turn.messages))
             body_bytes += files.bytes
 
         async def may_interrupt() -> bool:
             # A concurrent POST with the same key may have stored its turn, which would be the one to interrupt.
-            return isinstance(await admitted.find_repeat(), New | OtherWriter)
+            return not isinstance(await self._repeats.find_repeat(draft), Stored)
 
-        place = await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key)
         entry = build_entry(
             new_turn,
-            place,
-            self._max_tokens,
+            await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key),
+            self._settings.max_tokens,
             await self._catalogue.offer(principal.tenant),
             credential=principal.key,
             user=principal.user,
-            cache=self._cache,
-            body_sha256=admitted.body_sha256,
+            cache=self._settings.cache,
+            body_sha256=draft.body_sha256,
         )
         if (ahead := self._queue.estimate_position(principal.tenant)) is not None:
             entry = msgspec.structs.replace(entry, queue_position=ahead)
-            draft.response_headers.append(lambda _: {"tailrace-queue-position": str(ahead)})
+            draft.response_headers.append({"tailrace-queue-position": str(ahead)})
         if entry.options is not None:
             require_offered(entry)
             if (schema := schema_of(entry.options)) is not None:
-                await require(steps.check_schema, "schema")(schema, principal.tenant)
-        if admitted.admission is not None:
-            entry = await admitted.admission.reserve_turn(admitted.turn.turn, entry)
-        entry, entry_bytes = await self._blobs.store_blobs(admitted, entry, body_bytes)
-        if steps.add_trace is not None:
-            entry = steps.add_trace(admitted.turn, entry)
-        return entry, entry_bytes
+                await self.steps.check_schema(schema, principal.tenant)
+        if admission is not None:
+            entry = await admission.reserve_turn(turn.turn, entry)
+        return await self._blobs.store_blobs(own, entry, body_bytes, admission, held)
 
     async def _resume(self, draft: TurnDraft, cursor: Seq) -> Stored:
         """Returns the turn that has an entry at `cursor`, if it is this POST's: of its tenant, body and key (R78).
@@ -270,35 +278,10 @@ class TurnSubmitter:
             raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
         if draft.idempotency_key is not None and await self._repeats.has_other_turn(draft.idempotency_key, stored.key):
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
-        return _same_turn(SameTurn(stored))
-
-    async def _append(
-        self, turn: TurnKey, entry: entries.Request, reserved: AsyncExitStack, *, may_repeat: bool
-    ) -> None:
-        """Appends the entry. From here on, `reserved` is given back only if the entry is certainly not stored.
-
-        Raises FenceLost, LogFull, LogUnavailable (the outcome is unclear), Refused.
-        """
-        # Before the append: the entry may also be stored if this task is cancelled during it.
-        kept = reserved.pop_all()
-        try:
-            # `append` checks its own timeout between two tries only, and one try may take seconds.
-            async with asyncio.timeout(self._accept_timeout_s):
-                await self._log.append(turn, START, entry)
-        except (LogUnavailable, TimeoutError) as error:
-            # The client does not know the turn's id; the error says how to repeat. The SDKs repeat a POST after a 503.
-            raise LogUnavailable(UNCLEAR, may_repeat=may_repeat) from error
-        except (FenceLost, LogFull):
-            await kept.aclose()
-            raise
-        except EntryTooLarge as error:
-            await kept.aclose()
-            raise Refused("body_too_large", TOO_LONG) from error
+        return _repeated(stored, None)
 
 
-def _same_turn(repeat: SameTurn | OtherBody, retry: Retry | None = None) -> Stored:
-    """Returns the turn of the earlier POST. Raises Refused if its key was used with another body."""
-    if isinstance(repeat, OtherBody):
-        raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
+def _repeated(stored: Stored, retry: Retry | None) -> Stored:
+    """Returns the turn of the earlier POST as the result of this one, which repeats it."""
     metrics.REPEATED.inc()
-    return repeat.stored if retry is None else repeat.stored._replace(when_delivered=retry.when_delivered)
+    return stored if retry is None else stored._replace(when_delivered=retry.when_delivered)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from tailrace.gateway.turns.deleted_parent import ParentCheck
-from tailrace.gateway.turns.optional_steps import Admitted, BuiltEntry
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.proto import entries
 from tailrace.proto.conversation import messages
@@ -63,7 +62,7 @@ class NoBlobs(RequestBlobs):
 
     def __init__(self) -> None: ...
 
-    async def store_blobs(self, admitted: Admitted, entry: Request, body_bytes: int) -> BuiltEntry:  # noqa: ARG002
+    async def store_blobs(self, own: TurnKey, entry: Request, *_: object) -> tuple[Request, int]:  # noqa: ARG002
         return entry, len(entries.encode(entry))
 
 

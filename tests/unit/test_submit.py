@@ -13,8 +13,8 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX
 from tailrace.gateway.settings import Settings
-from tailrace.gateway.turns.draft import Stored, TurnDraft
-from tailrace.gateway.turns.optional_steps import OptionalSteps, Retry, WhenDelivered
+from tailrace.gateway.turns.draft import Retry, Stored, TurnDraft, WhenDelivered
+from tailrace.gateway.turns.optional_steps import OptionalSteps, check_fields
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, PromptUse
 from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto.entries import Request
@@ -93,7 +93,7 @@ class Reservations(Limiter):
             return request
 
         counts = {"count_request": AsyncMock(), "count_stored_bytes": AsyncMock()}
-        return SimpleNamespace(headers=None, **counts, reserve_turn=reserve_turn, release=release)
+        return SimpleNamespace(headers=lambda _: {}, **counts, reserve_turn=reserve_turn, release=release)
 
 
 class Retries:
@@ -353,3 +353,27 @@ async def test_a_full_log_and_a_draining_gateway_store_nothing() -> None:
     with pytest.raises(Refused) as refused:
         await submit_to(memory, is_draining=True)(LOCAL, HELLO, b"{}", "key")
     assert (refused.value.code, memory.is_unused()) == ("draining", True)
+
+
+@pytest.mark.parametrize(
+    ("new_turn", "step"),
+    [
+        (NewTurn(message="hi"), None),
+        (NewTurn(message="hi", on_busy="interrupt"), None),
+        (NewTurn(message="hi", on_busy="branch"), None),
+        (NewTurn(message="hi", webhook="https://hooks.example"), "check_webhook"),
+        (NewTurn(message="hi", on_disconnect="cancel"), "check_on_disconnect"),
+        (NewTurn(message="hi", max_cost=0.0), "check_max_cost"),
+        (NewTurn(message="hi", on_busy="queue"), "check_queue"),
+    ],
+)
+def test_a_check_runs_only_for_a_turn_with_its_field(new_turn: NewTurn, step: str | None) -> None:
+    ran: list[str] = []
+    steps = OptionalSteps(
+        check_webhook=lambda _: ran.append("check_webhook"),
+        check_on_disconnect=lambda _: ran.append("check_on_disconnect"),
+        check_max_cost=lambda _: ran.append("check_max_cost"),
+        check_queue=lambda _: ran.append("check_queue"),
+    )
+    check_fields(steps, new_turn)
+    assert ran == ([] if step is None else [step])

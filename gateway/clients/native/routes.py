@@ -17,7 +17,6 @@ from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey, parse_cursor
@@ -38,18 +37,23 @@ class AcceptedTurn(msgspec.Struct, frozen=True):
     """Paths by name: the turn, its events, and its cancellation."""
 
 
-async def post_turn(request: ApiRequest, submitter: TurnSubmitter, responder: Responder, dialects: Dialects) -> ASGIApp:
+async def post_turn(
+    request: ApiRequest, submitter: TurnSubmitter, streams: StreamContext, dialects: Dialects
+) -> ASGIApp:
     """`POST /v1/turns`: starts a turn. Answers 202 with its id; with `Accept: text/event-stream`, the stream itself.
 
     The turn is stored before the response begins, and runs whether or not a client reads it. A repeated request
     with the same `Idempotency-Key` gets the same turn.
     """
-    dialect = dialect_of(request, dialects)
+    is_streamed = "text/event-stream" in accept_header(request.headers)
+    # A name that is not known is refused, also where it changes nothing.
+    dialect = dialect_of(request, dialects) if is_streamed or request.scope["query_string"] else None
     new_turn, raw = await request.read(NewTurn, has_model_output=True)
     try:
-        if "text/event-stream" in accept_header(request.headers):
-            draft = draft_turn(request, new_turn, raw, is_followed=True)
-            reader, (key, *_) = await responder.submit_for_stream(request, draft)
+        if dialect is not None and is_streamed:
+            draft, reader = draft_turn(request, new_turn, raw, is_followed=True), Reader(streams, request)
+            async with reader.reserve():
+                key, *_ = await submitter.submit(draft)
             headers, cursor = {"location": f"/v1/turns/{key.turn}"}, draft.cursor or BEFORE_FIRST
             response = EventStream(reader, key, dialect, cursor, headers=headers)
             response.add_headers({"tailrace-turn": key.turn})

@@ -1,5 +1,6 @@
 """The inputs of a new batch, without a server."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tailrace.features.batches.new_batch import InputChecker
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.settings import Settings
+from tailrace.gateway.turns.draft import Draft
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.errors import Refused
@@ -15,7 +17,7 @@ from tailrace.proto.errors import Refused
 
 async def test_an_input_with_a_file_is_refused_by_a_server_without_files() -> None:
     block: dict[str, Any] = {"type": "document", "source": {"type": "file", "file_id": "file-1"}}
-    inputs = InputChecker(LOCAL, Offer(), OptionalSteps(), None, Settings(), "messages")
+    inputs = InputChecker(Draft(LOCAL, b""), Offer(), OptionalSteps(), AsyncExitStack(), Settings(), "messages")
     await inputs.add("one", NewTurn(message="hi"))
     with pytest.raises(Refused, match="`file_id` is not supported by this server"):
         await inputs.add("two", NewTurn(messages=[MessageParam(role="user", content=[block])]))
