@@ -3,7 +3,7 @@
 A turn cannot be interrupted for another, and may take minutes. So a tenant may use only a share of the slots that the
 other tenants leave free, and some slots always remain for a tenant without running turns. This is the rule of dynamic
 thresholds for shared buffers (Choudhury and Hahne, 1998). Turns above the share wait here, in the order of arrival for
-each tenant, but child turns of batches last.
+each tenant, but those that a lane places last after all others.
 """
 
 from collections import Counter, deque
@@ -26,7 +26,7 @@ class FairShare:
         self._share = share
         self._running: Counter[Tenant] = Counter()
         self._waiting: dict[Tenant, tuple[deque[TurnKey], deque[TurnKey]]] = {}
-        """For each tenant: single turns, and child turns of batches."""
+        """For each tenant: turns, and those that wait behind them."""
         self._starts: dict[Tenant, deque[float]] = {}
         """When the tenant's turns of the last STARTED_WITHIN_S were started."""
 
@@ -41,12 +41,12 @@ class FairShare:
         left_free = self._slots - (self._running.total() - mine)
         return self.free > 0 and mine < max(1, floor(self._share * left_free))
 
-    def enqueue(self, key: TurnKey, now_s: float, *, is_child: bool = False) -> bool:
+    def enqueue(self, key: TurnKey, now_s: float, *, is_last: bool = False) -> bool:
         """Makes a turn wait; returns False if too many turns of its tenant and kind wait already."""
         waiting = self._waiting.get(key.tenant, (deque(), deque()))
-        if len(waiting[is_child]) >= max(WAITING_TENANT_MAX, self._count_starts(key.tenant, now_s)):
+        if len(waiting[is_last]) >= max(WAITING_TENANT_MAX, self._count_starts(key.tenant, now_s)):
             return False
-        waiting[is_child].append(key)
+        waiting[is_last].append(key)
         self._waiting[key.tenant] = waiting
         return True
 
@@ -58,8 +58,8 @@ class FairShare:
         for tenant in list(self._waiting):
             if not self.may_start(tenant):
                 continue
-            single, children = waiting = self._waiting.pop(tenant)
-            key = (single or children).popleft()
+            first, last = waiting = self._waiting.pop(tenant)
+            key = (first or last).popleft()
             if any(waiting):
                 self._waiting[tenant] = waiting
             return key
@@ -68,7 +68,7 @@ class FairShare:
     def count_waiting(self) -> dict[Tenant, int]:
         """Returns how many turns wait, by tenant; 0 for others whose next turn would wait although a slot is free."""
         counts = {tenant: 0 for tenant in self._running if not self.may_start(tenant)} if self.free > 0 else {}
-        return counts | {tenant: len(single) + len(children) for tenant, (single, children) in self._waiting.items()}
+        return counts | {tenant: len(first) + len(last) for tenant, (first, last) in self._waiting.items()}
 
     def waiting_turns(self) -> list[TurnKey]:
         return [key for waiting in self._waiting.values() for kind in waiting for key in kind]

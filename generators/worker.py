@@ -6,7 +6,7 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -19,7 +19,7 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.generator_health import GeneratorHealth
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import RENEWALS, keep_renewed
 from tailrace.proto.runtime.clock import age_s
@@ -56,6 +56,9 @@ Returns None if another process runs the turn, or if it cannot begin yet. The re
 """
 
 
+Place = Literal["lane", "last"]
+
+
 class WaitingLease(NamedTuple):
     """The lease of a turn that waits."""
 
@@ -69,7 +72,11 @@ class WaitingLease(NamedTuple):
 class Lane(Protocol):
     """Runs deliveries of one kind beside the turns, with limits of its own."""
 
-    def accepts(self, delivery: Delivery) -> bool: ...
+    def place(self, turn: TurnId, request: bytes) -> Place | None:
+        """Returns `lane` for an encoded request that this lane runs, `last` for one that waits behind all others of its
+        tenant, and None for requests of no interest. Called for each delivery; must raise nothing.
+        """
+        ...
 
     def reserve(self, tenant: Tenant) -> bool:
         """Reserves a slot; False if none is free."""
@@ -88,7 +95,7 @@ class Worker:
     Setting `stop_now` ends this grace period.
 
     `tenant_share`: of the slots that other tenants leave free, one tenant may use this share (fair_share.py).
-    Deliveries that one of `lanes` accepts do not count against `concurrency`. After `stop` they are cancelled and
+    Deliveries that one of `lanes` runs do not count against `concurrency`. After `stop` they are cancelled and
     released at once.
     """
 
@@ -151,7 +158,7 @@ class Worker:
                 continue
             # Fetch only what can start: another generator may have a free slot for the rest.
             count = max(least, min(self._slots.free, STARTED_AT_ONCE))
-            kept = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count)]
+            kept = [await self._start_or_release(one, stop) for one in await self._deliveries.next(count, self._place)]
             # If some of the fetched turns were given back, fetch more than there are slots, to reach the turns of other
             # tenants behind them.
             least = 1 if all(kept) else min(2 * count, FETCHED_MAX)
@@ -195,9 +202,9 @@ class Worker:
                 # The turn runs or waits here already; this is a newer lease of it.
                 known[key] = delivery
                 return True
-        lane = next((lane for lane in self._lanes if lane.accepts(delivery)), None)
-        if lane is None:
-            return self._start_or_wait(delivery)
+        lane, place = delivery.mark or (None, None)
+        if lane is None or place == "last":
+            return self._start_or_wait(delivery, is_last=place == "last")
         if not lane.reserve(key.tenant):
             return False
         self._held[key] = delivery
@@ -205,11 +212,15 @@ class Worker:
         task.add_done_callback(lambda _: lane.release(key.tenant))
         return True
 
-    def _start_or_wait(self, delivery: Delivery) -> bool:
+    def _place(self, turn: TurnId, request: bytes) -> tuple[Lane, Place] | None:
+        places = ((lane, lane.place(turn, request)) for lane in self._lanes)
+        return next(((lane, place) for lane, place in places if place is not None), None)
+
+    def _start_or_wait(self, delivery: Delivery, *, is_last: bool) -> bool:
         key, now_s = delivery.key, asyncio.get_running_loop().time()
         if not self._slots.is_waiting(key.tenant) and self._slots.may_start(key.tenant):
             self._start_turn(delivery)
-        elif self._slots.enqueue(key, now_s, is_child=delivery.is_child):
+        elif self._slots.enqueue(key, now_s, is_last=is_last):
             self._waiting[key] = delivery
         else:
             return False

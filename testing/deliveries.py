@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tailrace.proto.entries import KINDS, StoredEntry, encode
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
-from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery, Progress, part_of_batch
+from tailrace.proto.nats.leases import PULL_S, Backlog, Deliveries, Delivery, Mark, Progress
 
 ACK_WAIT_S = 30.0
 
@@ -14,7 +14,14 @@ ACK_WAIT_S = 30.0
 class MemoryDelivery(Delivery):
     """One delivery of an entry. `acked` and `released` say what its holder has done with it."""
 
-    def __init__(self, key: TurnKey, stored: StoredEntry, times: int = 1, ack_wait_s: float = ACK_WAIT_S) -> None:
+    def __init__(
+        self,
+        key: TurnKey,
+        stored: StoredEntry,
+        times: int = 1,
+        ack_wait_s: float = ACK_WAIT_S,
+        mark: Mark | None = None,
+    ) -> None:
         self.ack_wait_s = ack_wait_s
         self.key = key
         self.kind = KINDS[type(stored.entry)]
@@ -22,9 +29,8 @@ class MemoryDelivery(Delivery):
         self.at = stored.at
         self.times = times
         self.number = times
-        part = part_of_batch(key.turn, payload := encode(stored.entry))
-        self.is_batch, self.is_child = part == "batch", part == "child"
-        self._payload = payload
+        self._payload = encode(stored.entry)
+        self.mark = None if mark is None else mark(key.turn, self._payload)
         self.is_acked = False
         self.due_s = math.inf
         """When it is delivered again, in the time of the event loop."""
@@ -66,7 +72,7 @@ class MemoryDeliveries(Deliveries):
         """Whether all entries are acknowledged."""
         return all(last is not None and last.is_acked for _, last in self._entries.values())
 
-    async def next(self, most: int = 1) -> list[Delivery]:
+    async def next(self, most: int = 1, mark: Mark | None = None) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PULL_S
         while not (due := self._find_due(loop.time())) and loop.time() < deadline:
@@ -76,7 +82,7 @@ class MemoryDeliveries(Deliveries):
             waking = loop.call_at(min(deadline, soonest_s), self._added.set)
             await self._added.wait()
             waking.cancel()
-        return [await self._lease(*name) for name in due[:most]]
+        return [await self._lease(*name, mark) for name in due[:most]]
 
     def _find_due(self, now_s: float) -> list[tuple[TurnKey, Seq]]:
         return [
@@ -85,9 +91,9 @@ class MemoryDeliveries(Deliveries):
             if last is None or (not last.is_acked and last.due_s <= now_s)
         ]
 
-    async def _lease(self, key: TurnKey, seq: Seq) -> Delivery:
+    async def _lease(self, key: TurnKey, seq: Seq, mark: Mark | None) -> Delivery:
         stored, last = self._entries[key, seq]
-        delivery = MemoryDelivery(key, stored, 1 if last is None else last.times + 1, self.ack_wait_s)
+        delivery = MemoryDelivery(key, stored, 1 if last is None else last.times + 1, self.ack_wait_s, mark)
         delivery.number = len(self.delivered) + 1
         self._entries[key, seq] = (stored, delivery)
         self.delivered.append(delivery)

@@ -25,14 +25,16 @@ from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.event_writer import append_when_not_full, as_stored
 from tailrace.generators.feature import Hooks
 from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.worker import Place
 from tailrace.proto.blobs import Blob
 from tailrace.proto.chain import START, Chain
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
-from tailrace.proto.ids import Tenant, TurnKey
-from tailrace.proto.nats import BlobStore, Counters, Delivery, Tombstones, TurnLog
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
+from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
 from tailrace.proto.runtime.gather import gather_limited
 
 logger = structlog.get_logger()
@@ -60,6 +62,16 @@ BATCHES_MAX = 8
 BATCHES_TENANT_MAX = BATCHES_MAX // 2
 
 
+class _Head(msgspec.Struct):
+    """The part of a request that shows whether it is a batch, or one of a batch's turns."""
+
+    batch: msgspec.Raw = msgspec.Raw()
+    parent: str | None = None
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
 class BatchLane:
     """The worker's lane for batches. See worker.Lane."""
 
@@ -67,8 +79,15 @@ class BatchLane:
         self._runner = runner
         self._running: list[Tenant] = []
 
-    def accepts(self, delivery: Delivery) -> bool:
-        return delivery.is_batch
+    def place(self, turn: TurnId, request: bytes) -> Place | None:
+        """Returns `lane` for a batch, `last` for one of a batch's turns. See worker.Lane."""
+        try:
+            head = _head.decode(request)
+        except DECODE_ERRORS:
+            return None
+        if bytes(head.batch) not in (b"", b"null"):
+            return "lane"
+        return "last" if head.parent is not None and is_child_id(turn, TurnId(head.parent)) else None
 
     def reserve(self, tenant: Tenant) -> bool:
         """Reserves a slot; False if BATCHES_MAX batches run, or BATCHES_TENANT_MAX of the tenant."""

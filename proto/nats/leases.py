@@ -3,19 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
-import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
-from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.errors import LogMisconfigured, LogUnavailable
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, is_child_id, is_token
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
 from tailrace.proto.nats.stream_info import StreamInfo
@@ -35,34 +33,14 @@ RENEWED_AT_ONCE = 64
 KEPT_BYTES_MAX = 64 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-BatchPart = Literal["batch", "child"]
-
-
-class _Head(msgspec.Struct):
-    """The part of a request that shows whether it is a batch, or one of a batch's turns."""
-
-    batch: msgspec.Raw = msgspec.Raw()
-    parent: str | None = None
-
-
-_head = msgspec.json.Decoder(_Head)
-
-
-def part_of_batch(turn: TurnId, payload: bytes) -> BatchPart | None:
-    """Returns what the encoded request `payload` of `turn` is: a batch, a batch's child turn, or None for neither."""
-    try:
-        head = _head.decode(payload)
-    except DECODE_ERRORS:
-        return None
-    if bytes(head.batch) not in (b"", b"null"):
-        return "batch"
-    return "child" if head.parent is not None and is_child_id(turn, TurnId(head.parent)) else None
+Mark = Callable[[TurnId, bytes], Any]
+"""Returns what a holder must know of an entry before it takes it, from the id of its turn and the encoded entry."""
 
 
 class Delivery:
     """One entry, leased to this process for `ack_wait_s`. Without renewal it is delivered to another process."""
 
-    def __init__(self, message: Msg, ack_wait_s: float) -> None:
+    def __init__(self, message: Msg, ack_wait_s: float, mark: Mark | None = None) -> None:
         self._message = message
         self.ack_wait_s = ack_wait_s
         self.key, self.kind = subjects.parse(message.subject)
@@ -73,11 +51,8 @@ class Delivery:
         """How many times the entry was delivered, this delivery included."""
         self.number = int(message.metadata.sequence.consumer)
         """The number of this delivery among all deliveries of the consumer, which counts them from 1 without gaps."""
-        part = part_of_batch(self.key.turn, message.data)
-        self.is_batch = part == "batch"
-        """Whether the entry is the request of a batch (PROTOCOL R63)."""
-        self.is_child = part == "child"
-        """Whether the entry is the request of a batch's child turn."""
+        self.mark = None if mark is None else mark(self.key.turn, message.data)
+        """What `mark` has returned."""
         # A larger entry, of up to 8 MiB, would stay in memory as long as the lease. It is read from the log. Webhooks
         # need no entries, and hold thousands of leases for hours while a receiver is down.
         is_needed = message.metadata.consumer != WEBHOOKS
@@ -223,8 +198,10 @@ class Deliveries:
         pull = await Pull.open(connection, STREAM, durable)
         return cls(connection, durable, pull, filters, float(info.config.ack_wait or PULL_S))
 
-    async def next(self, most: int = 1) -> list[Delivery]:
+    async def next(self, most: int = 1, mark: Mark | None = None) -> list[Delivery]:
         """Returns the available deliveries, at most `most`; without any, waits at most `PULL_S` for the first one.
+
+        Each has the `mark` of its entry, also of a large one, whose bytes are not kept.
 
         Callers fetch only what they can start at once, because leases also expire while entries wait in the process. An
         empty list also means that the log is unavailable: call again.
@@ -236,7 +213,7 @@ class Deliveries:
             logger.debug("no deliveries", durable=self._durable, why=str(error))
             await asyncio.sleep(AWAY_WAIT_S)
             return []
-        found = [Delivery(message, self.ack_wait_s) for message in messages]
+        found = [Delivery(message, self.ack_wait_s, mark) for message in messages]
         return [delivery for delivery in found if not await _discard_invalid(delivery)]
 
     async def backlog(self) -> "Backlog":

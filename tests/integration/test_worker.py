@@ -30,7 +30,7 @@ from tailrace.proto.errors import EntryTooLarge, FenceLost, LogUnavailable
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog
-from tailrace.proto.nats.leases import consumer_backlog
+from tailrace.proto.nats.leases import Mark, consumer_backlog
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
@@ -297,8 +297,8 @@ async def test_a_worker_fetches_at_once_what_it_can_start_and_no_more(
     fetched: list[int] = []
     fetch = Deliveries.next
 
-    async def fetch_and_count(deliveries: Deliveries, most: int = 1) -> list[Delivery]:
-        found = await fetch(deliveries, most)
+    async def fetch_and_count(deliveries: Deliveries, most: int, mark: Mark) -> list[Delivery]:
+        found = await fetch(deliveries, most, mark)
         fetched.append(len(found))
         return found
 

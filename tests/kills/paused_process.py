@@ -22,6 +22,7 @@ from tailrace.proto.entries import Entry, Event, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.nats.leases import Mark
 from tailrace.proto.nats.log_server import Published
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
@@ -113,10 +114,10 @@ def patch(gate: Gate, role: str) -> None:
             await gate.pause(self.key.turn)
         await ack(self)
 
-    async def waiting_next(self: Deliveries, most: int = 1) -> list[Delivery]:
+    async def waiting_next(self: Deliveries, most: int = 1, mark: Mark | None = None) -> list[Delivery]:
         if role == WAITS and not gate.openings:
             await until(lambda: gate.openings, PAUSED_S_MAX)
-        return await take(self, most)
+        return await take(self, most, mark)
 
     TurnLog.read_turn = paused_turn  # type: ignore[assignment]
     Delivery.take_entry = paused_take_entry  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from typing import Any
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Delivery
+from tailrace.proto.nats.leases import Mark
 from tailrace.proto.nats.stream_configs import GENERATOR_ACK_WAIT_S as ACK_WAIT_S
 from tailrace.testing import MemoryDeliveries, MemoryDelivery
 from tests.schedules.process import Process
@@ -126,8 +127,8 @@ class SimulatedConsumer:
 class SimulatedDelivery(MemoryDelivery):
     """The product's Delivery, in one process."""
 
-    def __init__(self, consumer: SimulatedConsumer, message: Message, process: Process) -> None:
-        super().__init__(message.key, message.stored, message.times, ACK_WAIT_S)
+    def __init__(self, consumer: SimulatedConsumer, message: Message, process: Process, mark: Mark | None) -> None:
+        super().__init__(message.key, message.stored, message.times, ACK_WAIT_S, mark)
         self._consumer = consumer
         self._entry = message
         self._process = process
@@ -157,6 +158,6 @@ class SimulatedDeliveries(MemoryDeliveries):
         self._consumer = consumer
         self._process = process
 
-    async def next(self, most: int = 1) -> list[Delivery]:  # noqa: ARG002
+    async def next(self, most: int = 1, mark: Mark | None = None) -> list[Delivery]:  # noqa: ARG002
         messages = await self._consumer.next(self._process)
-        return [SimulatedDelivery(self._consumer, message, self._process) for message in messages]
+        return [SimulatedDelivery(self._consumer, message, self._process, mark) for message in messages]

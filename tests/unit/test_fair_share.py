@@ -53,7 +53,7 @@ def test_turns_of_a_batch_wait_until_no_other_turn_of_their_tenant_waits() -> No
     share.note_start(A, 0.0)
     assert share.count_waiting() == {A: 0}
     child, single = TurnKey(A, TurnId("child")), TurnKey(A, TurnId("single"))
-    assert share.enqueue(child, 0.0, is_child=True)
+    assert share.enqueue(child, 0.0, is_last=True)
     assert share.enqueue(single, 0.0)
     assert share.count_waiting() == {A: 2}
     share.note_end(A)

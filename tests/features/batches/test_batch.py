@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.features.batches import input_lines
+from tailrace.features.batches.runner import BatchLane
 from tailrace.features.batches.tally import BatchTally
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Batch, End, Progress, decode, encode
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, is_token, new_id
-from tailrace.proto.nats.leases import part_of_batch
 from tests.harness.turn_builder import request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
@@ -37,18 +37,19 @@ def test_a_childs_id_is_made_of_its_batch_and_its_number() -> None:
     ("turn", "payload", "part"),
     [
         (BATCH.turn, encode(request()), None),
-        (BATCH.turn, encode(request(batch=Batch("0" * 64, 1, 1, 1))), "batch"),
+        (BATCH.turn, encode(request(batch=Batch("0" * 64, 1, 1, 1))), "lane"),
         (BATCH.turn, b'{"batch":null}', None),
         (BATCH.turn, b"{", None),
         (BATCH.turn, b"\xff", None),
         (BATCH.turn, b'{"newer":' + b"[" * 100_000, None),
-        (child_id(BATCH.turn, 7), encode(request(parent=BATCH.turn)), "child"),
+        (child_id(BATCH.turn, 7), encode(request(parent=BATCH.turn)), "last"),
         (TurnId("01a1f9d6-8531-7567-8302-56b3d7963420"), encode(request(parent=BATCH.turn)), None),
     ],
 )
 def test_a_batch_and_its_turns_are_recognised_by_their_requests(turn: TurnId, payload: bytes, part: str | None) -> None:
     """Little is decoded for it, and invalid JSON is not a batch: every generator checks every delivery."""
-    assert part_of_batch(turn, payload) == part
+    runner: Any = None
+    assert BatchLane(runner).place(turn, payload) == part
 
 
 @pytest.mark.rule("R63")
