@@ -29,13 +29,6 @@ class ListedModels(msgspec.Struct, frozen=True):
     """Whether the simulated Claude has answered. Anthropic's list does not have this field."""
 
 
-class TokenCount(msgspec.Struct, frozen=True):
-    """The known part of the reply to `count_tokens`."""
-
-    input_tokens: int
-    """The number of tokens of the prompt."""
-
-
 class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cancels a turn, for a gateway that loses the fence to the turn's generator.
 

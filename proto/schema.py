@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from tailrace.proto.errors import Refused
-
-SCHEMA_BYTES_MAX = 65_536
 
 
 def schema_of(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -31,9 +27,3 @@ def with_schema(options: Mapping[str, Any] | None, schema: dict[str, Any]) -> di
     if not isinstance(config, dict):
         raise Refused("request_invalid", "`options.output_config` must be an object")
     return given | {"output_config": config | {"format": {"type": "json_schema", "schema": schema}}}
-
-
-def require_small_schema(schema: dict[str, Any]) -> None:
-    """Raises Refused if `schema` has more than SCHEMA_BYTES_MAX bytes as JSON."""
-    if len(msgspec.json.encode(schema)) > SCHEMA_BYTES_MAX:
-        raise Refused("schema_invalid", f"the JSON Schema has more than {SCHEMA_BYTES_MAX} bytes: simplify it")

@@ -279,7 +279,7 @@ async def own_connection(own_server: NatsServer) -> AsyncIterator[Connection]:
 @pytest.fixture
 def one_cpu_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits the CPU time of a sandboxed check to one second instead of three."""
-    monkeypatch.setattr("tailrace.proto.runtime.sandbox.CPU_S_MAX", 1)
+    monkeypatch.setattr("tailrace.features.common.sandbox.CPU_S_MAX", 1)
 
 
 @pytest.fixture

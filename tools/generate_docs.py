@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 # The question and the answer of queries that generators answer; None: an empty payload. msgspec has no schema of a
 # Struct with a default of type Raw, as in the answer of `models`.
 GENERATOR_QUERIES: dict[str, tuple[type, type | None]] = {
-    token_records.COUNT_TOKENS: (token_records.CountTokens, model_records.TokenCount),
+    token_records.COUNT_TOKENS: (token_records.CountTokens, token_records.TokenCount),
     batch_records.CANCEL_MESSAGE_BATCH: (batch_records.CancelMessageBatch, None),
     model_records.CANCEL_TURN: (model_records.CancelTurn, model_records.TurnCancelled),
 }

@@ -5,7 +5,7 @@ import re
 from html import escape
 from typing import Any
 
-from tailrace.gateway.http.plain_page import plain_page
+from tailrace.features.common.plain_page import plain_page
 
 Json = dict[str, Any]
 # The names of pages that do not follow from their path.

@@ -12,12 +12,13 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.services import Gateway
-from tailrace.gateway.turns.idempotency_key import AUTO, find_usable_key
+from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import long_strings
 from tailrace.proto.nats import Claims, TurnLog
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.common.usable_key import find_usable_key
 
 # Failed turns in a row, after which the request is submitted without a key.
 FAILED_MAX = 20

@@ -22,10 +22,10 @@ import msgspec
 from tailrace.features.claude_code import process_reaper
 from tailrace.features.claude_code.generator import ClaudeCodeSettings
 from tailrace.features.claude_code.output import ClaudeCodeOutput
+from tailrace.features.common.schema_prompt import append_to_system, move_schema_to_prompt
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, Put, put_each
-from tailrace.generators.schema_prompt import append_to_system, move_schema_to_prompt
 from tailrace.generators.settings import Settings, require_key, require_sound
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError, SettingsInvalid

@@ -21,6 +21,7 @@ from tailrace.features.client_calls.records import (
     call_not_found,
     result_block,
 )
+from tailrace.features.common.client_calls import calls_of, is_of_batch
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
@@ -30,7 +31,6 @@ from tailrace.persistence.rpc import QueryHandler, page_of
 from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import Store, Writer
 from tailrace.persistence.tables import AddedRows, Tables
-from tailrace.proto.client_calls import calls_of, is_of_batch
 from tailrace.proto.entries import Request, without_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields
+from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
@@ -35,7 +35,6 @@ from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
 from tailrace.proto.ids import TurnId, TurnKey, new_id
-from tailrace.proto.model_records import TokenCount
 from tailrace.proto.nats import Rpc
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.subjects import GENERATORS

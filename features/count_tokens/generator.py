@@ -8,7 +8,7 @@ import anthropic
 import httpx2
 import msgspec
 
-from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields
+from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.generators.backends.anthropic_api import AnthropicApi, backend_error
 from tailrace.generators.feature import Feature, Generator, Parts
 from tailrace.generators.rpc import refuse_backend_errors
@@ -16,7 +16,6 @@ from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.model_records import TokenCount
 from tailrace.proto.nats.rpc import decode_query
 
 _decode_token_count = msgspec.json.Decoder(TokenCount).decode

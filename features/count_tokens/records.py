@@ -29,3 +29,10 @@ class PromptFields(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: list[Message]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+
+
+class TokenCount(msgspec.Struct, frozen=True):
+    """The known part of the reply to `count_tokens`."""
+
+    input_tokens: int
+    """The number of tokens of the prompt."""

@@ -7,9 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from tailrace.features.common.plain_page import plain_page
 from tailrace.features.guides import guides
 from tailrace.gateway.feature import Feature, Parts
-from tailrace.gateway.http.plain_page import plain_page
 from tailrace.gateway.http.route import OPERATION, Route, query
 from tailrace.proto.runtime.settings import NoSettings
 

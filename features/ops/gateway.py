@@ -7,12 +7,12 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
+from tailrace.features.common.page_file import NO_STORE, page_file
 from tailrace.features.ops.history import WINDOW_S
 from tailrace.features.ops.panels import DASHBOARDS, Panel
 from tailrace.features.ops.sources import Line, Snapshot, new_source
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
-from tailrace.gateway.http.page_file import NO_STORE, page_file
 from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import SettingsInvalid

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from tailrace.features.common.page_file import NO_STORE, kept_file, page_file
 from tailrace.features.page.demo import demo_middleware
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.media_type import accept_header
-from tailrace.gateway.http.page_file import NO_STORE, kept_file, page_file
 from tailrace.gateway.http.route import OPERATION, Route
 from tailrace.gateway.services import Gateway
 from tailrace.proto.version import VERSION

@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from tailrace.features.common.sandbox import Sandbox
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, Params, PromptUse
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed, SettingsInvalid
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.sandbox import Sandbox
 
 WORKER = Path(__file__).with_name("worker.py")
 # Longer than the CPU limit of the worker: on a busy machine a template that is fine may wait for the CPU.

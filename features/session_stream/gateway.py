@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tailrace.features.session_stream.new_turns import NewTurns
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.native.stream import OF_SESSION, reset_of
+from tailrace.gateway.clients.native.stream import OF_SESSION, RESET
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import StreamedResponse, body
@@ -225,7 +225,7 @@ class SessionStream(StreamedResponse):
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
         except CursorUnknown:
             async with self._writing:
-                await self._send(send, self._encode_all(reset_of(turn)))
+                await self._send(send, self._encode_all(sse.frame(msgspec.json.encode({"turn": turn} | RESET))))
             await self._write_turn(send, key, BEFORE_FIRST)
         except TurnUnknown:
             try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.common.schema_prompt import append_to_system
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, Sink, from_event
-from tailrace.generators.schema_prompt import append_to_system
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Request

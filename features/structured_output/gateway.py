@@ -4,12 +4,12 @@ from functools import partial
 from typing import Any
 
 from tailrace.features.structured_output.json_schema import SchemaChecker
+from tailrace.features.structured_output.schema_size import require_small_schema
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.settings import NoSettings
-from tailrace.proto.schema import require_small_schema
 
 # How long the check of a schema waits for a free subprocess.
 CHECK_WAIT_S = 10.0

@@ -8,13 +8,13 @@ against the client's schema.
 import msgspec
 import structlog
 
+from tailrace.features.common.schema_prompt import move_schema_to_prompt
 from tailrace.features.structured_output import json_schema, metrics
 from tailrace.features.structured_output.forced_calls import request_forced_call, write_forced_call
 from tailrace.features.structured_output.native_schema import to_native
 from tailrace.generators.backends import Call
 from tailrace.generators.feature import Feature, Hooks
 from tailrace.generators.planner import AnswerCheck
-from tailrace.generators.schema_prompt import move_schema_to_prompt
 from tailrace.proto import events
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.errors import SandboxFailed

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.common.sandbox import Sandbox
 from tailrace.proto.errors import Refused, SandboxBusy, SandboxFailed
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime.sandbox import Sandbox
 
 PROGRAM = Path(__file__).with_name("json_schema_worker.py")
 # Longer than the worker's CPU limit: a busy machine must not make a schema invalid.

@@ -6,13 +6,14 @@ from typing import cast, get_args
 import msgspec
 from starlette.responses import Response
 
+from tailrace.features.common.day_parameter import day_of
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import FROM, OF_USER, PAGE, TO
-from tailrace.gateway.http.query_parameters import METADATA, day_of
-from tailrace.gateway.http.route import SESSIONS, TURNS, Route, query, query_object
+from tailrace.gateway.http.query_parameters import METADATA
+from tailrace.gateway.http.route import SESSIONS, TURNS, Parameter, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -22,6 +23,13 @@ from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnOrder, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
+
+
+def _query_object(name: str, description: str) -> Parameter:
+    """Returns a parameter of the query that is an object of strings: `name[field]=value` (style `deepObject`)."""
+    parameter = query(name, description, type="object", additionalProperties={"type": "string"})
+    return parameter._replace(documented=parameter.documented | {"style": "deepObject", "explode": True})
+
 
 TEXT_CHARS_MAX = 1000
 ENDED: tuple[str, ...] = get_args(Outcome)
@@ -142,7 +150,7 @@ FILTERS = (
     OF_USER,
     query("model", "Only turns of this model."),
     query("key", "Only turns of the API key with this id."),
-    query_object("metadata", "Only turns with these fields: `metadata[team]=search`."),
+    _query_object("metadata", "Only turns with these fields: `metadata[team]=search`."),
     FROM,
     TO,
     query(

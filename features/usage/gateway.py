@@ -6,13 +6,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tailrace.features.common.day_parameter import day_of
 from tailrace.features.usage.records import USAGE_BY, GetStats, GetUsage, UsageRecord
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import FROM, PAGE, TO
-from tailrace.gateway.http.query_parameters import day_of
 from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused

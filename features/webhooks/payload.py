@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from tailrace.features.common.client_calls import calls_of
 from tailrace.proto import odd_json
-from tailrace.proto.client_calls import calls_of
 from tailrace.proto.records import TurnRecord
 
 # A receiver that was down for hours gets its webhooks within an hour after it is back.

@@ -1,9 +1,8 @@
-"""Query parameters: refuses those that a route does not have, or that are repeated; reads a day."""
+"""Query parameters: refuses those that a route does not have, or that are repeated."""
 
 import re
 from collections import Counter
 from collections.abc import Collection
-from datetime import UTC, date, datetime
 
 from starlette.requests import Request
 
@@ -46,21 +45,6 @@ def require_known(request: Request, known: Collection[str]) -> list[str]:
         if times > 1 and not name.endswith("[]") and name not in LISTS:
             raise Refused("request_invalid", f"`{name}` is repeated: send it once", param=name[:NAME_CHARS_MAX])
     return sorted(RETIRED.intersection(names))
-
-
-def day_of(request: Request, field: str) -> date | None:
-    """Returns the day in a query parameter, None without it. Raises Refused."""
-    text = request.query_params.get(field)
-    if text is None:
-        return None
-    try:
-        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        day = None
-    # The database has no times before 1970, and Python has no day after the year 9999.
-    if day is None or not text.isascii() or not 1970 <= day.year <= 9998:
-        raise Refused("request_invalid", f"`{field}` must be a day such as 2026-01-31.")
-    return day
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:

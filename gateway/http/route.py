@@ -43,12 +43,6 @@ def header(name: str, description: str, **schema: Any) -> Parameter:
     return Parameter("header", name, {"description": description, "schema": {"type": "string"} | schema})
 
 
-def query_object(name: str, description: str) -> Parameter:
-    """Returns a parameter of the query that is an object of strings: `name[field]=value` (style `deepObject`)."""
-    parameter = query(name, description, type="object", additionalProperties={"type": "string"})
-    return parameter._replace(documented=parameter.documented | {"style": "deepObject", "explode": True})
-
-
 def required(parameter: Parameter) -> Parameter:
     """Returns the same parameter as a required one."""
     return parameter._replace(documented=parameter.documented | {"required": True})

@@ -1,14 +1,12 @@
 """Idempotency keys of requests: the header of a client, and the keys that the gateway derives."""
 
 import re
-from collections.abc import Iterable
 
 from starlette.requests import Request
 
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.proto.nats import Claims, TurnLog
+from tailrace.proto.ids import TurnId
 
 IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 AUTO = "auto"
@@ -63,23 +61,3 @@ def is_reusable(turn: TurnId, found: Turn) -> bool:
         raise turn_deleted(turn) if found.end.cause == "deletion" else turn_cancelled(turn)
     # The answer of a steered turn goes on in its successor.
     return found.end.cause == "steer"
-
-
-async def find_usable_key(log: TurnLog, claims: Claims, tenant: Tenant, keys: Iterable[str]) -> str | None:
-    """Returns the first of `keys` that is free, or whose turn a repeated request gets; None if none is.
-
-    Raises Refused if the turn of such a key was stopped, LogUnavailable.
-    """
-    for key in keys:
-        claim = await claims.find(tenant, key)
-        if claim is None:
-            return key
-        try:
-            found = await log.read_turn(TurnKey(tenant, claim.turn))
-        except TurnUnknown:
-            # The turn was deleted, or the gateway that claimed the key died before it stored the request: `Repeats`
-            # finds out.
-            return key
-        if is_reusable(claim.turn, found):
-            return key
-    return None

@@ -14,11 +14,11 @@ from starlette.requests import Request
 
 from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
-from tailrace.gateway.turns.idempotency_key import find_usable_key
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto import long_strings
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog
+from tailrace.protocols.common.usable_key import find_usable_key
 
 # Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
 # the model still writes would be paid for nothing.

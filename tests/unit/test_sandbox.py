@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tailrace.features.common.sandbox import PROCESSES_MAX, PROCESSES_TENANT_MAX, Sandbox
 from tailrace.proto.errors import SandboxBusy, SandboxFailed
-from tailrace.proto.runtime.sandbox import PROCESSES_MAX, PROCESSES_TENANT_MAX, Sandbox
 from tests.harness.until import until
 from tests.harness.up import is_alive
 

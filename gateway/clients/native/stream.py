@@ -36,7 +36,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Attempt, End, Event, Progress, Request, StoredEntry
 from tailrace.proto.fold import PARTIAL, text_proof
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import NANO_USD_PER_USD
 
@@ -217,8 +217,3 @@ OF_SESSION = TAILRACE._replace(
     render_record=lambda record, _: _render_record(record, {"turn": record.turn}),
 )
 """`tailrace` for the stream of a session: each event names its turn in the field `turn`."""
-
-
-def reset_of(turn: TurnId) -> sse.Events:
-    """Returns the event that makes the reader of a session discard the text of `turn`."""
-    return sse.frame(_encode({"turn": turn} | RESET))

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
+from tailrace.features.common import sandbox
 from tailrace.features.prompts import templates
 from tailrace.features.prompts.templates import DIVIDED_MAX, RENDERED_AT_ONCE, SOURCE_CHARS_MAX, Prompts
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, NewTurn, Params, PromptUse
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant
-from tailrace.proto.runtime import sandbox
 
 LONG_S = 60.0
 SLOW = "{% for a in range(n) %}{% for b in range(n) %}{% endfor %}{% endfor %}"

@@ -5,9 +5,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tailrace.features.common.sandbox import Sandbox
 from tailrace.proto.errors import SandboxBusy
 from tailrace.proto.ids import new_id
-from tailrace.proto.runtime.sandbox import Sandbox
 from tests.features.structured_output.test_json_schema import doubling
 from tests.harness.displayed_text import SAYS, data
 from tests.harness.readers import read

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from tailrace.deploy.simulated_claude.request import refuse_schema
+from tailrace.features.common.schema_prompt import move_schema_to_prompt
 from tailrace.features.structured_output.generator import request_schema
 from tailrace.features.structured_output.native_schema import to_native
+from tailrace.features.structured_output.schema_size import SCHEMA_BYTES_MAX, require_small_schema
 from tailrace.generators.continuation import build_call
-from tailrace.generators.schema_prompt import move_schema_to_prompt
 from tailrace.proto.errors import Refused
-from tailrace.proto.schema import SCHEMA_BYTES_MAX, require_small_schema, schema_of, with_schema
+from tailrace.proto.schema import schema_of, with_schema
 from tests.harness.turn_builder import request
 
 CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
