@@ -260,15 +260,20 @@ def find_changes(recorded: Prefix | None, now: Prefix) -> tuple[PromptPart, ...]
 def find_open_answer(messages: Sequence[Message]) -> int:
     """Returns the number of the first message of the answer that a request continues; without one, of its end.
 
-    The answer is continued if the request ends with a message of the assistant (a pause), or with results of its calls.
+    The answer is continued if the request ends with a message of the assistant (a pause), or if the messages of the
+    user after it have results of its calls. A text beside the results does not end the answer.
     """
     start = len(messages)
+    is_asked = has_results = False
     for number in reversed(range(len(messages))):
         message = messages[number]
-        if message.role == "assistant":
-            start = number
-        elif message.role == "user" and not any(b.get("type") == "tool_result" for b in _as_blocks(message.content)):
-            break
+        if message.role == "user":
+            is_asked = True
+            has_results = has_results or any(b.get("type") == "tool_result" for b in _as_blocks(message.content))
+        elif message.role == "assistant":
+            if is_asked and not has_results:
+                break
+            start, is_asked, has_results = number, False, False
     return start
 
 

@@ -4,11 +4,14 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import get_args
 
 from tailrace.deploy.cli.arguments import number
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
+from tailrace.deploy.simulated_claude.settings import ENFORCES, Settings
+from tailrace.deploy.simulated_claude.thinking import Behavior
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.runtime.malloc import return_large_memory
 
@@ -29,11 +32,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--port", type=number("port", 0, 65535), default=0, help="port to listen on; 0 (default): a free one"
     )
     parser.add_argument("--show-calls", action="store_true", help="record all calls, and show them at GET /_sim/calls")
+    parser.add_argument(
+        "--enforce",
+        action=argparse.BooleanOptionalAction,
+        default=ENFORCES,
+        help="refuse thinking after a change, too many marks of the cache, and so on",
+    )
+    parser.add_argument(
+        "--thinking",
+        choices=get_args(Behavior),
+        default="error",
+        help="with --enforce: what happens to thinking after a change (default: error, as for new accounts)",
+    )
     options = parser.parse_args(argv)
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
     return_large_memory()
+    settings = Settings(enforces=options.enforce, thinking=options.thinking)
     try:
-        server = Server(options.host, options.port, shows_calls=options.show_calls)
+        server = Server(options.host, options.port, shows_calls=options.show_calls, settings=settings)
     except UpRefused as error:
         parser.exit(EXIT_ERROR, f"{parser.prog}: {error}\n")
     print(f"simulated Claude {server.url}", flush=True)

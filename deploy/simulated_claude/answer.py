@@ -40,8 +40,10 @@ class Part(msgspec.Struct, frozen=True):
     blocks: tuple[Block, ...]
     start: int = 0
     is_cut_short: bool = False  # by max_tokens
+    is_last_open: bool = False  # max_tokens has cut the last block, and not only the answer
     stop_sequence: str | None = None  # the first one in the text
     is_paused: bool = False  # the part ends with a call of a server tool without a result
+    is_refused: bool = False  # the model refuses to go on
     pending: str = ""  # the id of a call in the request whose result comes first in this part
 
     @property
@@ -209,7 +211,22 @@ def limit_tokens(part: Part, max_tokens: int) -> Part:
     if part.deltas <= max_tokens:
         return part
     blocks = tuple(first_deltas(part.blocks, max_tokens))
-    return replace(part, blocks=blocks, is_cut_short=True, is_paused=False)
+    is_open = blocks[-1:] != part.blocks[len(blocks) - 1 : len(blocks)]
+    return replace(part, blocks=blocks, is_cut_short=True, is_last_open=is_open, is_paused=False)
+
+
+def refuse(part: Part, deltas: int) -> Part:
+    """Returns the first `deltas` deltas of `part`, after which the model refuses to go on."""
+    blocks = tuple(first_deltas(part.blocks, deltas))
+    return replace(
+        part,
+        blocks=blocks,
+        is_refused=True,
+        is_cut_short=False,
+        is_last_open=False,
+        is_paused=False,
+        stop_sequence=None,
+    )
 
 
 def first_deltas(blocks: tuple[Block, ...], count: int) -> Iterator[Block]:

@@ -26,8 +26,12 @@ from tailrace.deploy.simulated_claude.model import MODELS
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
 from tailrace.deploy.simulated_claude.reply import ParsedRequest, parse_message, reply
 from tailrace.deploy.simulated_claude.request import OLD_VERSION, Request, decode, find_model, require_max_tokens
+from tailrace.deploy.simulated_claude.rules import find_known, refuse_request
+from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.stats import Stats
+from tailrace.deploy.simulated_claude.thinking import INVALID, Transformation
 from tailrace.deploy.simulated_claude.writer import MessageWriter, StreamWriter, WriterResponse
+from tailrace.proto.decoding import DECODE_ERRORS
 
 BODY_BYTES_MAX = 32 * 2**20  # Anthropic's limit for a Messages request
 BATCH_BYTES_MAX = 256 * 2**20
@@ -39,7 +43,7 @@ PAGE = "<!doctype html><title>Captive portal</title><p>Please log in to this net
 request_numbers = itertools.count(1)
 
 
-def app(host: str, *, shows_calls: bool = False) -> Starlette:
+def app(host: str, *, shows_calls: bool = False, settings: Settings | None = None) -> Starlette:
     """Returns the ASGI app; GET /_sim/stats returns its `state.stats`.
 
     `host` is the address that the server listens on, and that requests may name. `shows_calls`: records the calls with
@@ -61,6 +65,7 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
             Route("/_sim/stats", show_stats),
             Route("/_sim/reset", reset_stats, methods=["POST"]),
             Route("/_sim/cases/{name}", set_case, methods=["POST"]),
+            Route("/_sim/settings", change_settings, methods=["POST"]),
             *recorded,
             Route("/_sim/expire", expire_batches, methods=["POST"]),
         ],
@@ -73,7 +78,8 @@ def app(host: str, *, shows_calls: bool = False) -> Starlette:
     )
     simulated.state.stats = Stats()
     simulated.state.account = Account(calls=deque(maxlen=CALLS_MAX if shows_calls else 1))
-    simulated.state.batches = MessageBatches(simulated.state.stats)
+    simulated.state.settings = settings or Settings()
+    simulated.state.batches = MessageBatches(simulated.state.stats, simulated.state.settings)
     simulated.state.last = None
     simulated.state.cases = {}
     simulated.state.cache = Cache()
@@ -85,9 +91,10 @@ async def create_message(http: HttpRequest) -> Response:
 
     Raises Refusal for a request that Anthropic's API refuses.
     """
-    request = await read(http)
+    request, dropped = await read(http)
     require_max_tokens(request)
-    parsed = parse_message(request)
+    settings: Settings = http.app.state.settings
+    parsed = parse_message(request, await http.body(), dropped, settings)
     stats: Stats = http.app.state.stats
     cached = http.app.state.cache.take(await http.body())
     answered = reply(parsed, stats.next_call(parsed.conversation.key), cached, http.app.state.cases)
@@ -117,7 +124,7 @@ def response_instead(parsed: ParsedRequest, breaks: Break) -> Response | None:
 
 async def count_tokens(http: HttpRequest) -> Response:
     """Answers with the number of words. Raises Refusal."""
-    return json({"input_tokens": (await read(http)).input_tokens})
+    return json({"input_tokens": (await read(http))[0].input_tokens})
 
 
 async def create_batch(http: HttpRequest) -> Response:
@@ -183,8 +190,9 @@ def batch_of(http: HttpRequest, operation: str | None = None) -> MessageBatch:
 
 
 async def expire_batches(http: HttpRequest) -> Response:
-    """Ends all running batches as if a day had passed."""
+    """Ends all running batches and containers as if a day had passed."""
     http.app.state.batches.expire()
+    http.app.state.settings.containers_from += 1
     return json({})
 
 
@@ -228,8 +236,21 @@ async def show_last(http: HttpRequest) -> Response:
 
 async def set_case(http: HttpRequest) -> Response:
     """Sets the events of `case=NAME`: the JSON of one event a line."""
+    http.app.state.settings.known |= find_known(await http.body())
     lines = http.app.state.cases[http.path_params["name"]] = parse_case(await http.body())
     return json({"events": len(lines)})
+
+
+async def change_settings(http: HttpRequest) -> Response:
+    """Changes the settings that the body names. Raises Refusal."""
+    settings: Settings = http.app.state.settings
+    try:
+        changed = msgspec.convert(msgspec.to_builtins(settings) | msgspec.json.decode(await http.body()), Settings)
+    except (*DECODE_ERRORS, TypeError) as invalid:
+        raise Refusal(INVALID, str(invalid)) from invalid
+    for name in settings.__struct_fields__:
+        setattr(settings, name, getattr(changed, name))
+    return json(settings)
 
 
 async def reset_stats(http: HttpRequest) -> Response:
@@ -238,14 +259,14 @@ async def reset_stats(http: HttpRequest) -> Response:
     return json(http.app.state.stats)
 
 
-async def read(http: HttpRequest) -> Request:
-    """Returns the checked request and remembers it for /_sim/last. Raises Refusal."""
+async def read(http: HttpRequest) -> tuple[Request, list[Transformation] | None]:
+    """Returns the checked request and the thinking dropped from it, and remembers it for /_sim/last. Raises Refusal."""
     require_key(http.headers)
     require_short(http, BODY_BYTES_MAX)
     body = await http.body()
     request = decode(body, http.headers.get("anthropic-version", OLD_VERSION))
     remember(http, body)
-    return request
+    return request, refuse_request(body, http.app.state.settings, http.headers.get("anthropic-beta", ""))
 
 
 def remember(http: HttpRequest, body: bytes) -> None:

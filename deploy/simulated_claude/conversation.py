@@ -18,6 +18,8 @@ from tailrace.deploy.simulated_claude.request import Message
 REMINDER = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*", re.DOTALL)
 INTERRUPTED = "Your previous response was interrupted"
 QUESTION_CHARS = 100_000
+# A question that the simulated Claude refuses to answer.
+REFUSED = re.compile(r"^[ \t]*#sim\b.*\brefuse=", re.MULTILINE)
 MISFIT = "Your answer does not fit the JSON Schema"
 
 
@@ -75,6 +77,15 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
         """40 characters, equal for all calls of one turn; turns with the same messages share it."""
         spoken = [(message.role, message.text, message.has_tool_result) for message in self.messages]
         return hashlib.sha256(msgspec.json.encode(spoken)).hexdigest()[:40]
+
+
+def has_refused_question(conversation: Conversation) -> bool:
+    """Returns whether a message before the question was refused.
+
+    Anthropic's page "Handle streaming refusals": refusals go on until the turn is removed.
+    """
+    asked = [text for one in conversation.messages if one.role == "user" and (text := extract_text(one))]
+    return any(REFUSED.search(text) for text in asked[:-1])
 
 
 def extract_text(message: Message) -> str:

@@ -28,6 +28,7 @@ A line `#sim …` in the last user message directs the answer:
   json={…}       the input of a call, or several, of the calls in order; with a schema in `output_config`, the text
   wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
+  refuse=N       the model refuses to go on after N deltas (stop reason `refusal`)
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
                    error        an `error` event (overloaded_error)
@@ -37,6 +38,7 @@ A line `#sim …` in the last user message directs the answer:
                    eof          the stream ends cleanly without message_stop
                    garbage      a data line that is not JSON, then the rest
                    html         status 200 with an HTML page (at @0 only)
+                   credit       a 400 that says that the account is empty (at @0 only)
                    unknown      a message batch is not found (404)
                    unlisted     a message batch is not in the list of message batches
                    broken       the results of a message batch are not whole
@@ -57,7 +59,7 @@ and the next M do not. Requests to retrieve it, to cancel it and to read its res
 `unlisted@NxM`, the first N lists contain the batch, and the next M do not. With `broken@NxM`, the first N reads of the
 results are whole, and the next M are, in turn, an empty line, a line that is not JSON, and a first line after which the
 connection is dropped. Without xM, no later one is whole. POST /_sim/expire ends all running batches as if a day had
-passed.
+passed, also for containers.
 
 The tools of server= are web_search, web_fetch, code_execution, bash_code_execution and mcp. The parts of the text have
 equal lengths, and joined they are the text of words=N. With thinking=N, a thinking block precedes each part. A result
@@ -67,6 +69,16 @@ continuation prompt; a call whose result is in the message is not executed again
 
 The body of a POST to /_sim/cases/NAME is the JSON of one event a line. The events are sent byte for byte, whatever they
 are, and to streaming requests only. A continuation gets the events that follow its partial answer.
+
+A signature of thinking says what stood before it. With --enforce, or after a POST of {"enforces": true} to
+/_sim/settings, a request is refused if thinking in it was written after another `system`, other `tools` or other
+messages, if the thinking of a tool loop is missing, for a signature of another program, for more than four marks of
+the cache, a call by code without its container, an expired or foreign container, an email address or more than 256
+characters as `user_id`, a blank stop sequence, and an image of another type than it says. A question after a refused
+one is refused, too, and a call that max_tokens cuts is left open. With --thinking drop, thinking after a change is
+dropped, as for some accounts; with --thinking none, it is not checked unless the request asks for it. Dropped thinking
+is listed in `input_transformations` if the request has the beta thinking-binding-controls-2026-08-01. The signatures
+and containers of cases are accepted.
 
 It refuses what the real API is known to refuse: calls without results and results without calls, also of server tools,
 unless the answer that ends with such a call is the last message; ids that do not match the API's patterns or are not
@@ -107,6 +119,7 @@ Setting = Literal[
     "json",
     "wrong",
     "repeat",
+    "refuse",
     "fault",
     "retry_after",
 ]
@@ -135,6 +148,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     inputs_json: tuple[str, ...] = ()
     wrong_json: str = ""
     repeat: int = 0
+    refuse: int | None = None
     retry_after_s: float = 1.0
     faults: tuple[Fault, ...] = ()
 
@@ -239,7 +253,7 @@ def setting(name: str, value: str) -> dict[str, object]:
         return {name: calls}
     if not NUMBER.fullmatch(value):
         raise DirectiveInvalid(f"#sim: {name}= wants a number, got {value!r}")
-    if name in ("words", "chars", "files", "cites", "thinking", "pauses", "repeat"):
+    if name in ("words", "chars", "files", "cites", "thinking", "pauses", "repeat", "refuse"):
         if not value.isdecimal() or int(value) > WORDS_MAX:
             raise DirectiveInvalid(f"#sim: {name}= wants a whole number up to {WORDS_MAX}, got {value!r}")
         return {name: int(value)}

@@ -14,6 +14,7 @@ from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.refusal import error_body
 from tailrace.deploy.simulated_claude.reply import Reply
 from tailrace.deploy.simulated_claude.server_tool import EXPIRES_AT, ServerCall
+from tailrace.deploy.simulated_claude.thinking import Signer, mark_call
 
 
 class Frame(NamedTuple):
@@ -31,8 +32,18 @@ class Frame(NamedTuple):
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 GARBAGE = b'event: content_block_delta\ndata: {"type":"content_block_delta","ind\n\n'
-MESSAGES = {"429": "Number of requests has exceeded your rate limit", "500": "Internal server error"}
 OVERLOADED = "Overloaded"
+# continuedev/continue#5499 quotes the message.
+NO_CREDIT = (
+    "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase "
+    "credits."
+)
+MESSAGES = {
+    "429": "Number of requests has exceeded your rate limit",
+    "500": "Internal server error",
+    "credit": NO_CREDIT,
+}
+REFUSAL = {"type": "refusal", "category": "bio", "explanation": "The simulated Claude refuses."}
 # The field of a delta that carries its text.
 FIELDS = {"thinking": "thinking", "text": "text", "tool_use": "partial_json", "server_call": "partial_json"}
 TYPES = {
@@ -84,11 +95,11 @@ def apply_break(blocks: Iterator[Frame], breaks: Break) -> Iterator[Frame]:
 
 def block_frames(index: int, block: Block, reply: Reply) -> Iterator[Frame]:
     if block.kind == "server_result" and block.server is not None:
-        whole = content_block(block, reply)
+        whole = content_block(index, reply)
         yield Frame(content_block_start(index, whole), is_delta=True, result=whole, call=block.server.number)
         yield Frame(event({"type": "content_block_stop", "index": index}))
         return
-    yield Frame(content_block_start(index, empty_block(block, reply)))
+    yield Frame(content_block_start(index, empty_block(index, reply)))
     if block.kind in ("tool_use", "server_call"):  # the API opens a tool's input with an empty piece
         yield Frame(delta(index, {"type": "input_json_delta", "partial_json": ""}))
     head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":' % (
@@ -101,8 +112,9 @@ def block_frames(index: int, block: Block, reply: Reply) -> Iterator[Frame]:
     for number in range(block.cites):
         yield Frame(delta(index, {"type": "citations_delta", "citation": citation(number)}))
     if block.kind == "thinking":
-        yield Frame(delta(index, {"type": "signature_delta", "signature": signature(block)}))
-    yield Frame(event({"type": "content_block_stop", "index": index}))
+        yield Frame(delta(index, {"type": "signature_delta", "signature": signature(index, reply)}))
+    if not is_left_open(index, reply):
+        yield Frame(event({"type": "content_block_stop", "index": index}))
 
 
 def message_start(reply: Reply) -> bytes:
@@ -114,15 +126,29 @@ def content_block_start(index: int, block: dict[str, Any]) -> bytes:
     return event({"type": "content_block_start", "index": index, "content_block": block})
 
 
-def empty_block(block: Block, reply: Reply) -> dict[str, Any]:
+def is_left_open(index: int, reply: Reply) -> bool:
+    """Returns whether `max_tokens` has cut the input of this call, which then has no `content_block_stop`.
+
+    As in the SDK's fixture tests/lib/streaming/fixtures/incomplete_partial_json_response.txt.
+    """
+    is_call = reply.part.blocks[index].kind in ("tool_use", "server_call")
+    return reply.is_strict and is_call and is_cut(index, reply)
+
+
+def is_cut(index: int, reply: Reply) -> bool:
+    """Returns whether `max_tokens` has cut this block."""
+    return reply.part.is_last_open and index == len(reply.part.blocks) - 1
+
+
+def empty_block(index: int, reply: Reply) -> dict[str, Any]:
     """Returns the block before its deltas."""
-    match block.kind:
+    match reply.part.blocks[index].kind:
         case "thinking":
             return {"type": "thinking", "thinking": "", "signature": ""}
         case "text":
             return {"type": "text", "text": ""}
         case _:
-            return {**content_block(block, reply), "input": {}}
+            return {**content_block(index, reply), "input": {}}
 
 
 def delta(index: int, change: dict[str, object]) -> bytes:
@@ -136,6 +162,7 @@ def message_delta(reply: Reply) -> bytes:
             "delta": {
                 "stop_reason": reply.stop_reason,
                 "stop_sequence": reply.part.stop_sequence,
+                **stop_details(reply),
                 **container(reply),
             },
             "usage": usage(reply, reply.part.deltas) | server_tool.usage(executed(reply)),
@@ -147,6 +174,10 @@ def message_delta(reply: Reply) -> bytes:
 def executed(reply: Reply) -> list[ServerCall]:
     """Returns the calls of server tools that this reply executes."""
     return [block.server for block in reply.part.blocks if block.kind == "server_result" and block.server]
+
+
+def stop_details(reply: Reply) -> dict[str, object]:
+    return {"stop_details": REFUSAL} if reply.part.is_refused else {}
 
 
 def container(reply: Reply) -> dict[str, object]:
@@ -161,29 +192,40 @@ def context_management(reply: Reply) -> dict[str, object]:
 
 def message(reply: Reply) -> bytes:
     """Returns the body of a response without streaming."""
-    content = [content_block(block, reply) for block in reply.part.blocks]
+    content = [content_block(index, reply) for index in range(len(reply.part.blocks))]
     whole = shell(reply, content, stop_reason=reply.stop_reason, output_tokens=reply.part.deltas)
     used = usage(reply, reply.part.deltas) | server_tool.usage(executed(reply))
-    more = {"stop_sequence": reply.part.stop_sequence, "usage": used, **container(reply), **context_management(reply)}
+    more = {"stop_sequence": reply.part.stop_sequence, "usage": used, **stop_details(reply)}
+    more |= container(reply) | context_management(reply)
     return msgspec.json.encode({**whole, **more})
 
 
-def content_block(block: Block, reply: Reply) -> dict[str, Any]:
+def content_block(index: int, reply: Reply) -> dict[str, Any]:
+    block = reply.part.blocks[index]
     match block.kind:
         case "thinking":
-            return {"type": "thinking", "thinking": block.content, "signature": signature(block)}
+            return {"type": "thinking", "thinking": block.content, "signature": signature(index, reply)}
         case "text":
             cited = {"citations": [citation(number) for number in range(block.cites)]} if block.cites else {}
             return {"type": "text", "text": block.content, **cited}
         case "tool_use":
-            tool_input = msgspec.Raw(block.content.encode())
-            return {"type": "tool_use", "id": tool_id(block, reply.turn), "name": block.tool, "input": tool_input}
+            return {
+                "type": "tool_use",
+                "id": tool_id(index, reply),
+                "name": block.tool,
+                "input": call_input(index, reply),
+            }
     assert block.server is not None  # noqa: S101 - the two remaining kinds have a server call
     id_ = block.server.id(reply.message_id)
     if block.kind == "server_call":
-        return block.server.use_block(id_, msgspec.Raw(block.content.encode()))
+        return block.server.use_block(id_, call_input(index, reply))
     is_first = block.server == executed(reply)[0]
     return block.server.result_block(reply.part.pending if reply.part.pending and is_first else id_)
+
+
+def call_input(index: int, reply: Reply) -> msgspec.Raw:
+    """Returns the input of a call; an empty object if `max_tokens` has cut it, which is no JSON."""
+    return msgspec.Raw(b"{}" if is_cut(index, reply) else reply.part.blocks[index].content.encode())
 
 
 def shell(
@@ -199,6 +241,7 @@ def shell(
         "stop_reason": stop_reason,
         "stop_sequence": None,
         "usage": usage(reply, output_tokens),
+        **({} if reply.dropped is None else {"input_transformations": reply.dropped}),
     }
 
 
@@ -250,11 +293,16 @@ def citation(number: int) -> dict[str, object]:
             return {"type": "page_location", **cited, **file, **pages}
 
 
-def signature(block: Block) -> str:
-    return "sim" + hashlib.sha256(block.content.encode()).hexdigest()
+def signature(index: int, reply: Reply) -> str:
+    """Returns the signature of a thinking block, which is bound to the request and to the blocks before it."""
+    before = [content_block(number, reply) for number in range(index)]
+    request = msgspec.json.decode(reply.body) if reply.body else {"messages": []}
+    return Signer(request).sign(msgspec.json.decode(msgspec.json.encode(before)), reply.part.blocks[index].content)
 
 
-def tool_id(block: Block, turn: str) -> str:
+def tool_id(index: int, reply: Reply) -> str:
     """Returns the call's id, which no other call of the conversation has: OpenAI's Agents SDK drops a repeated id."""
-    call = f"{turn}{block.tool}{block.content}{block.equal or ''}"
-    return "toolu_sim" + hashlib.sha256(call.encode()).hexdigest()[:20]
+    block = reply.part.blocks[index]
+    thoughts = [one.content for one in reply.part.blocks[:index] if one.kind == "thinking"]
+    call = f"{reply.turn}{block.tool}{block.content}{block.equal or ''}"
+    return mark_call("toolu_sim" + hashlib.sha256(call.encode()).hexdigest()[:20], thoughts[-1] if thoughts else "")

@@ -15,10 +15,23 @@ from typing import Literal, get_args
 import msgspec
 
 FaultKind = Literal[
-    "429", "529", "500", "error", "cut", "stall", "pings", "eof", "garbage", "html", "unknown", "unlisted", "broken"
+    "429",
+    "529",
+    "500",
+    "error",
+    "cut",
+    "stall",
+    "pings",
+    "eof",
+    "garbage",
+    "html",
+    "credit",
+    "unknown",
+    "unlisted",
+    "broken",
 ]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
-HTTP_ONLY = ("html",)
+HTTP_ONLY = ("html", "credit")
 # Faults of a message batch: a call has no such fault.
 BATCH_ONLY = ("unknown", "unlisted", "broken")
 # Error types of the status faults and of `error`.
@@ -27,6 +40,7 @@ ERROR_TYPES = {
     "529": "overloaded_error",
     "500": "api_error",
     "error": "overloaded_error",
+    "credit": "invalid_request_error",
 }
 
 
@@ -48,7 +62,7 @@ class Break(msgspec.Struct, frozen=True):
     @property
     def is_http(self) -> bool:
         """Whether the fault is a complete HTTP response instead of a stream."""
-        return self.after == 0 and self.kind in ("429", "529", "500", "html")
+        return self.after == 0 and self.kind in ("429", "529", "500", "html", "credit")
 
 
 def first_break(faults: Sequence[Fault], start: int, deltas: int, call: int) -> Break | None:

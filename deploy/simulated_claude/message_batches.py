@@ -19,8 +19,10 @@ from tailrace.deploy.simulated_claude import event
 from tailrace.deploy.simulated_claude.account import SubmittedRequest
 from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Fault, FaultKind
 from tailrace.deploy.simulated_claude.refusal import Refusal, error_body
-from tailrace.deploy.simulated_claude.reply import ParsedRequest, Reply, parse_message, reply
+from tailrace.deploy.simulated_claude.reply import DEFAULT, ParsedRequest, Reply, parse_message, reply
 from tailrace.deploy.simulated_claude.request import INVALID, OLD_VERSION, decode, require_max_tokens
+from tailrace.deploy.simulated_claude.rules import refuse_request
+from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.stats import Stats
 from tailrace.proto.decoding import DECODE_ERRORS
 
@@ -149,8 +151,9 @@ class MessageBatch:
 class MessageBatches:
     """All batches, by id."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, settings: Settings = DEFAULT) -> None:
         self._stats = stats
+        self._settings = settings
         self._batches: dict[str, MessageBatch] = {}
         self._made = 0
 
@@ -237,6 +240,7 @@ class MessageBatches:
     def _process(self, request: Request) -> Result:
         try:
             parsed = parse_request(request)
+            refuse_request(bytes(request.params), self._settings, is_in_batch=True)
         except Refusal as refusal:
             return build_error(request, refusal.type, refusal.message)
         for fault in parsed.directed.faults:
@@ -272,7 +276,7 @@ def parse_request(request: Request) -> ParsedRequest:
     require_max_tokens(message)
     if message.stream:
         raise Refusal(INVALID, "stream: is not supported in a batch")
-    return parse_message(message)
+    return parse_message(message, bytes(request.params))
 
 
 def time_of(request: Request) -> float:

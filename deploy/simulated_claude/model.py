@@ -22,6 +22,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     is_prefillable: bool = False  # the 4.5 models were the last to continue an assistant message
     takes_sampling: bool = False  # temperature, top_p and top_k
     takes_forced_tools: bool = True  # a `tool_choice` of `any` or `tool`
+    binds_thinking: bool = False  # thinking comes back only after what stood before it: page "Prefix checks …"
     thinking: tuple[str, ...] = ("adaptive",)
     efforts: tuple[str, ...] = EFFORTS
 
@@ -97,17 +98,42 @@ def of_4_6(id_: str, display_name: str, created_at: str) -> Model:
 
 # As the API lists them: the newest first.
 MODELS = (
-    Model(id="claude-fable-5-2", display_name="Claude Fable 5.2", created_at="1970-01-01", takes_forced_tools=False),
-    Model(id="claude-haiku-5-5", display_name="Claude Haiku 5.5", created_at="2026-10-07", thinking=ADAPTIVE),
+    Model(
+        id="claude-fable-5-2",
+        display_name="Claude Fable 5.2",
+        created_at="1970-01-01",
+        takes_forced_tools=False,
+        binds_thinking=True,
+    ),
+    Model(
+        id="claude-haiku-5-5",
+        display_name="Claude Haiku 5.5",
+        created_at="2026-10-07",
+        thinking=ADAPTIVE,
+        binds_thinking=True,
+    ),
     Model(
         id="claude-sonnet-5-5",
         display_name="Claude Sonnet 5.5",
         created_at="2026-09-28",
         takes_forced_tools=False,
         thinking=("adaptive", "between_tools"),
+        binds_thinking=True,
     ),
-    Model(id="claude-opus-5-5", display_name="Claude Opus 5.5", created_at="2026-09-22", takes_forced_tools=False),
-    Model(id="claude-fable-5-1", display_name="Claude Fable 5.1", created_at="2026-09-01", takes_forced_tools=False),
+    Model(
+        id="claude-opus-5-5",
+        display_name="Claude Opus 5.5",
+        created_at="2026-09-22",
+        takes_forced_tools=False,
+        binds_thinking=True,
+    ),
+    Model(
+        id="claude-fable-5-1",
+        display_name="Claude Fable 5.1",
+        created_at="2026-09-01",
+        takes_forced_tools=False,
+        binds_thinking=True,
+    ),
     Model(id="claude-opus-5", display_name="Claude Opus 5", created_at="2026-07-24", thinking=ADAPTIVE),
     Model(id="claude-sonnet-5", display_name="Claude Sonnet 5", created_at="2026-06-30", thinking=ADAPTIVE),
     Model(id="claude-fable-5", display_name="Claude Fable 5", created_at="2026-06-09"),

@@ -16,19 +16,29 @@ from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import INVALID, Request
 from tailrace.deploy.simulated_claude.sample import sample
 from tailrace.deploy.simulated_claude.server_tool import IN_CONTAINER
+from tailrace.deploy.simulated_claude.settings import Settings
+from tailrace.deploy.simulated_claude.thinking import Transformation
 
 NOTHING = CachedTokens()
+DEFAULT = Settings()
 NO_CASES: Mapping[str, Lines] = {}
 # A phrase in the prompts of clients whose model has no structured outputs.
 IN_THE_PROMPT = "fits this JSON Schema"
 
 
 class ParsedRequest(msgspec.Struct, frozen=True):
-    """A parsed request."""
+    """A parsed request. `body` is its JSON."""
 
     request: Request
     conversation: Conversation
     directed: Directive
+    body: bytes = b""
+    dropped: list[Transformation] | None = None
+    """The thinking that was dropped from it; None if the request did not ask for the list."""
+    is_strict: bool = False
+    """Whether the rules of requests are enforced."""
+    container: int = 0
+    """The number of a new container."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,14 +57,24 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     container: str | None = None  # the id of the container in which code ran
     lines: Lines | None = None  # the events of a case, in place of the part's
     is_managed: bool = False  # the request has `context_management`, so the reply reports it
+    body: bytes = b""  # the JSON of the request, which signatures are bound to
+    dropped: list[Transformation] | None = None  # `input_transformations`, for a request that asks for it
+    is_strict: bool = False  # a call that max_tokens cuts is left open
     is_mismatched: bool  # the partial answer is not a prefix of the answer, so the whole answer is sent
 
 
-def parse_message(request: Request) -> ParsedRequest:
+def parse_message(
+    request: Request,
+    body: bytes = b"",
+    dropped: list[Transformation] | None = None,
+    settings: Settings = DEFAULT,
+) -> ParsedRequest:
     """Parses the conversation and the directive of a Messages request. Raises Refusal for an invalid `#sim` line."""
     talk = conversation.read(request.messages)
     try:
-        return ParsedRequest(request, talk, directive.read(talk.question))
+        return ParsedRequest(
+            request, talk, directive.read(talk.question), body, dropped, settings.enforces, settings.containers_from
+        )
     except DirectiveInvalid as error:
         raise Refusal("invalid_request_error", str(error)) from error
 
@@ -84,6 +104,10 @@ def reply(
         remainder = answer.with_repeated(remainder, talk.partial, directed.repeat)
     unlimited = answer.pause(all_of_it if remainder is None else remainder, directed.pauses)
     part = answer.limit_tokens(unlimited, request.max_tokens)
+    if directed.refuse is not None:
+        part = answer.refuse(part, directed.refuse)
+    if parsed.is_strict and conversation.has_refused_question(talk):
+        part = answer.refuse(part, 0)
     return Reply(
         turn=talk.key,
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
@@ -94,7 +118,10 @@ def reply(
         part=part,
         stop_reason=stop_reason(part),
         breaks=first_break(directed.faults, part.start, part.deltas, call),
-        container=container(request, talk, part),
+        container=container(request, talk, part, parsed.container),
+        body=parsed.body,
+        dropped=parsed.dropped,
+        is_strict=parsed.is_strict,
         is_managed=request.context_management is not None,
         is_mismatched=remainder is None,
     )
@@ -121,11 +148,11 @@ def play_case(parsed: ParsedRequest, call: int, cases: Mapping[str, Lines]) -> R
     )
 
 
-def container(request: Request, talk: Conversation, part: Part) -> str | None:
-    """Returns the id of the request's container, or of a new one; None if no code runs in it."""
+def container(request: Request, talk: Conversation, part: Part, number: int) -> str | None:
+    """Returns the id of the request's container, or of a new one with `number`; None if no code runs in it."""
     if not any(block.server and block.server.kind in IN_CONTAINER for block in part.blocks):
         return None
-    return request.container_id or "container_sim" + talk.key[:20]
+    return request.container_id or f"container_sim{number}x{talk.key[:20]}"
 
 
 def json_sample(request: Request) -> str:
@@ -154,6 +181,8 @@ def calls_max(request: Request) -> int | None:
 
 
 def stop_reason(part: Part) -> str:
+    if part.is_refused:
+        return "refusal"
     if part.is_cut_short:
         return "max_tokens"
     if part.is_paused:

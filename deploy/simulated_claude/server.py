@@ -9,18 +9,19 @@ import uvicorn
 
 from tailrace.deploy.local import ports
 from tailrace.deploy.simulated_claude.app import app
+from tailrace.deploy.simulated_claude.settings import Settings
 
 
 class Server(uvicorn.Server):
     """A server that binds its address when it is created."""
 
-    def __init__(self, host: str, port: int, *, shows_calls: bool = False) -> None:
+    def __init__(self, host: str, port: int, *, shows_calls: bool = False, settings: Settings | None = None) -> None:
         """Raises UpRefused if the address cannot be bound."""
         self.socket = ports.listen(host, port)
         # Connections inherit this. asyncio does not set it for sockets without a protocol number, such as this one.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
-            app(host, shows_calls=shows_calls),
+            app(host, shows_calls=shows_calls, settings=settings),
             log_config=None,
             access_log=False,
             lifespan="off",

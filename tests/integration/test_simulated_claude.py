@@ -270,3 +270,93 @@ def test_a_port_in_use_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[
         main(["--port", str(used.getsockname()[1])])
     printed = capsys.readouterr().err
     assert (stopped.value.code, printed.count("\n"), "is in use: stop the program" in printed) == (1, 1, True)
+
+
+async def enforce(client: httpx2.AsyncClient, **settings: Any) -> None:
+    found = await client.post("/_sim/settings", json={"enforces": True, **settings})
+    assert found.json() == {"enforces": True, "thinking": "error", "containers_from": 0, "known": []} | settings
+
+
+@pytest.mark.parametrize("is_streaming", [True, False])
+async def test_thinking_comes_back_only_after_the_same_prompt(
+    client: httpx2.AsyncClient, sdk: anthropic.AsyncAnthropic, *, is_streaming: bool
+) -> None:
+    """Refused, or dropped, as the settings say. `count_tokens` follows the same rule."""
+    await enforce(client)
+    first: Any = ask("#sim words=2 thinking=3 rate=0", system="Be brief.", max_tokens=100)
+    del first["stream"]
+    if is_streaming:
+        async with sdk.messages.stream(**first) as stream:
+            message = await stream.get_final_message()
+    else:
+        message = await sdk.messages.create(**first)
+    content = [block.model_dump(exclude_none=True) for block in message.content]
+    assert [block["type"] for block in content] == ["thinking", "text"]
+    talk = [*first["messages"], {"role": "assistant", "content": content}, {"role": "user", "content": "#sim words=1"}]
+    same = first | {"messages": talk}
+    assert (await client.post("/v1/messages", json=same)).status_code == 200
+    other = same | {"system": "Be long."}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        refused = await client.post(path, json=other)
+        assert refused.status_code == 400
+        assert "bound to a different conversation" in refused.json()["error"]["message"]
+    await enforce(client, thinking="drop")
+    dropped = await client.post("/v1/messages", json=other)
+    assert "input_transformations" not in dropped.json()
+    beta = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
+    dropped = await client.post("/v1/messages", json=other, headers=beta)
+    entry = {"type": "thinking_dropped", "path": "messages.1.content.0", "reason": "prefix_binding_mismatch"}
+    assert dropped.json()["input_transformations"] == [entry]
+    started = await client.post("/v1/messages", json=other | {"stream": True}, headers=beta)
+    assert msgspec.json.encode({"input_transformations": [entry]})[1:-1].decode() in started.text
+    await client.post("/_sim/settings", json={"enforces": False})
+    assert (await client.post("/v1/messages", json=other)).status_code == 200
+
+
+async def test_a_batch_drops_thinking_after_a_change(client: httpx2.AsyncClient) -> None:
+    """Unless the request says `error`; other rules are errors of the one request."""
+    await enforce(client)
+    question = {"role": "user", "content": "#sim words=1 thinking=1 rate=0"}
+    body = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [question]}
+    content = (await client.post("/v1/messages", json=body)).json()["content"]
+    talk = [question, {"role": "assistant", "content": content}, question]
+    changed = body | {"messages": talk, "system": "Be brief."}
+    wrong = body | {"metadata": {"user_id": "ann@example.com"}}
+    requests = [{"custom_id": name, "params": params} for name, params in (("changed", changed), ("wrong", wrong))]
+    batch = (await client.post("/v1/messages/batches", json={"requests": requests})).json()
+
+    async def is_ended() -> bool:
+        return bool((await client.get(f"/v1/messages/batches/{batch['id']}")).json()["ended_at"])
+
+    await until(is_ended)
+    lines = (await client.get(f"/v1/messages/batches/{batch['id']}/results")).text.splitlines()
+    results = {one["custom_id"]: one["result"] for one in map(msgspec.json.decode, lines)}
+    assert results["changed"]["type"] == "succeeded"
+    assert "user_id" in results["wrong"]["error"]["error"]["message"]
+
+
+async def test_containers_expire_with_the_batches(client: httpx2.AsyncClient) -> None:
+    """POST /_sim/expire is the end of the day for both."""
+    await enforce(client)
+    body = ask("#sim words=2 server=code_execution rate=0") | {"stream": False}
+    name = (await client.post("/v1/messages", json=body)).json()["container"]["id"]
+    again = body | {"container": name}
+    assert (await client.post("/v1/messages", json=again)).status_code == 200
+    await client.post("/_sim/expire")
+    refused = await client.post("/v1/messages", json=again)
+    assert refused.json()["error"]["message"] == f"container: Container {name} has expired"
+    assert (await client.post("/v1/messages", json=body)).json()["container"]["id"] != name
+
+
+async def test_an_empty_account_is_a_400(client: httpx2.AsyncClient) -> None:
+    refused = await client.post("/v1/messages", json=ask("#sim words=1 fault=creditx1 rate=0"))
+    assert refused.status_code == 400
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert refused.json()["error"]["message"].startswith("Your credit balance is too low")
+    assert (await client.post("/v1/messages", json=ask("#sim words=1 fault=creditx1 rate=0"))).status_code == 200
+
+
+async def test_settings_are_checked(client: httpx2.AsyncClient) -> None:
+    wrongs: list[Any] = [{"thinking": "maybe"}, {"of_tomorrow": 1}, []]
+    for wrong in wrongs:
+        assert (await client.post("/_sim/settings", json=wrong)).status_code == 400

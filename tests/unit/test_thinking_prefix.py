@@ -308,6 +308,8 @@ LOOP = [FIRST, answer("a"), Message("user", "2"), answer("b", call("t")), result
         ([*LOOP, result("u")], 3),
         ([*LOOP, result("u"), TURNED], 3),
         (LOOP, 3),
+        ([*LOOP, result("u"), Message("user", "3")], 3),
+        ([*LOOP, Message("user", [*result("u").content, say("3")])], 3),
         ([*LOOP, Message("user", "3")], 7),
         ([FIRST], 1),
         ([], 0),
