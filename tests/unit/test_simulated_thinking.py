@@ -18,9 +18,9 @@ from tailrace.deploy.simulated_claude.thinking import (
     check_thinking,
     mark_call,
 )
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, StoredThinking
 from tailrace.proto.models import models
-from tailrace.proto.thinking_prefix import Prefix, checks_thinking, choose_kept, find_prefixes, without_thinking
+from tailrace.proto.thinking_prefix import as_stored, checks_thinking, choose_kept, find_prefixes, without_thinking
 from tests.unit.test_thinking_prefix import BEFORE, EDITS, Prompt, answer, call, result, say
 
 pytestmark = pytest.mark.rule("R140")
@@ -288,7 +288,7 @@ TURNS = st.lists(
 def test_what_the_products_rule_sends_is_not_refused(turns: list[tuple[Any, ...]]) -> None:
     """Random sessions: other prompts, tools and models; edits, tool loops, compactions, a retry without thinking."""
     history: list[Message] = []
-    known: dict[str, Prefix | None] = {}
+    known: dict[str, StoredThinking] = {}
     for number, (system, tools, thoughts, event, model, place) in enumerate(turns):
         history = changed(history, event, place)
         open_call = event == "loop" and bool(history) and history[-1].role == "user"
@@ -297,7 +297,7 @@ def test_what_the_products_rule_sends_is_not_refused(turns: list[tuple[Any, ...]
         assert refusal(sent, model=model) is None
         blocks = written(sent, model, number, thoughts, event)
         found = find_prefixes(*sent._replace(messages=[*sent.messages, Message("assistant", blocks)]))
-        known |= {one.id: one.prefix for one in found.thinking if one.message == len(sent.messages)}
+        known |= {one.id: as_stored(one) for one in found.thinking if one.message == len(sent.messages)}
         history = [*prompt.messages, Message("assistant", blocks)]
         if event == "loop":
             history.append(result(blocks[-1]["id"]))
@@ -315,7 +315,7 @@ def changed(history: list[Message], event: str, place: int) -> list[Message]:
     return history
 
 
-def as_sent(prompt: Prompt, known: dict[str, Prefix | None], model: str, *, is_net: bool) -> Prompt:
+def as_sent(prompt: Prompt, known: dict[str, StoredThinking], model: str, *, is_net: bool) -> Prompt:
     if not checks_thinking(model):
         return prompt
     kept = set() if is_net else choose_kept(prompt.messages, find_prefixes(*prompt).thinking, known)
