@@ -30,6 +30,7 @@ from tailrace.generators.half_calls import (
 from tailrace.generators.plan import tokens_left
 from tailrace.generators.repeated_answer import RepeatedAnswer, repeatable_texts
 from tailrace.proto import events
+from tailrace.proto.containers import container_of, with_container
 from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
@@ -120,16 +121,10 @@ def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list
 def send_container(call: Call, turn: Turn) -> Call:
     """Returns `call` with the id of the container in which the answer has run code so far, if it has one.
 
-    The files of that container would be missing in a new container. `container` is an id, or an object with skills.
+    The files of that container would be missing in a new container.
     """
-    reported = turn.envelope.get("delta", {}).get("container") or turn.envelope.get("message", {}).get("container")
-    match reported:
-        case {"id": str(name)}:
-            options = call.options or {}
-            given = options.get("container")
-            container = given | {"id": name} if isinstance(given, dict) else name
-            return msgspec.structs.replace(call, options=options | {"container": container})
-    return call
+    container = container_of(turn.envelope)
+    return call if container is None else msgspec.structs.replace(call, options=with_container(call.options, container))
 
 
 def can_prefill(request: Request) -> bool:

@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from tailrace.proto import blobs
+from tailrace.proto.containers import container_of
 from tailrace.proto.entries import Message, Prefix, StoredThinking
 from tailrace.proto.errors import REFUSED_REQUEST
 from tailrace.proto.events import is_tool_use
@@ -37,7 +38,7 @@ class History(NamedTuple):
     ends: list[tuple[TurnId, int]]
     """Each turn, and the number of `messages` up to and including the turn's answer."""
     left_out: dict[TurnId, list[Message]]
-    """The questions that `messages` leaves out because of refusals (PROTOCOL R112)."""
+    """The turns that `messages` leaves out because of refusals (PROTOCOL R112)."""
     thinking: list[StoredThinking]
     """The thinking blocks of the answers (PROTOCOL R140)."""
     prompts: dict[TurnId, Prefix]
@@ -54,13 +55,24 @@ def read_history(branch: Iterable[TurnRecord]) -> History:
         if turn.prefixes:
             found.prompts[turn.turn] = turn.prefixes[-1]
         if not of_turn:
-            found.left_out[turn.turn] = turn.input
+            answer = _answer(turn)
+            found.left_out[turn.turn] = turn.input if answer is None else [*turn.input, answer]
     return found
 
 
 def messages(branch: Iterable[TurnRecord]) -> list[Message]:
     """Returns only the messages of `read_history`."""
     return read_history(branch).messages
+
+
+def open_container(turn: TurnRecord) -> str | None:
+    """Returns the id of the container in which code waits for the results of the calls that it has made; None: no code.
+
+    The API requires it with these results. Source: Anthropic's page "Programmatic tool calling".
+    """
+    if turn.stop_reason != AWAITS_CLIENT or all(_caller(block) is None for block in turn.content):
+        return None
+    return container_of(turn.envelope)
 
 
 def build_context(session: SessionRecord, parent: TurnId | None, branch: list[TurnRecord]) -> Context:
@@ -77,6 +89,7 @@ def build_context(session: SessionRecord, parent: TurnId | None, branch: list[Tu
         history.left_out,
         history.thinking,
         history.prompts,
+        open_container(branch[-1]) if branch else None,
     )
 
 
@@ -249,6 +262,11 @@ def call_id(block: Block) -> str | None:
     return None
 
 
+def has_results(message: Message) -> bool:
+    """Returns whether the message has results of the client's tools."""
+    return bool(_results(message))
+
+
 def _results(message: Message) -> dict[str, Block]:
     return {str(block.get("tool_use_id")): block for block in _blocks(message) if block.get("type") == "tool_result"}
 
@@ -283,7 +301,7 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
         answer = _answer(turn)
         # Without `output_config`: a later turn may be sent without the beta that allows it.
         questions = [Message(one.role, one.content, clear_at=one.clear_at) for one in turn.input]
-        if answer is not None:
+        if answer is not None and turn.stop_reason != "refusal":
             found.append((turn, [*questions, answer]))
             refused, kept_from = 0, len(found)
         elif _is_refused(turn):

@@ -222,11 +222,13 @@ class Context(msgspec.Struct, frozen=True):
     project: str | None = None
     """The session's project: the first that its turns named."""
     left_out: dict[TurnId, list[Message]] = {}
-    """The questions that `messages` leaves out because of refusals, by turn (PROTOCOL R112)."""
+    """The messages of the turns that `messages` leaves out because of refusals (PROTOCOL R112)."""
     thinking: list[StoredThinking] = []
     """The thinking blocks of the branch, oldest first (PROTOCOL R140)."""
     prompts: dict[TurnId, Prefix] = {}
     """The prompt of the last call for each turn of the branch."""
+    container: str | None = None
+    """The container in which code of the parent's answer waits for results of the client's tools."""
 
 
 # The queries, each with the codes that it may be refused with.

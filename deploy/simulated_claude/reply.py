@@ -159,7 +159,7 @@ def json_sample(request: Request) -> str:
     """Returns JSON that fits the request's schema; empty without a schema."""
     if request.answer_format is not None:
         return sample(request.answer_format.schema)
-    return answer.INPUT if IN_THE_PROMPT in request.system_text else ""
+    return answer.INPUT if any(IN_THE_PROMPT in message.text for message in request.messages) else ""
 
 
 def forced_call(request: Request, directed: Directive) -> tuple[str, str] | None:

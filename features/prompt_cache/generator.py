@@ -19,8 +19,49 @@ from tailrace.proto.usage import estimate_tokens
 # No model caches less. Most need two to four times as much, and ignore the marks below that.
 TOKENS_MIN = 1024
 UNMARKED = ("thinking", "redacted_thinking")
+MARKS_MAX = 4
+# Fields with values of the model or of the client.
+UNREAD = ("input", "input_schema")
 
 Block = dict[str, Any]
+
+
+def limit_cache_marks(call: Call, request: Request, _turn: Turn) -> Call:
+    """Returns `call` without the oldest marks of its history, as far as the call has more than MARKS_MAX.
+
+    The marks of the new messages, the tools and the system prompt stay: the client can remove them itself.
+    """
+    counts = [count_marks(message.content) for message in call.messages]
+    surplus = sum(counts) + count_marks([call.tools, call.system, call.options]) - MARKS_MAX
+    messages = list(call.messages)
+    for number, count in enumerate(counts[: request.history]):
+        if surplus > 0 and count:
+            content = without_marks(messages[number].content)
+            messages[number] = msgspec.structs.replace(messages[number], content=content)
+            surplus -= count
+    return msgspec.structs.replace(call, messages=messages)
+
+
+def count_marks(value: Any) -> int:
+    """Returns the number of marks in a part of a call. A call's input and a tool's schema have none of the API's."""
+    match value:
+        case list():
+            return sum(map(count_marks, value))
+        case dict():
+            inner = [one for name, one in value.items() if name not in UNREAD]
+            return (value.get("cache_control") is not None) + count_marks(inner)
+    return 0
+
+
+def without_marks(value: Any) -> Any:
+    """Returns a part of a call without marks."""
+    match value:
+        case list():
+            return [without_marks(one) for one in value]
+        case dict():
+            kept = {name: one for name, one in value.items() if name != "cache_control"}
+            return {name: one if name in UNREAD else without_marks(one) for name, one in kept.items()}
+    return value
 
 
 def cache_prompt(call: Call, request: Request, _turn: Turn) -> Call:
@@ -60,16 +101,7 @@ def _mark_last(content: str | list[Block], mark: Block) -> str | list[Block]:
 
 def has_cache_marks(call: Call) -> bool:
     """Returns whether the client has set a mark."""
-    if "cache_control" in (call.options or {}):
-        return True
-    contents = [call.system, *(message.content for message in call.messages)]
-    blocks = [block for content in contents if isinstance(content, list) for block in content]
-    return any("cache_control" in block for block in [*blocks, *(call.tools or ())]) or any(
-        isinstance(inner, dict) and "cache_control" in inner
-        for block in blocks
-        if isinstance(inners := block.get("content"), list)
-        for inner in inners
-    )
+    return count_marks([call.tools, call.system, call.options, *(one.content for one in call.messages)]) > 0
 
 
 def estimate_prompt(call: Call) -> int:
@@ -78,4 +110,4 @@ def estimate_prompt(call: Call) -> int:
     return estimate_tokens(len(encoded) + sum(blob.bytes for blob in references(call)))
 
 
-FEATURE = Feature(Hooks(filters=(cache_prompt,)))
+FEATURE = Feature(Hooks(filters=(limit_cache_marks, cache_prompt)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.features.common.schema_prompt import append_to_system
+from tailrace.features.common.schema_prompt import append_to_question
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.model_event import ModelEvent, Sink, from_event
 from tailrace.proto import events
@@ -45,7 +45,7 @@ def request_forced_call(call: Call, request: Request, _turn: Turn) -> Call:
     # The tools stay: the API wants the definitions of those that were called earlier in the conversation.
     options["tool_choice"] = {"type": "none"}
     prompt = (ONE_PROMPT if len(functions) == 1 else CHOICE_PROMPT).format(names=", ".join(functions))
-    return msgspec.structs.replace(call, options=options, system=append_to_system(call.system, prompt))
+    return append_to_question(msgspec.structs.replace(call, options=options), prompt)
 
 
 def write_forced_call(sink: Sink, request: Request, _turn: Turn) -> Sink:

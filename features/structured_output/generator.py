@@ -1,7 +1,7 @@
 """Structured output: how a model is asked for JSON that fits a schema, and for a correction if it does not.
 
 If the model has structured outputs (models.json) and they can express the schema (Anthropic's docs, "Structured
-outputs"), the API enforces it; otherwise the schema goes into the system prompt. Either way the answer is checked
+outputs"), the API enforces it; otherwise the schema follows the question. Either way the answer is checked
 against the client's schema.
 """
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.proto import blobs
-from tailrace.proto.conversation import accepted_before
+from tailrace.proto.conversation import accepted_before, has_results
 from tailrace.proto.entries import Message, Prefix, StoredThinking
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
@@ -28,6 +28,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
     thinking: list[StoredThinking] = []
     """The stored thinking in `before` (PROTOCOL R140)."""
+    container: str | None = None
+    """The container in which code waits for the results in `new`."""
     previous: Prefix | None = None
     """The prompt of the turn before this one."""
     is_queued: bool = False
@@ -46,6 +48,7 @@ def position_after(context: Context, new: list[Message]) -> Position:
         model=context.model,
         system=context.system,
         thinking=[one for one in context.thinking if one.id in sent],
+        container=context.container if any(map(has_results, new)) else None,
         previous=context.prompts.get(context.parent) if context.parent is not None else None,
     )
 
@@ -62,7 +65,10 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
         if found is None or found == len(conversation):
             break
         parent, before, sent = turn, upto, found
-    up_to_parent = msgspec.structs.replace(context, parent=parent, messages=context.messages[:before])
+    container = context.container if parent == context.parent else None
+    up_to_parent = msgspec.structs.replace(
+        context, parent=parent, messages=context.messages[:before], container=container
+    )
     return position_after(up_to_parent, conversation[sent:])
 
 

@@ -11,6 +11,7 @@ from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.proto import blobs, entries, entry_encryption, odd_json
+from tailrace.proto.containers import with_container
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
@@ -294,6 +295,8 @@ def build_entry(
             # A session's prompt may have been stored before `POST /v1/sessions` checked it.
             refuse_blob_references(system)
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
+    if position.container is not None:
+        options = with_container(options, position.container)
     messages = [*position.before, *position.new]
     options, api_version = choose_version(options, messages, model, new_turn.api_version)
     if position.new[-1].role == "assistant" and not is_sent_back(position.new[-1], options):

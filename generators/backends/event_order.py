@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends.block_events import block_events
-from tailrace.generators.backends.model_event import ModelEvent, read_event
+from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import CUT
 
 # The types of content blocks whose deltas are read, with the types of the fields of their starts.
 KNOWN_BLOCKS: dict[str, dict[str, type]] = {
@@ -67,6 +68,13 @@ class EventOrder:
                     self._check(one)
                 self._check(event)
                 return end
+            case events.MessageDelta(delta) if self._open and delta.stop_reason in CUT:
+                # The API does not close a block that it has cut, such as the input of a call. Source: anthropic 2.14.0,
+                # tests/lib/streaming/fixtures/incomplete_partial_json_response.txt.
+                closing = [from_event(events.BlockStop(index)) for index in sorted(self._open)]
+                for one in (*closing, event):
+                    self._check(one)
+                return (*closing, event)
             case _:
                 self._check(event)
                 if self._early_stop is not None:

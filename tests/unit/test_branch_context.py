@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tailrace.proto import blobs
-from tailrace.proto.conversation import accepted_before, messages, read_history
+from tailrace.proto.conversation import accepted_before, messages, open_container, read_history
 from tailrace.proto.entries import Failure, Message, Outcome
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.turn_builder import KEY, completed_turn
@@ -107,6 +107,36 @@ def test_the_question_of_a_refused_turn_is_left_out(case: str) -> None:
     assert history.messages == [QUESTION, TEXT_ONLY, NEVER_MIND]
     assert [count for _, count in history.ends] == [2, 2, 3]
     assert history.left_out == {refused.turn: [NEVER_MIND]}
+
+
+@pytest.mark.rule("R112")
+def test_an_answer_that_ends_with_a_refusal_is_left_out_with_its_question() -> None:
+    """Anthropic's page "Handle streaming refusals": otherwise the model goes on refusing. A later answer stays."""
+    refused = msgspec.structs.replace(REFUSED["by the model"], content=[TEXT])
+    history = read_history([refused, turn_record("completed", TEXT)])
+    assert history.messages == [QUESTION, TEXT_ONLY]
+    # A client that sends the whole conversation sends the half answer, too.
+    assert history.left_out == {refused.turn: [NEVER_MIND, TEXT_ONLY]}
+
+
+PROGRAM = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "code_execution", "input": {}}
+BY_PROGRAM = TOOL | {"caller": {"type": "code_execution_20250825", "tool_id": "srvtoolu_1"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "stop_reason", "container"),
+    [
+        ([PROGRAM, BY_PROGRAM], "tool_use", "container_1"),
+        ([PROGRAM, TOOL], "tool_use", None),
+        ([PROGRAM, BY_PROGRAM], "max_tokens", None),
+    ],
+)
+def test_a_container_in_which_code_waits_for_results_is_named(
+    content: list[dict[str, Any]], stop_reason: str, container: str | None
+) -> None:
+    envelope = {"delta": {"container": {"id": "container_1", "expires_at": "2030-01-01T00:00:00Z"}}}
+    turn = msgspec.structs.replace(turn_record("completed", *content), stop_reason=stop_reason, envelope=envelope)
+    assert open_container(turn) == container
 
 
 @pytest.mark.rule("R112")

@@ -254,3 +254,27 @@ def test_the_usage_of_a_message_start_with_a_stop_reason_does_not_replace_a_late
 def test_unreadable_content_of_a_message_start_breaks_the_answer(content: object) -> None:
     with pytest.raises(BackendError):
         check(EventOrder(), {"type": "message_start", "message": {"id": "msg_1", "content": content}})
+
+
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "model_context_window_exceeded"])
+def test_a_block_that_the_limit_leaves_open_is_closed_before_the_end(stop_reason: str) -> None:
+    """As the SDK shows it: its fixture incomplete_partial_json_response.txt has no stop of the call's block."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    answer: list[dict[str, Any]] = [
+        *BEGUN[:4],
+        {"type": "content_block_start", "index": 1, "content_block": call},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"a'}},
+        {"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    ]
+    order = EventOrder()
+    read = [event for fields in answer if (event := read_event(msgspec.json.encode(fields))) is not None]
+    stored = [one for event in read[:-1] for one in order.accept(event)]
+    order.accept(read[-1])
+    assert [one.kind for one in stored[-2:]] == ["content_block_stop", "message_delta"]
+    log = Handwritten()
+    log.store_request()
+    log.store_attempt()
+    for one in stored:
+        log.store(Event(prev=log.chain.last, attempt=1, event=one.raw))
+    assert contents(log.turn.blocks, stop_reason)[1] == call | {"partial_json": '{"a'}

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.features.prompt_cache.generator import add_cache_marks, cache_prompt
+from tailrace.features.prompt_cache.generator import add_cache_marks, cache_prompt, count_marks, limit_cache_marks
 from tailrace.generators.backends import Call
 from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.proto.entries import CacheFor, Message, Mode
@@ -117,3 +117,35 @@ def test_a_continuation_has_the_marks_of_the_first_call(model: str, mode: Mode) 
     assert second.messages[: len(TURNS)] == first.messages
     assert (second.system, second.tools) == (first.system, first.tools)
     assert msgspec.json.encode(second.messages).count(b"cache_control") == 2
+
+
+def marked(name: str) -> Message:
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [text("r", **FIVE)]}
+    return Message("user", [text(name, **FIVE)] if name != "r" else [result])
+
+
+ANSWER = Message("assistant", [{"type": "tool_use", "id": "t", "name": "n", "input": FIVE}])
+
+
+@pytest.mark.parametrize(
+    ("history", "new", "more", "kept"),
+    [
+        ("abcd", "", {}, "abcd"),
+        ("abcdef", "g", {}, "defg"),
+        ("arcdef", "", {}, "cdef"),
+        ("rbcd", "e", {}, "bcde"),
+        ("abcd", "e", {"system": [text("S", **FIVE)]}, "cde"),
+        ("abcd", "e", {"tools": [TOOLS[0] | FIVE], "options": FIVE}, "de"),
+        # The client can remove them itself: the API refuses five.
+        ("ab", "cdefg", {}, "cdefg"),
+    ],
+)
+def test_a_history_gives_up_its_oldest_marks(history: str, new: str, more: dict[str, Any], kept: str) -> None:
+    messages = [one for name in history for one in (marked(name), ANSWER)]
+    asked = request(messages=[*messages, *map(marked, new)], history=len(messages), **more)
+    made = build_call(asked, [limit_cache_marks])
+    users = [one for one in made.messages if one.role == "user"]
+    found = "".join(name for name, one in zip(history + new, users, strict=True) if count_marks(one.content))
+    assert found == kept
+    assert (made.system, made.tools, made.options) == (asked.system, asked.tools, asked.options)
+    assert [one for one in made.messages if one.role == "assistant"] == [ANSWER] * len(history)

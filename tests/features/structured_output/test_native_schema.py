@@ -10,6 +10,7 @@ from tailrace.features.structured_output.generator import request_schema
 from tailrace.features.structured_output.native_schema import to_native
 from tailrace.features.structured_output.schema_size import SCHEMA_BYTES_MAX, require_small_schema
 from tailrace.generators.continuation import build_call
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.schema import schema_of, with_schema
 from tests.harness.turn_builder import request
@@ -93,16 +94,31 @@ def test_a_model_with_structured_outputs_gets_the_schema_as_an_option() -> None:
     assert call.system == "Be brief."
 
 
-@pytest.mark.parametrize("system", [None, "Be brief.", [{"type": "text", "text": "Be brief."}]])
-def test_another_model_gets_the_schema_in_its_prompt(system: Any) -> None:
-    """Its system prompt and other options stay."""
+SAID = {"type": "text", "text": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("last", "before"),
+    [
+        (Message("user", "Why?"), [SAID]),
+        (Message("user", [SAID]), [SAID]),
+        (Message("system", "Hurry."), []),
+    ],
+)
+def test_another_model_gets_the_schema_after_the_question(last: Message, before: list[dict[str, Any]]) -> None:
+    """Its system prompt and other options stay: the thinking of earlier answers is bound to the system prompt."""
     options = with_schema({"output_config": {"effort": "low"}}, OPEN)
-    call = build_call(request(model="claude-fable-5-2", options=options, system=system), [request_schema])
-    assert call.options == {"output_config": {"effort": "low"}}
-    prompt = str(call.system)
+    messages = [Message("user", "Hi."), last]
+    asked = request(model="claude-fable-5-2", options=options, system="Be brief.", messages=messages)
+    call = build_call(asked, [request_schema])
+    assert (call.options, call.system) == ({"output_config": {"effort": "low"}}, "Be brief.")
+    assert asked.messages == messages
+    assert call.messages[0] == messages[0]
+    content = call.messages[-1].content
+    prompt = content if isinstance(content, str) else content[-1]["text"]
     assert "JSON Schema" in prompt
     assert '"required":["n"]' in prompt
-    assert ("Be brief." in prompt) == (system is not None)
+    assert before == ([] if isinstance(content, str) else content[:-1])
 
 
 def test_the_beta_output_format_is_passed_on_unchanged() -> None:
@@ -125,9 +141,8 @@ def test_move_schema_to_prompt_moves_it_for_any_model(options: dict[str, Any]) -
     assert schema_of(call.options) is None
     config = {"output_config": {"effort": "low"}} if "output_config" in options else {}
     assert call.options == {"thinking": {"type": "adaptive"}} | config
-    assert isinstance(call.system, str)
-    assert call.system.startswith("Be brief.\n\n")
-    assert '"required":["n"]' in call.system
+    assert call.system == "Be brief."
+    assert '"required":["n"]' in call.messages[-1].content[-1]["text"]  # type: ignore[index]
     assert move_schema_to_prompt(call) == call
 
 
