@@ -234,8 +234,6 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the attempt keeps the answer so far (PROTOCOL R19)."""
     misfit: str | None = None
     """Why the complete answer before this attempt did not match its schema (PROTOCOL R60)."""
-    is_hedge: bool = False
-    """A version before 0.1 made this call in parallel with the previous attempt's call (PROTOCOL R51)."""
     traceparent: str | None = None
     """The span of the attempt. Null: no traces are exported."""
     cause: str | None = None

@@ -66,7 +66,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     attempt_traceparent: str | None = None
     """The span of the last attempt, if it was traced."""
     fruitless: int = 0
-    """How many of the last attempts in a row stored nothing new. Hedges and handed-over attempts do not count."""
+    """How many of the last attempts in a row stored nothing new. Handed-over attempts do not count."""
     furthest: int = 0
     """The length of the longest answer so far, as AnswerLength counts it. Restarted answers count, too."""
     discarded_calls: int = 0
@@ -365,8 +365,8 @@ class Folding:
                     self.fruitless = max(self.fruitless - 1, 0)
             case Request() as request:
                 self.changes |= {"request": request, "asked_at": stored.at}
-            case Attempt(backend=backend, mode=mode, misfit=misfit, is_hedge=is_hedge) as attempt:
-                self.fruitless += not is_hedge
+            case Attempt(backend=backend, mode=mode, misfit=misfit) as attempt:
+                self.fruitless += 1
                 if attempt.cause is not None and attempt.cause != events.PAUSE:
                     self.causes = (*self.causes, attempt.cause)
                 self.changes |= {"backend": backend, "mode": mode, "attempt_traceparent": attempt.traceparent}

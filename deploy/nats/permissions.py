@@ -76,8 +76,6 @@ READ_TURNS = (f"{API}.DIRECT.GET.{STREAM}", f"{API}.STREAM.MSG.GET.{STREAM}")
 READ_BLOBS = (f"{API}.DIRECT.GET.{BODIES}.>", f"{API}.STREAM.MSG.GET.{BODIES}")
 READ_CLAIMS = f"{API}.STREAM.MSG.GET.{CLAIMS_STREAM}"
 PURGE_TURNS = f"{API}.STREAM.PURGE.{STREAM}"
-# Generators of versions before 0.1 ask each other for a second call here. Allowed while such generators are replaced.
-HEDGES = ("hedges", "hedges.*")
 COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{API}.STREAM.MSG.DELETE.{SLOTS}")
 GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH, CANCEL_TURN)))
 PERSISTENCE_QUERIES = tuple(
@@ -197,7 +195,6 @@ RIGHTS: Mapping[str, Rights] = {
             EVERY_END,
             EVERY_EVENT_BLOB,
             *COUNT,
-            *HEDGES,
             *READ_CONFIG,
             *READ_TURNS,
             *READ_BLOBS,
@@ -207,7 +204,6 @@ RIGHTS: Mapping[str, Rights] = {
         subscribe=(
             f"{inbox_prefix(GENERATORS)}.>",
             EVERY_LIVE,
-            *HEDGES,
         ),
         serves=(health(GENERATORS), *GENERATOR_QUERIES, DISCOVERY),
         can_reply=True,

@@ -40,13 +40,11 @@ class AttemptStep(msgspec.Struct, kw_only=True):
     """The backend that it called."""
     mode: Mode
     """Whether the answer was begun, continued or restarted."""
-    is_hedge: bool
-    """Whether it was a second call beside a slow one."""
     cause: str | None = None
     """Why it follows the attempt before it: the code of the error that ended that one; `pause_turn`: the model paused;
-    `schema`: the answer did not fit its schema; `hedge`: no token in time; `handover`: its generator was stopped;
-    `takeover`: its generator gave no reason, for example if it was killed; `redelivery`: the same generator was
-    interrupted. Null for the first attempt."""
+    `schema`: the answer did not fit its schema; `handover`: its generator was stopped; `takeover`: its generator gave
+    no reason, for example if it was killed; `redelivery`: the same generator was interrupted. Null for the first
+    attempt."""
     reason: str | None = None
     """With the mode `restart`: why the answer so far could not be continued: `on_interrupt`, `schema`, or the type of a
     content block. Null if `cause` says all."""
@@ -327,7 +325,6 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
                     generator=attempt.generator,
                     backend=attempt.backend,
                     mode=attempt.mode,
-                    is_hedge=attempt.is_hedge,
                     cause=None if before is None else _find_cause(attempt, before),
                     reason=attempt.reason,
                 )
@@ -354,8 +351,6 @@ def _add(found: Timeline, stored: StoredEntry) -> int:
 
 def _find_cause(attempt: Attempt, before: AttemptStep) -> str:
     """Returns why `attempt` follows the attempt `before`; see AttemptStep.cause."""
-    if attempt.is_hedge:
-        return "hedge"
     if attempt.cause is not None:
         return attempt.cause
     if attempt.misfit is not None:
@@ -412,8 +407,6 @@ def _describe_attempt(one: AttemptStep, before: AttemptStep | None) -> str:
     if before is None:
         return f"Claimed. {who}"
     match one.cause:
-        case "hedge":
-            why = f"Hedge: {before.generator} had no token in time"
         case "handover":
             why = f"Handover: {before.generator} was stopped"
         case "takeover":

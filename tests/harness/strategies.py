@@ -107,7 +107,7 @@ def next_entries(draw: st.DrawFn, chain: Chain) -> Entry:
     """An entry that is valid after `chain`, which has a request and no end."""
     kind = draw(st.sampled_from(["event"] * 8 + ["attempt", "unknown"]))
     if kind == "attempt":
-        return msgspec.structs.replace(attempt(chain, draw(MODES)), is_hedge=draw(st.booleans()))
+        return attempt(chain, draw(MODES))
     if kind == "unknown":
         return Unknown(prev=chain.last, attempt=chain.attempt)
     return event(chain, draw(anthropic_events()), is_hidden=draw(st.booleans()))
@@ -226,7 +226,6 @@ def any_entries(draw: st.DrawFn) -> tuple[str, Entry]:
             generator=TEXTS,
             backend=TEXTS,
             mode=MODES,
-            is_hedge=st.booleans(),
         ),
         "event": st.builds(
             entries.Event,

@@ -75,7 +75,6 @@ DENIED: dict[str, list[str]] = {
         *consumer(GENERATORS),
         "$KV.CLAIMS.deleted.t.x",
         "$JS.API.STREAM.PURGE.BODIES",
-        "hedges",
     ],
     GENERATORS: [
         *DENIED_TO_ALL,
@@ -215,7 +214,7 @@ async def forge(connection: Connection, stores: str, targets: Sequence[str]) -> 
     async def reply(message: Msg) -> None:
         await message.respond(order)
 
-    own = ("hedges", "readers.local.x")
+    own = ("readers.local.x",)
     for subject in own:
         await connection.subscribe(subject, reply)
     for payload in (order, b""):

@@ -1,7 +1,7 @@
 """Upgrades: entries and databases of older versions are read, streamed, recorded and continued as those versions would.
 
-Each recording was made by an earlier version (`python -m tests.upgrade.record`) and is never changed. `0003_hedges` has
-only turns with a hedge, a second call beside a late one, which later versions read but do not make.
+Each recording was made by an earlier version (`python -m tests.upgrade.record`) and is never changed. `0003` left with
+hedged calls: logs keep an entry for a day.
 """
 
 import os
@@ -19,12 +19,11 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.persistence import DATABASES
 from tailrace.features.search.reader import SearchReader
 from tailrace.features.search.words import hash_words
-from tailrace.generators.plan import Acknowledge, MakeAttempt, plan
 from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto import entries, subjects
-from tailrace.proto.entries import Attempt, Event
+from tailrace.proto.entries import Event
 from tailrace.proto.errors import StoreUnwritable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
@@ -43,20 +42,20 @@ from tests.integration.conftest import Gateway, NewGateway
 from tests.upgrade import recording, roll
 
 OURS = Tenant("local")
-# The recordings with turns of each kind and a batch, with hedges, and with a full text index.
-BATCHES, HEDGES, SEARCH = "0002_batches", "0003_hedges", "0004_search"
+# The recordings with turns of each kind and a batch, and with a full text index.
+BATCHES, SEARCH = "0002_batches", "0004_search"
 # Streams that were changed on purpose since that version.
 CITED = {"openai-chat", "openai-chat-usage", "openai-responses"}
 # New fields and events: `index` of a block and citations in `tailrace`, `warnings` in the dialects of tutorials.
 WITH_MORE = {"thinking": {"tailrace"}, "tool": {"delta", "content"}, "cited": {"tailrace", "delta", "content", *CITED}}
 CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", BATCHES) for turn, found in WITH_MORE.items()}
 # Have an event each 0.25 s: the entries of the recording are stored faster than the model once sent them.
-CHANGED_STREAMS |= {(name, "taken_over"): {"state", "job"} for name in (HEDGES, SEARCH)}
+CHANGED_STREAMS[SEARCH, "taken_over"] = {"state", "job"}
 # A cancel is an `invalid_request_error`, as in the table of errors: it was an `api_error`.
-CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic"} for name in ("0001_first", BATCHES, HEDGES, SEARCH)}
+CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic"} for name in ("0001_first", BATCHES, SEARCH)}
 # Its events have the progress as a number, and unnamed ones the whole state.
 # The metadata of `ui` have the stop reason.
-CHANGED_DIALECTS = {name: {"job", "ui"} for name in ("0001_first", BATCHES, HEDGES)}
+CHANGED_DIALECTS = {name: {"job", "ui"} for name in ("0001_first", BATCHES)}
 # The dialect `delta` had other words for errors, and no code.
 ERROR_WORD = re.compile(rb'(?<="type":"error",)"error":"\w+",("code":"\w+",)?')
 TIME_FIELD = re.compile(rb'"(created|created_at|completed_at|asked_at|ended_at)":("[^"]*"|[0-9.]+)')
@@ -131,21 +130,6 @@ def test_recorded_entries_have_the_same_bytes_and_records(name: str) -> None:
     for one in recorded.entries:
         _, kind = subjects.parse(one.subject)
         assert entries.encode(entries.decode(kind, one.payload.encode())) == one.payload.encode()
-
-
-@pytest.mark.rule("R51")
-def test_a_recorded_hedge_is_an_attempt_that_does_not_count() -> None:
-    """The plan for the turn as it was after each of its first entries, with at most two attempts that bring nothing."""
-    recorded = recording.read(HEDGES)
-    hedged, taken_over = (recorded.log(recorded.of(name).turn) for name in ("hedged", "taken_over"))
-    plans = [plan(fold(hedged[:count]), attempts_max=2) for count in (1, 2, 3, 4, len(hedged))]
-    attempts = [MakeAttempt(1, "fresh"), MakeAttempt(2, "fresh"), MakeAttempt(3, "fresh"), MakeAttempt(3, "continue")]
-    assert plans == [*attempts, Acknowledge()]
-    assert [one.entry.is_hedge for one in hedged if isinstance(one.entry, Attempt)] == [False, True]
-    (third,) = (index for index, one in enumerate(taken_over) if getattr(one.entry, "mode", "") == "continue")
-    begun, whole = fold(taken_over[:third]), fold(taken_over)
-    assert plan(begun, attempts_max=1) == MakeAttempt(3, "continue")
-    assert (begun.attempt, begun.fruitless, whole.attempt, whole.fruitless) == (2, 0, 3, 0)
 
 
 @pytest.mark.rule("F29")
@@ -227,8 +211,7 @@ async def test_a_turn_that_an_older_version_had_begun_is_completed(
     was = recorded.of("taken_over")
     events = [one.seq for one in recorded.entries if was.turn in one.subject and one.subject.endswith("event")]
     await recorded.store(own_connection, upto=events[4])
-    # The call for the turn of HEDGES stalls, as did that of its late attempt.
-    async with running_generator(own_server.url, own_claude, stall_timeout_s=1):
+    async with running_generator(own_server.url, own_claude):
         turn = await wait_for_end(own_log, TurnKey(OURS, TurnId(was.turn)))
     assert (turn.outcome, turn.text, turn.skipped) == ("completed", was.record["text"], 0)
 

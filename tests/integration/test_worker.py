@@ -13,7 +13,6 @@ from signal import SIGKILL
 from typing import Any, NamedTuple, cast
 
 import pytest
-from nats.aio.msg import Msg
 
 from tailrace.deploy.local.ports import find_free
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
@@ -26,16 +25,15 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Attempt, Entry, Event
-from tailrace.proto.errors import EntryTooLarge, FenceLost, LogUnavailable
+from tailrace.proto.errors import EntryTooLarge, FenceLost
 from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Connection, Deliveries, Delivery, TurnLog
+from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import Mark, consumer_backlog
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
 from tests.harness.own_system import OwnSystem
-from tests.harness.processes import as_user
 from tests.harness.until import until, until_equal
 
 PREFILLED = "claude-sonnet-4-5"
@@ -49,28 +47,6 @@ async def test_a_generator_without_features_answers_and_continues_a_broken_answe
     async with own.running_generator(features=()):
         turn = await own.answer("words=9 rate=0 fault=cut@4x1")
     assert (turn.text, turn.outcome, turn.attempt) == (words(9), "completed", 2)
-
-
-@pytest.mark.rule("R51")
-async def test_a_request_of_an_older_generator_for_a_hedge_has_no_response(own: OwnSystem) -> None:
-    """The server says so at once, and the older generator waits for its own call. It also may still listen there."""
-    older = await Connection.open(as_user(own.server.url, GENERATORS), "test")
-    requests = list[Msg]()
-
-    async def receive(request: Msg) -> None:
-        requests.append(request)
-
-    try:
-        async with own.running_generator():
-            with pytest.raises(LogUnavailable, match="NoRespondersError"):
-                await older.request("hedges", b"older", timeout_s=5)
-            await older.subscribe("hedges", receive)
-            turn = await own.answer("words=3 rate=0 wait=0.5")
-            await older.publish("hedges", b"older")
-            await until(lambda: requests)
-    finally:
-        await older.close()
-    assert (turn.text, turn.outcome, [one.data for one in requests]) == (words(3), "completed", [b"older"])
 
 
 @pytest.mark.rule("R17")

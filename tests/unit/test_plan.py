@@ -33,7 +33,7 @@ from tailrace.generators.plan import (
 )
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Batch, Event, Failure, Message, Mode, OnInterrupt, OnPause
+from tailrace.proto.entries import Batch, Event, Message, Mode, OnInterrupt, OnPause
 from tailrace.proto.events import (
     BlockDelta,
     BlockStart,
@@ -602,18 +602,3 @@ def test_a_batch_itself_is_left_to_a_generator_with_batches() -> None:
     batch = Handwritten()
     batch.store_request(batch=Batch("sha256", 10, 1, parallel=1), messages=[])
     assert plan(batch.turn, 5) == Leave()
-
-
-@pytest.mark.rule("R51")
-def test_a_stored_hedge_is_the_next_attempt_and_does_not_count() -> None:
-    """A turn with a late first token gets as many attempts as any other."""
-    log = log_with([])
-    log.store(msgspec.structs.replace(attempt(log.chain), is_hedge=True))
-    log.store_events(START, *block_start("text"))
-    assert plan(log.turn, 2) == MakeAttempt(3, "continue")
-    late = log_with([])
-    late.store(msgspec.structs.replace(attempt(late.chain), is_hedge=True))
-    assert late.turn.fruitless == 1
-    late.store_attempt()
-    reason = "the answer broke off: 2 attempts in a row brought nothing new, the most allowed"
-    assert plan(late.turn, 2) == Fail(Failure("attempts_exhausted", reason))

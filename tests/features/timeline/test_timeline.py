@@ -171,10 +171,6 @@ def test_a_wait_for_the_model_is_a_step_with_its_reason() -> None:
         ),
         (False, "continue", {"cause": "pause_turn"}, "pause_turn", "The model paused (pause_turn). Attempt 2 by "),
         (
-            *(False, "fresh", {"generator": "generator-2", "is_hedge": True}, "hedge"),
-            "Hedge: generator-1 had no token in time. Attempt 2 by generator-2, claude, begins the answer",
-        ),
-        (
             *(False, "restart", {"misfit": "secret: not a number"}, "schema"),
             "Correction: the answer does not fit its schema. Attempt 2 by generator-1, claude, restarts the answer",
         ),
