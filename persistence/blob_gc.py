@@ -56,7 +56,7 @@ class BlobCollector:
 
         Raises LogUnavailable, StoreError, or Refused when the database cannot catch up; `run` finishes the rest.
         """
-        # Without the lock, because it takes a connection to PostgreSQL. A row stays until its blob is purged.
+        # Without the lock, because it takes a connection to a server. A row stays until its blob is purged.
         if not await self._store.released_blobs(tenant):
             return 0
         # One collection a tenant: a second one could forget a blob that the first one has just found released again.

@@ -35,7 +35,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "session_counts": ("tenant", "project"),
 }
 
-# So many letters at the begin of a URL's scheme are typed right.
+# A URL whose scheme has these first letters of a driver's scheme is a mistyped one.
 SCHEME_BEGIN = 5
 
 
@@ -129,8 +129,8 @@ class Databases:
         each = ((scheme, driver) for driver in drivers for scheme in driver.schemes)
         self._drivers = join_distinct(each, "URL scheme")
         begins = "|".join(re.escape(scheme[:SCHEME_BEGIN]) for scheme in self._drivers) or "(?!)"
-        # URLs, also mistyped ones: `mysql://host`, `postgres:/host`, `"postgresql:host`, `postgresql//host`. `a:b.db`
-        # and `postgresql/a.db` are files.
+        # URLs, also mistyped ones: `other://host`, and with a driver's scheme `known:/host`, `"known:host`,
+        # `known//host`. `a:b.db` and `known/a.db` are files.
         self._url = re.compile(rf"""([a-z][a-z0-9+.-]+):(/+)|[\s"']*(?:{begins})[a-z]*(?:\s*[:;]|//)""", re.IGNORECASE)
 
     async def open(self, where: Path | str, *, busy_timeout_s: float) -> Database:

@@ -148,7 +148,7 @@ class Store:
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
         """Holds the lock `name` while the block runs, see Database.lock."""
-        # On PostgreSQL each holder has a connection of its own. A task that waits for another task of this process has
+        # On a server each holder has a connection of its own. A task that waits for another task of this process has
         # none: otherwise one tenant's deletions would take all connections of the server.
         held = self._locks.setdefault(name, asyncio.Lock())
         async with held, self.database.lock(name):

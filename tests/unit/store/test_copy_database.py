@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.copy_database import TableHasher, copy_database
+from tailrace.features.postgresql.database import SESSION_SETTINGS
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreRefused
 from tailrace.proto.ids import Seq
@@ -46,7 +47,7 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
     file_store: Store, postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends other transactions that are idle for as long."""
-    monkeypatch.setattr("tailrace.features.postgresql.database.FROZEN_S_MAX", 1)
+    monkeypatch.setitem(SESSION_SETTINGS, "idle_in_transaction_session_timeout", "1s")
     await file_store.record([running_row("turn-1")])
     read = file_store.database.read
     late_s = iter([1.2])
