@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from tailrace.deploy.cli.copy_database import TableHasher, copy_database
-from tailrace.features.postgresql.database import SESSION_SETTINGS
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import StoreRefused
 from tailrace.proto.ids import Seq
@@ -47,7 +46,8 @@ async def test_a_source_that_is_slow_to_read_is_copied_to_postgresql(
     file_store: Store, postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends other transactions that are idle for as long."""
-    monkeypatch.setitem(SESSION_SETTINGS, "idle_in_transaction_session_timeout", "1s")
+    limits = {"idle_in_transaction_session_timeout": "1s"}
+    monkeypatch.setattr("tailrace.features.postgresql.database.SESSION_SETTINGS", limits)
     await file_store.record([running_row("turn-1")])
     read = file_store.database.read
     late_s = iter([1.2])
