@@ -21,7 +21,6 @@ from tailrace.gateway.clients.registry import Dialects, with_core
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
-from tailrace.gateway.http.refusal_events import RefusalEvents
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.http.traced_route import TracedApp
 from tailrace.gateway.resources import (
@@ -77,6 +76,8 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
     def serve(route: Route) -> routing.Route:
         endpoint = bind(route.endpoint, services)
         serving: ASGIApp = GuardedEndpoint(route, endpoint, gateway.authenticator, gateway.bodies)
+        for feature in listed:
+            serving = feature.shield(route, serving)
         # A monitor polls these paths: each poll would be a trace.
         if tracing.is_on() and route.path not in health.PATHS:
             serving = TracedApp(serving, route.path)
@@ -86,7 +87,7 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
         # A path without parameters comes before those that match it: `/v1/sessions/stats` is no session.
         routes=[serve(route) for route in sorted(routes, key=lambda route: "{" in route.path)],
         middleware=[
-            *_build_outermost_middleware(gateway, features, routes),
+            *_build_outermost_middleware(gateway, features),
             Middleware(AdmissionQueue, urgent=urgent_paths),
             # The last handler of Starlette stands outside of CORS.
             Middleware(ExceptionMiddleware, handlers={Exception: error_responses.handle_unexpected_error}),
@@ -94,25 +95,32 @@ def app(gateway: Gateway, features: Started = ()) -> Starlette:
         exception_handlers={
             Refused: error_responses.handle_refusal,
             LogError: error_responses.handle_refusal,
-            HTTPException: error_responses.handle_http_error,
+            HTTPException: partial(error_responses.handle_http_error, advisers=[one.advise for one in listed]),
             Exception: error_responses.handle_unexpected_error,
         },
     )
     # A redirect would repeat the body to an address that is made from the Host header.
     starlette.router.redirect_slashes = False
-    return starlette
+    return _with_refusal_events(starlette, routes)
 
 
 def overflow_app(gateway: Gateway, features: Started = ()) -> Starlette:
     """Returns the application for connections above the limit, which rejects every request."""
-    middleware = _build_outermost_middleware(gateway, features, routes_of([feature for feature, _ in features]))
-    return Starlette(routes=[routing.Mount("", refuse_connection)], middleware=middleware)
+    starlette = Starlette(
+        routes=[routing.Mount("", refuse_connection)], middleware=_build_outermost_middleware(gateway, features)
+    )
+    return _with_refusal_events(starlette, routes_of([feature for feature, _ in features]))
 
 
-def _build_outermost_middleware(gateway: Gateway, features: Started, routes: Sequence[Route]) -> list[Middleware]:
+def _with_refusal_events(starlette: Starlette, routes: Sequence[Route]) -> Starlette:
+    """Returns the application, whose error responses find there how clients of these routes read a refusal."""
+    starlette.state.refusal_renderers = {one.path: one.render_refusal for one in routes if one.render_refusal}
+    return starlette
+
+
+def _build_outermost_middleware(gateway: Gateway, features: Started) -> list[Middleware]:
     """Returns the outermost middleware. CORS lets an EventSource of another origin read why it is rejected."""
     return [
-        Middleware(RefusalEvents, renderers={one.path: one.render_refusal for one in routes if one.render_refusal}),
         Middleware(HostMiddleware, hosts=AllowedHosts(gateway.settings), authenticator=gateway.authenticator),
         *cors_middleware(parse_origins(gateway.settings.origins)),
         *(one for _, parts in features for one in parts.middleware),

@@ -5,6 +5,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.admission import Limiter
 from tailrace.gateway.auth.authenticate import Verifier
@@ -62,6 +64,11 @@ class Feature(NamedTuple, Generic[S]):
     """They can be requested by name (`?dialect=`) like those of the core."""
     wrap: Callable[[Route], Route] = lambda route: route
     """Returns a route with this feature's parameters and wrapper of the endpoint; other routes unchanged."""
+    shield: Callable[[Route, ASGIApp], ASGIApp] = lambda _, app: app
+    """Returns the ASGI application of a route with what this feature answers before the authentication; that of other
+    routes unchanged."""
+    advise: Callable[[Request], str | None] = lambda _: None
+    """Returns the message of the 404 for a request without a route, if this feature knows what its client wants."""
     urgent_paths: frozenset[str] = frozenset()
     """Requests to these paths are answered before those that wait for admission."""
 

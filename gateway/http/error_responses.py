@@ -1,7 +1,7 @@
 """Error responses: one JSON envelope for all client protocols, without tracebacks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from tailrace.gateway import metrics
-from tailrace.gateway.http.absent_routes import advice_for
+from tailrace.gateway.http import refusal_events, sse
 from tailrace.gateway.http.media_type import JSON
 from tailrace.gateway.http.retry_later import RetryLater, is_resuming_reader
 from tailrace.proto.errors import CODES, LogError, Refused
@@ -56,6 +56,22 @@ class Envelope(msgspec.Struct, frozen=True):
     """The type of this body in Anthropic's API."""
 
 
+class ErrorResponse(Response):
+    """An error in the envelope, or as the events that the request's client reads (refusal_events.py)."""
+
+    def __init__(self, problem: Problem, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(msgspec.json.encode(Envelope(problem)), status, headers, JSON)
+        self._problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (render := refusal_events.renderer_of(scope)) is not None:
+            retry_after = self.headers.get("retry-after")
+            problem = self._problem
+            self.body = render(problem.code, problem.message, None if retry_after is None else int(retry_after))
+            self.headers.update({"content-type": sse.MEDIA_TYPE, "content-length": str(len(self.body))})
+        await super().__call__(scope, receive, send)
+
+
 def response(
     code: str,
     message: str,
@@ -86,7 +102,7 @@ def response(
     if row.status == 401:
         extra["www-authenticate"] = "Bearer"
     problem = Problem(message, row.type, code, param, details or msgspec.UNSET)
-    return Response(msgspec.json.encode(Envelope(problem)), row.status, extra, JSON)
+    return ErrorResponse(problem, row.status, extra)
 
 
 def render_error(error: Refused | LogError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
@@ -111,12 +127,14 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     return render_error(error, request.scope)
 
 
-async def handle_http_error(request: Request, error: Exception) -> Response:
-    """Returns the response for an error of Starlette's router, such as an unknown path."""
+async def handle_http_error(
+    request: Request, error: Exception, *, advisers: Iterable[Callable[[Request], str | None]]
+) -> Response:
+    """Returns the response for an error of Starlette's router, such as an unknown path; see Feature.advise."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code, message = BY_STATUS.get(error.status_code, ("request_invalid", "the request cannot be answered"))
-    if error.status_code in BY_STATUS and (advice := advice_for(request.url.path)) is not None:
-        return response("route_not_found", f"this route does not exist here: {advice}")
+    if error.status_code in BY_STATUS and (advice := next(filter(None, (ask(request) for ask in advisers)), None)):
+        return response("route_not_found", advice)
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = allowed = _allowed_methods(request)

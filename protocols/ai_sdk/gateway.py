@@ -34,6 +34,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.protocols.ai_sdk.absent_routes import advise
 from tailrace.protocols.ai_sdk.history import newest_branch
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
@@ -257,4 +258,4 @@ ROUTES = [
     Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),
 ]
 
-FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,))
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,), advise=advise)

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
-from tailrace.gateway.http.absent_routes import NO_AGENTS
+from tailrace.gateway.http.route import Route
+from tailrace.protocols.common.absent_routes import NO_AGENTS
 
 PATH = "/v1/sessions"
 BETA = "managed-agents-"
@@ -19,18 +20,24 @@ MESSAGE = (
 
 
 class ManagedAgentsAdvice:
-    """ASGI middleware that answers such requests with 404 and advice."""
+    """The ASGI application of a route that answers such requests with 404 and advice, without authentication."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PATH) and _has_beta(Headers(scope=scope)):
+        if is_for_agents(scope):
             await error_responses.response("route_not_found", MESSAGE)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _has_beta(headers: Headers) -> bool:
-    names = ",".join(headers.getlist("anthropic-beta")).split(",")
-    return any(name.strip().startswith(BETA) for name in names)
+def is_for_agents(scope: Scope) -> bool:
+    """Returns whether a request is one of Managed Agents on a path of sessions."""
+    names = ",".join(Headers(scope=scope).getlist("anthropic-beta")).split(",")
+    return scope["path"].startswith(PATH) and any(name.strip().startswith(BETA) for name in names)
+
+
+def shield(route: Route, app: ASGIApp) -> ASGIApp:
+    """See Feature.shield."""
+    return ManagedAgentsAdvice(app) if route.path.startswith(PATH) else app

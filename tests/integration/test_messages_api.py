@@ -226,3 +226,20 @@ async def test_managed_agents_get_advice_on_the_paths_of_sessions(shared_gateway
             assert refused.value.type == "not_found_error"
     # Without the header, they are Tailrace's.
     assert (await shared_gateway.client.post("/v1/sessions", json={})).status_code != 404
+
+
+@on_shared_loop
+async def test_managed_agents_get_advice_without_a_key_of_this_server(shared_gateway: Gateway) -> None:
+    """An Anthropic key is none: a 401 would hide why the SDK cannot be used. With a wrong method, there is no route."""
+    headers = {"anthropic-beta": "managed-agents-2026-04-01", "authorization": "Bearer sk-ant-none"}
+    for method, path in (
+        ("GET", "/v1/sessions"),
+        ("GET", "/v1/sessions/a"),
+        ("PUT", "/v1/sessions"),
+        ("GET", "/v1/sessions/a/x"),
+    ):
+        answer = await shared_gateway.client.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found"), path
+        assert "in your own program" in answer.json()["error"]["message"]
+    del headers["anthropic-beta"]
+    assert (await shared_gateway.client.get("/v1/sessions", headers=headers)).status_code == 401

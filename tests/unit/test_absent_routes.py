@@ -6,10 +6,16 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 import pytest
+from starlette.requests import Request
 from starlette.routing import Match, Route
 
-from tailrace.features.gateway import ROUTES
-from tailrace.gateway.http.absent_routes import advice_for
+from tailrace.features.gateway import FEATURES, ROUTES
+
+
+def advice_for(path: str) -> str | None:
+    """Returns the first advice of a protocol for a request without further headers."""
+    request = Request({"type": "http", "path": path, "headers": []})
+    return next(filter(None, (feature.advise(request) for feature in FEATURES)), None)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def has_route(method: str, path: str) -> bool:
 
 
 def test_each_path_of_anthropics_sdk_has_a_route_or_advice() -> None:
-    """A path of Managed Agents under /v1/sessions is recognised by its beta header (ManagedAgentsAdvice)."""
+    """A path of Managed Agents under /v1/sessions is recognised by its beta header (managed_agents.py)."""
     assert len(SDK_CALLS) > 150
     assert {path for _, path in SDK_CALLS} >= {"/v1/messages", "/v1/messages/batches/{message_batch_id}"}
     absent = [
