@@ -132,7 +132,9 @@ class Ways:
             for content in sent
             for one in listed(content)
         ]
-        wanted = as_history(case.whole["content"], case.answerable_calls)
+        # A refused answer is not sent again.
+        is_refused = case.whole["stop_reason"] == "refusal"
+        wanted = [] if is_refused else as_history(case.whole["content"], case.answerable_calls)
         self.compare(name, "history", as_history(blocks, case.answerable_calls), wanted)
 
 

@@ -15,7 +15,7 @@ from tools.code_lines import CORE, count_code_lines, count_folder
 CHECKOUT = Path(__file__).parents[2]
 CORE_LINES_MAX = 17_141
 # `make frames`: the project's functions on each path.
-FUNCTIONS_MAX = {"POST": 107, "delta": 26, "resume": 156, "model": 32}
+FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 154, "model": 32}
 COUNTS = 3
 FOUND = re.compile(r"^(\w+) +(\d+) functions", re.MULTILINE)
 
