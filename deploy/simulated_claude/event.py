@@ -14,7 +14,7 @@ from tailrace.deploy.simulated_claude.fault import ERROR_TYPES, Break
 from tailrace.deploy.simulated_claude.refusal import error_body
 from tailrace.deploy.simulated_claude.reply import Reply
 from tailrace.deploy.simulated_claude.server_tool import EXPIRES_AT, ServerCall
-from tailrace.deploy.simulated_claude.thinking import Signer, mark_call
+from tailrace.deploy.simulated_claude.thinking import Signer, mark_call, parse
 
 
 class Frame(NamedTuple):
@@ -296,8 +296,8 @@ def citation(number: int) -> dict[str, object]:
 def signature(index: int, reply: Reply) -> str:
     """Returns the signature of a thinking block, which is bound to the request and to the blocks before it."""
     before = [content_block(number, reply) for number in range(index)]
-    request = msgspec.json.decode(reply.body) if reply.body else {"messages": []}
-    return Signer(request).sign(msgspec.json.decode(msgspec.json.encode(before)), reply.part.blocks[index].content)
+    request = parse(reply.body) if reply.body else {"messages": []}
+    return Signer(request).sign(parse(msgspec.json.encode(before)), reply.part.blocks[index].content)
 
 
 def tool_id(index: int, reply: Reply) -> str:

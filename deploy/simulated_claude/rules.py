@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.thinking import (
@@ -20,6 +18,7 @@ from tailrace.deploy.simulated_claude.thinking import (
     Transformation,
     check_thinking,
     find_open,
+    parse,
     read_places,
 )
 
@@ -48,7 +47,7 @@ def refuse_request(
     """
     if not settings.enforces:
         return None
-    request: Json = msgspec.json.decode(body)
+    request: Json = parse(body)
     places = read_places(request)
     refuse_user(request)
     refuse_stop_sequences(request)

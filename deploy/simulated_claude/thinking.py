@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ CONTROLS = "thinking-binding-controls-2026-08-01"
 KEY = b"the simulated Claude"
 PREFIX = "sim"
 FIELDS = 6
+DIGITS_MAX = 4_000
 INVALID = "invalid_request_error"
 KINDS = ("thinking", "redacted_thinking")
 # Wording of anomalyco/opencode#48637 and of Anthropic's page "Preserved thinking".
@@ -324,7 +326,12 @@ def plain(block: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    return hashlib.blake2b(msgspec.json.encode(value), digest_size=12).hexdigest()
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
+
+
+def parse(body: bytes) -> Any:
+    """Returns the value of JSON that the API accepts, also with numbers that no double holds and half surrogates."""
+    return json.loads(body, parse_int=lambda digits: int(digits) if len(digits) <= DIGITS_MAX else digits)
 
 
 def runs_check(model: str) -> bool:

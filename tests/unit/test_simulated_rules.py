@@ -128,6 +128,17 @@ def test_what_a_case_contains_is_accepted_when_it_comes_back() -> None:
     assert refusal({"messages": talk}) == "messages.1.content.0: Invalid `signature` in `thinking` block."
 
 
+@pytest.mark.parametrize("value", ["1e400", 5_000 * "9", '"\\ud800"', "1.5"])
+def test_odd_json_is_checked_too(value: str) -> None:
+    """The API accepts such values in the input of a call."""
+    thinking = b'{"type":"thinking","thinking":"x","signature":"s"}'
+    call = b'{"type":"tool_use","id":"t","name":"n","input":{"x":%b}}' % value.encode()
+    body = b'{"model":"m","messages":[{"role":"assistant","content":[%b,%b]}]}' % (thinking, call)
+    assert refuse_request(body, Settings(enforces=True, known={"s"})) is None
+    with pytest.raises(Refusal, match="Invalid `signature`"):
+        refuse_request(body, Settings(enforces=True))
+
+
 def replied(line: str, *before: Json, strict: bool = True, **more: Any) -> tuple[list[Json], Json, str]:
     """Returns the events of the answer to a question, the same answer without a stream, and its stop reason."""
     body = msgspec.json.encode(GOOD | {"messages": [*before, {"role": "user", "content": line}]} | more)

@@ -1,0 +1,56 @@
+"""A session ends as docs/CLAUDE_API.md says where its client, or Tailrace, would break a rule of requests."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.deploy.simulated_claude.settings import ENFORCES
+from tests.conformance.case import read_cases
+from tests.conformance.rule_case import WAYS, read_rules
+from tests.conformance.rule_ways import PLAYERS, play_verbatim
+from tests.harness import processes
+from tests.harness.system import System
+from tools.api_surface import read_table
+
+ROWS = read_table()["request_rules"].rows
+
+
+def test_the_table_has_each_rule_and_each_way() -> None:
+    assert set(ROWS) == set(read_rules())
+    for name, case in read_rules().items():
+        assert {way for way in WAYS if getattr(ROWS[name], way)} == set(case.ways)
+        assert all(bool(turn.message) is not bool(turn.result) for turn in case.turns), name
+
+
+async def enforce(claude: httpx2.AsyncClient) -> None:
+    """Makes the simulated Claude enforce the rules, and gives it the answers of the cases."""
+    await claude.post("/_sim/settings", json={"enforces": True})
+    for name in {case.case for case in read_rules().values() if case.case}:
+        await claude.post(f"/_sim/cases/{name}", content=b"\n".join(read_cases()[name].lines))
+
+
+@pytest.mark.parametrize("name", read_rules())
+async def test_the_api_ends_the_session_as_the_case_says(name: str) -> None:
+    """For a client that sends the conversation back as it is."""
+    async with run_simulated_claude() as url, httpx2.AsyncClient(base_url=url, timeout=30) as claude:
+        await enforce(claude)
+        assert read_rules()[name].verbatim in await play_verbatim(claude, read_rules()[name])
+
+
+@pytest.mark.skipif(not ENFORCES, reason="the simulated Claude does not enforce the rules by default yet")
+@pytest.mark.timeout(240)
+async def test_each_session_ends_in_each_way_as_the_table_says(tmp_path: Path) -> None:
+    differences = []
+    quick = processes.QUICK_RETRY | {"TAILRACE_ATTEMPTS_MAX": 2}
+    async with System(tmp_path, settings={"generator": quick}) as system:
+        await system.start()
+        async with httpx2.AsyncClient(base_url=system.claude.url, timeout=30) as claude:
+            await enforce(claude)
+        for name, case in read_rules().items():
+            for way in case.ways:
+                ended = await PLAYERS[way](system.clients[0], case, f"{name}-{way}")
+                if ended != getattr(ROWS[name], way):
+                    differences.append(f"{name} {way}: {ended[:300]}")
+    assert not differences, "\n".join(differences)
