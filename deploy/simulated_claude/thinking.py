@@ -92,7 +92,7 @@ class Signer:
         own = [Place(len(self._body["messages"]), index, "assistant", block) for index, block in enumerate(before)]
         places = [*read_places(self._body), *own]
         thoughts = [place for place in places if place.is_thinking]
-        system, tools, messages = state_before(self._body, places)
+        system, tools, messages = state_before(self._body, read_leaves(self._body, places))
         after = seal_of(thoughts[-1].block) if thoughts else ""
         fields = (str(self._body.get("model")), system, tools, messages, after)
         return write_signature(fields, text)
@@ -239,6 +239,7 @@ def find_mismatch(
     """
     start = max((n for n, place in enumerate(places) if is_compaction(place)), default=0)
     before: str | None = None
+    leaves = read_leaves(body, places)
     for number, place in enumerate(places):
         if not place.is_thinking or number < start:
             continue
@@ -246,7 +247,7 @@ def find_mismatch(
         if bound is not None and place.path not in unread and runs_check(bound.model):
             if before is not None and bound.after != before:
                 return place, ""
-            system, tools, messages = state_before(body, places[:number])
+            system, tools, messages = state_before(body, leaves[:number])
             if bound.system != system:
                 return place, " The `system` prompt differs from the one this block was created with."
             if bound.tools != tools:
@@ -257,23 +258,42 @@ def find_mismatch(
     return None
 
 
-def state_before(body: Mapping[str, Any], places: Sequence[Place]) -> tuple[str, str, str]:
-    """Returns digests of system, tools and messages, as they count for a block that follows `places`."""
-    start = max((n for n, place in enumerate(places) if is_compaction(place)), default=0)
-    used = {name for place in places for name in names_in(place.block)}
+class Leaf(NamedTuple):
+    """What counts of a block that is no thinking, for the thinking after it."""
+
+    role: str
+    message: int
+    """The number of its message, if it is a system message: these are not joined."""
+    digest: str
+    """Of the block, and of the fields of its message."""
+    names: frozenset[str]
+    """The names of tools that it uses or refers to."""
+    is_compaction: bool
+
+
+def read_leaves(body: Mapping[str, Any], places: Sequence[Place]) -> list[Leaf | None]:
+    """Returns a leaf for each place; None for thinking, which does not count."""
+    return [None if place.is_thinking else read_leaf(body, place) for place in places]
+
+
+def read_leaf(body: Mapping[str, Any], place: Place) -> Leaf:
+    number = place.message if place.role == "system" else 0
+    value = [extra_fields(body, place), plain(place.block)]
+    return Leaf(place.role, number, digest(value), frozenset(names_in(place.block)), is_compaction(place))
+
+
+def state_before(body: Mapping[str, Any], leaves: Sequence[Leaf | None]) -> tuple[str, str, str]:
+    """Returns digests of system, tools and messages, as they count for a block that follows `leaves`."""
+    found = [leaf for leaf in leaves if leaf is not None]
+    start = max((number for number, leaf in enumerate(found) if leaf.is_compaction), default=0)
+    used = frozenset[str]().union(*(leaf.names for leaf in found))
     tools = [
         plain(tool) for tool in body.get("tools") or [] if not tool.get("defer_loading") or tool.get("name") in used
     ]
-    fields = [
-        [place.role, place.message if place.role == "system" else 0, *extra_fields(body, place), plain(place.block)]
-        for place in places[start:]
-        if not place.is_thinking
-    ]
-    # The number of a system message only keeps it apart from the next one.
+    # The numbers of system messages only keep them apart: they count from the compaction on.
     numbers: dict[int, int] = {}
-    for one in fields:
-        one[1] = numbers.setdefault(one[1], len(numbers)) if one[0] == "system" else 0
-    return digest(list(map(plain, as_blocks(body.get("system"))))), digest(tools), digest(fields)
+    counted = [(leaf.role, numbers.setdefault(leaf.message, len(numbers)), leaf.digest) for leaf in found[start:]]
+    return digest(list(map(plain, as_blocks(body.get("system"))))), digest(tools), digest(counted)
 
 
 def extra_fields(body: Mapping[str, Any], place: Place) -> list[Any]:
