@@ -5,6 +5,7 @@ Claude's thinking comes back as reasoning items; Claude accepts it only with its
 """
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal
@@ -15,10 +16,14 @@ from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.protocols.openai import common
-from tailrace.protocols.openai.responses_object import REDACTED, Item, output_item
+from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item, output_item
 
 Block = dict[str, Any]
 Role = Literal["user", "assistant", "system"]
+# The id of a reasoning item of Tailrace: `rs_{turn}_{index}`.
+OWN_ID = re.compile(r"rs_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}_[0-9]+")
+# How Claude's signatures begin, for items without an id: a protobuf message in base64, whose first field is number 2.
+LIKE_CLAUDE = "E"
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,12 +154,20 @@ def _item_blocks(one: InputItem, where: str) -> list[Block]:
 
 
 def _thinking_blocks(one: InputItem) -> list[Block]:
-    if not one.encrypted_content:
+    """Returns the thinking of a reasoning item; nothing for reasoning without a signature of Claude's.
+
+    Another vendor's encrypted reasoning, which a chat may have begun with, is not a signature: Claude's API would
+    refuse every later request of the chat.
+    """
+    encrypted = one.encrypted_content or ""
+    if encrypted.startswith(REDACTED):
+        return [{"type": "redacted_thinking", "data": encrypted.removeprefix(REDACTED)}]
+    # Earlier releases sent the signature alone. Some clients (Codex) send items back without their ids.
+    is_earlier = OWN_ID.fullmatch(one.id) if one.id else encrypted.startswith(LIKE_CLAUDE)
+    if not encrypted.startswith(SIGNED) and not (encrypted and is_earlier):
         return []
-    if one.encrypted_content.startswith(REDACTED):
-        return [{"type": "redacted_thinking", "data": one.encrypted_content.removeprefix(REDACTED)}]
     thinking = "".join(part.text for part in one.summary)
-    return [{"type": "thinking", "thinking": thinking, "signature": one.encrypted_content}]
+    return [{"type": "thinking", "thinking": thinking, "signature": encrypted.removeprefix(SIGNED)}]
 
 
 def _blocks(content: str | Iterable[Part], where: str) -> list[Block]:

@@ -28,8 +28,8 @@ Status = Literal["queued", "in_progress", "completed", "incomplete", "cancelled"
 
 PREFIX = "resp_"
 ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "tool_use": "fc"}
-# A prefix that no signature of Claude's has, because those are base64.
-REDACTED = "redacted_thinking:"
+# The beginnings of `encrypted_content`, which no value of another vendor has: those are base64.
+SIGNED, REDACTED = "thinking:", "redacted_thinking:"
 
 # OpenAI's reason for an answer that is not whole. The set is closed, and clients take a missing reason for `completed`
 # (AI SDK's provider for OpenAI): only `max_output_tokens` asks the client to continue.
@@ -154,7 +154,7 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
             part = output_text(text, responses_annotations(block.get("citations"), len(text)))
             item = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
         case {"type": "thinking", "thinking": thinking}:
-            item = _reasoning(thinking, block.get("signature"))
+            item = _reasoning(thinking, f"{SIGNED}{signature}" if (signature := block.get("signature")) else None)
         case {"type": "redacted_thinking", "data": hidden}:
             item = _reasoning("", f"{REDACTED}{hidden}")
         case {"type": "tool_use", "id": str(call), "name": str(name), **rest}:
@@ -168,9 +168,9 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
 
 
 def _reasoning(thinking: str, encrypted: str | None) -> Item:
-    """Returns a reasoning item: Claude's visible thinking as the summary, its signature as the encrypted content."""
+    """Returns a reasoning item: Claude's visible thinking as the summary, its signed form as the encrypted content."""
     summary = [summary_text(thinking)] if thinking else []
-    return {"type": "reasoning", "status": "completed", "summary": summary, "encrypted_content": encrypted or None}
+    return {"type": "reasoning", "status": "completed", "summary": summary, "encrypted_content": encrypted}
 
 
 def item_id(kind: str, turn: str, index: int) -> str:
