@@ -107,7 +107,7 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
     """
     stop: str | list[str] | None = None
-    """Texts at which the answer ends."""
+    """Texts at which the answer ends. One of whitespace only is ignored, because Claude refuses it."""
     tools: list[ChatTool] | None = None
     """The functions that the model may call. `strict` and Anthropic's `cache_control` are passed on."""
     tool_choice: Choice | NamedChatTool | None = None
@@ -162,6 +162,7 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
     ignored = [
         *ignored_parameters(chat, UNSUPPORTED),
         *ignored_sampling,
+        *(["stop"] if len(_stop_sequences(chat)) < len(_stops(chat)) else []),
         *unknown_fields(chat.messages, fields["messages"]),
     ]
     return BuiltTurn(turn, ignored, _client_names(chat))
@@ -199,13 +200,22 @@ def _options(chat: ChatCompletionRequest, model: Model) -> Options:
     effort = common.effort(chat.reasoning_effort, model, "reasoning_effort")
     user = chat.safety_identifier or chat.user
     given = {
-        "stop_sequences": [chat.stop] if isinstance(chat.stop, str) else chat.stop,
+        "stop_sequences": _stop_sequences(chat),
         "tool_choice": _tool_choice(chat),
         "output_config": ({"effort": effort} if effort else {}) | _format(chat),
         "thinking": chat.thinking or common.thinking(chat.reasoning_effort, model, "reasoning_effort"),
         "metadata": {"user_id": user} if user else None,
     }
     return {name: value for name, value in given.items() if value}
+
+
+def _stop_sequences(chat: ChatCompletionRequest) -> list[str]:
+    """Returns the `stop` texts without those of whitespace only, which Claude refuses."""
+    return [text for text in _stops(chat) if text.strip()]
+
+
+def _stops(chat: ChatCompletionRequest) -> list[str]:
+    return [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
 
 
 def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
