@@ -22,6 +22,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.turns.account_choice import refuse_account_fields, refuse_account_headers
 from tailrace.gateway.turns.api_version import SAMPLING, version_for
 from tailrace.gateway.turns.file_references import has_files
+from tailrace.gateway.turns.image_types import with_image_types
 from tailrace.gateway.turns.request_body import (
     API_VERSION,
     BODY_LEVELS_MAX,
@@ -90,7 +91,7 @@ async def post_count_tokens(
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
     messages = fields.get("messages")
     if isinstance(messages, list):
-        messages = fields["messages"] = _with_valid_tool_ids(messages)
+        messages = fields["messages"] = _as_in_calls(messages)
     version = request.headers.get("anthropic-version")
     if version is None:
         # These fields do not change the count.
@@ -118,10 +119,10 @@ async def post_count_tokens(
     return json_response(msgspec.Raw(answer))
 
 
-def _with_valid_tool_ids(messages: list[Any]) -> list[Any]:
-    """Returns the messages of a body with the tool call ids that a model call would have (PROTOCOL R130)."""
+def _as_in_calls(messages: list[Any]) -> list[Any]:
+    """Returns the messages of a body with the image types and tool call ids (PROTOCOL R130) of a model call."""
     contents = [one.get("content") if isinstance(one, dict) else None for one in messages]
-    mapped = map_tool_ids(contents)
+    mapped = map_tool_ids([with_image_types(one) if isinstance(one, list) else one for one in contents])
     return [
         one if new is old else {**one, "content": new} for one, old, new in zip(messages, contents, mapped, strict=True)
     ]

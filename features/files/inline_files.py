@@ -17,6 +17,7 @@ from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.gateway.turns.file_references import find_files
+from tailrace.gateway.turns.image_types import image_type
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
@@ -134,7 +135,7 @@ class InlineFiles:
         except BlobUnknown as error:
             raise _unknown(file) from error
         # In a thread: 30 MB take 40 ms, which would stop all streams of the event loop.
-        source = await asyncio.to_thread(source_of, content, media_type_of(record))
+        source = await asyncio.to_thread(source_of, content, image_type(content) or media_type_of(record))
         if source is None:
             kinds = ", ".join(sorted(IMAGES))
             raise Refused(

@@ -10,6 +10,7 @@ from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.image_types import with_image_types
 from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.containers import with_container
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
@@ -248,13 +249,21 @@ def nested_values(messages: Iterable[Message]) -> list[object]:
 
 
 def new_messages(new_turn: NewTurn) -> list[Message]:
-    """Returns the `messages` of `new_turn`, or its `message` as one user message.
+    """Returns the `messages` of `new_turn`, or its `message` as one user message. Images have the types of their bytes.
 
     They have the type of stored messages, with which they are compared: msgspec's objects of two types are never equal.
     """
     if new_turn.messages is None:
         return [Message("user", new_turn.message or "")]
-    return [Message(one.role, one.content, one.output_config, one.clear_at) for one in new_turn.messages]
+    return [
+        Message(
+            one.role,
+            one.content if isinstance(one.content, str) else with_image_types(one.content),
+            one.output_config,
+            one.clear_at,
+        )
+        for one in new_turn.messages
+    ]
 
 
 def build_entry(

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
+from tailrace.gateway.turns.image_types import image_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.depth import is_deeper
@@ -306,16 +307,18 @@ def build_file_block(media_type: str, url: str, filename: str | None, where: str
 
     Raises Refused for a type or URL that the model does not support.
     """
-    kind = accepted_type(media_type)
+    kind, content = accepted_type(media_type), _decode_data_url(url, where) if url.startswith("data:") else None
+    if content is not None:
+        kind = image_type(content) or kind
     block = "image" if kind.partition("/")[0] == "image" else "document"
     title = {"title": filename} if filename and block == "document" else {}
     if url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image"):
         return {"type": block, "source": {"type": "url", "url": url}, **title}
-    if url.startswith("data:") and kind in (*IMAGES, PDF):
-        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(_decode_data_url(url, where)).decode()}
+    if content is not None and kind in (*IMAGES, PDF):
+        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(content).decode()}
         return {"type": block, "source": source, **title}
-    if url.startswith("data:") and kind.startswith("text/"):
-        text = _decode_data_url(url, where).decode("utf-8", "replace")
+    if content is not None and kind.startswith("text/"):
+        text = content.decode("utf-8", "replace")
         return {"type": block, "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
     supported = f"{', '.join(IMAGES)} or {PDF} as a `data:` or `https:` URL, or a text as a `data:` URL"
     raise Refused("request_invalid", f"`{where}` has a file of an unsupported type: send {supported}")

@@ -44,7 +44,8 @@ async def test_openai_file_ids(gateway: Gateway, persistence: Process, generator
     """Chat completions, responses and the lines of a batch; also after the file was deleted."""
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY) as sdk:
         pdf = await sdk.files.create(file=("a.pdf", PDF), purpose="user_data")
-        png = await sdk.files.create(file=("a.png", PNG), purpose="vision")
+        # The bytes of an image count, not its label.
+        png = await sdk.files.create(file=("a.jpg", PNG, "image/jpeg"), purpose="vision")
         text: Any = {"type": "text", "text": QUESTION}
         chat = await sdk.chat.completions.create(
             model=MODEL,

@@ -8,7 +8,7 @@ from tailrace.protocols.ai_sdk.request import build_file_block
 from tailrace.protocols.common.media_types import ALIASES, IMAGES, PDF, accepted_type
 from tailrace.protocols.openai.common import document_block, image_block
 
-DATA = "/9j/4AAQSkZJRgABAQ=="
+DATA = "AAECAwQFBgcICQoLDA=="
 
 
 @pytest.mark.parametrize(("name", "accepted"), ALIASES.items())

@@ -114,6 +114,17 @@ async def test_prompt_with_tool_ids_of_another_vendor_is_counted(gateway: Gatewa
     assert re.fullmatch("[a-zA-Z0-9_-]+", sent_call["id"])
 
 
+async def test_images_are_counted_with_the_types_of_their_bytes(gateway: Gateway, claude: str) -> None:
+    """As in a model call."""
+    source = {"type": "base64", "media_type": "image/jpeg", "data": "iVBORw0KGgo="}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "a b"}]}]
+    answer = await gateway.client.post("/v1/messages/count_tokens", json={**COUNT_REQUEST, "messages": messages})
+    assert answer.status_code == 200, answer.text
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        [sent] = (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"]
+    assert sent["content"][0]["source"] == {**source, "media_type": "image/png"}
+
+
 async def test_prompt_with_many_short_texts_is_refused(gateway: Gateway) -> None:
     """413, and the connection to NATS stays open, although the server closes it for oversized messages."""
     pieces = [{"type": "text", "text": "x" * 60_000}] * 160
