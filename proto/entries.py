@@ -292,6 +292,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The number of turns of the batch that are completed."""
     failed: int
     """The number of turns that have another outcome, or were deleted."""
+    cancelled: int = 0
+    """How many of the failed ones were cancelled."""
+    expired: int = 0
+    """How many of the failed ones were not answered in time (`deadline_exceeded`)."""
     of: int
     """The number of all turns of the batch."""
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")

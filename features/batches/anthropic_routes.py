@@ -33,7 +33,7 @@ from tailrace.features.batches.read_batch import (
     refresh_all,
     render_with_refused,
 )
-from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
+from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch, stored_batch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
@@ -67,7 +67,6 @@ NAME_INVALID = "`custom_id` is 1 to 64 characters of A-Z a-z 0-9 _ -, unique in 
 STREAMED = "a request of a batch cannot be streamed: leave `stream` out"
 NOT_ENDED = "the batch is still processed: get its results when `processing_status` is `ended`"
 NOT_DELETED = "the batch is still processed: cancel it before you delete it"
-EXPIRED_FAILURE = "deadline_exceeded"
 
 
 class MessageBatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +96,7 @@ async def post(request: ApiRequest, builder: BatchBuilder, log: TurnLog) -> Resp
     add = partial(_add_all, new=new, headers=_headers(request))
     key, *_ = await builder.submit(draft_batch(request, raw), new, add)
     headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
-    return json_response(_render(stored_batch(key, await log.read_turn(key))), headers=headers)
+    return json_response(render_batch(stored_batch(key, await log.read_turn(key))), headers=headers)
 
 
 def _check_names(new: NewMessageBatch) -> None:
@@ -146,7 +145,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     query = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
     found = await history.query(tenant, query)
     current = await refresh_all(log, tenant, found.batches)
-    return json_response(list_page(list(map(_render, current)), has_more=found.next is not None))
+    return json_response(list_page(list(map(render_batch, current)), has_more=found.next is not None))
 
 
 async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
@@ -155,7 +154,7 @@ async def get(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Resp
     The counts are 0 until the batch has ended, as in Anthropic's API.
     """
     _, stored, _ = await _batch_of(request, log, history)
-    return json_response(_render(stored))
+    return json_response(render_batch(stored))
 
 
 async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient) -> Response:
@@ -165,7 +164,7 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
     """
     key, stored, turn = await _batch_of(request, log, history)
     stored = await cancel_batch(log, key, stored, turn, request.principal.key)
-    return json_response(_render(stored))
+    return json_response(render_batch(stored))
 
 
 async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, deleter: Deleter) -> Response:
@@ -209,12 +208,17 @@ def _source(stored: StoredBatch) -> BatchSource:
     return source
 
 
-def _render(stored: StoredBatch) -> dict[str, Any]:
+def render_batch(stored: StoredBatch) -> dict[str, Any]:
     """Returns the batch object. As in Anthropic's API, all requests are `processing` until the batch has ended."""
     counts, refused, ended_at = stored.counts, _source(stored).refused, stored.ended_at
     name, is_over = f"{PREFIX}{stored.batch}", stored.is_over
     rest = counts.of - counts.done - counts.failed
-    numbers = {"canceled": 0, "errored": refused + counts.failed, "expired": 0, "succeeded": counts.done}
+    numbers = {
+        "canceled": counts.cancelled,
+        "errored": refused + counts.failed - counts.cancelled - counts.expired,
+        "expired": counts.expired,
+        "succeeded": counts.done,
+    }
     numbers[_result_type_without_turn(stored)] += rest
     return {
         "id": name,
@@ -246,6 +250,9 @@ def _result_type_without_turn(stored: StoredBatch) -> str:
 def result_line(ended: EndedInput, stored: StoredBatch) -> dict[str, Any]:
     """Returns the result of one input: its message, or the reason why it has none."""
     turn, result = ended.turn, {"type": _result_type_without_turn(stored)}
+    if turn is not None and turn.outcome == "cancelled" and stored.outcome == "failed":
+        # The end of its batch has cancelled it, and is the reason why it has no answer.
+        turn = None
     if turn is not None and turn.outcome == "completed":
         return {"custom_id": ended.custom_id, "result": {"type": "succeeded", "message": message_of(turn)}}
     if turn is not None:

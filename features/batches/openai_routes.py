@@ -20,7 +20,7 @@ from tailrace.features.batches.new_batch import (
 )
 from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
 from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
-from tailrace.features.batches.records import ListBatches, StoredBatch, stored_batch
+from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch, stored_batch
 from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
@@ -46,7 +46,6 @@ LIFE = timedelta(hours=24)
 # The file of a batch's results: its turn, and which of the results it has.
 RESULT_FILE = re.compile(r"file-([0-9a-f-]{36})-(output|error)")
 STATUSES = {"running": "in_progress", "completed": "completed", "cancelled": "cancelled", "failed": "failed"}
-EXPIRED_FAILURE = "deadline_exceeded"
 # The fields that hold the time of a batch's end, each with the status of such batches.
 END_TIMES = {
     "finalizing_at": "completed",

@@ -15,6 +15,8 @@ from tailrace.proto.ids import SessionId, TurnId, TurnKey
 from tailrace.proto.records import Query, TurnRecord
 
 Api = Literal["openai", "anthropic"]
+# The code of a batch, or of one of its turns, that was not answered in time.
+EXPIRED_FAILURE = "deadline_exceeded"
 
 
 class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,6 +26,8 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     parallel: int
     done: int = 0
     failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
     cost_nano_usd: int = msgspec.field(default=0, name="cost_nusd")
     via: Via = "messages"
     message_batch: str | None = None
@@ -33,7 +37,9 @@ class BatchCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. In `counts`, `done` turns are completed and `failed` turns ended otherwise."""
+    """A batch. In `counts`, `done` turns are completed and `failed` turns ended otherwise, also as `cancelled` or
+    `expired`.
+    """
 
     batch: TurnId
     session: SessionId
@@ -113,6 +119,8 @@ def counts_of(turn: Turn) -> BatchCounts | None:
         parallel=batch.parallel,
         done=progress.done if progress else 0,
         failed=progress.failed if progress else 0,
+        cancelled=progress.cancelled if progress else 0,
+        expired=progress.expired if progress else 0,
         cost_nano_usd=progress.cost_nano_usd if progress else 0,
         via=turn.request.via,
         message_batch=progress.message_batch if progress else None,

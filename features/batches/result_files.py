@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive
 
 from tailrace.features.batches import input_lines
 from tailrace.features.batches.openai_input import CHAT
-from tailrace.features.batches.openai_routes import EXPIRED_FAILURE, PREFIX, RESULT_FILE, source_of
+from tailrace.features.batches.openai_routes import PREFIX, RESULT_FILE, source_of
 from tailrace.features.batches.read_batch import (
     EndedInput,
     custom_id_of,
@@ -25,7 +25,7 @@ from tailrace.features.batches.read_batch import (
     render_lines,
     render_with_refused,
 )
-from tailrace.features.batches.records import StoredBatch
+from tailrace.features.batches.records import EXPIRED_FAILURE, StoredBatch
 from tailrace.features.files.file_object import render_file
 from tailrace.features.files.records import FileRecord
 from tailrace.gateway.auth.api_request import ApiRequest

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from tailrace.features.batches.records import EXPIRED_FAILURE
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import End, Progress
 
@@ -19,7 +20,7 @@ class BatchTally:
         self.is_unclear = was_begun and self.message_batch is None
         """Whether there may be a message batch whose id is not known."""
         self._of = of
-        self._done = self._failed = self._cost_nano_usd = 0
+        self._done = self._failed = self._cancelled = self._expired = self._cost_nano_usd = 0
         self.changed = asyncio.Event()
 
     @property
@@ -32,6 +33,8 @@ class BatchTally:
         is_done = end is not None and end.outcome == "completed"
         self._done += is_done
         self._failed += not is_done
+        self._cancelled += end is not None and end.outcome == "cancelled"
+        self._expired += end is not None and end.error is not None and end.error.code == EXPIRED_FAILURE
         self._cost_nano_usd += end.cost_nano_usd if end is not None else 0
         self.changed.set()
 
@@ -54,6 +57,8 @@ class BatchTally:
             attempt=chain.attempt,
             done=self._done,
             failed=self._failed,
+            cancelled=self._cancelled,
+            expired=self._expired,
             of=self._of,
             cost_nano_usd=self._cost_nano_usd,
             message_batch=self.message_batch,

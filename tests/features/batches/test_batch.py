@@ -1,19 +1,25 @@
 """Batches: ids of their turns, stored inputs and progress entries."""
 
 import uuid
+from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.features.batches import input_lines
+from tailrace.features.batches.anthropic_routes import render_batch, result_line
+from tailrace.features.batches.read_batch import EndedInput
+from tailrace.features.batches.records import BatchCounts, StoredBatch
 from tailrace.features.batches.runner import BatchLane
 from tailrace.features.batches.tally import BatchTally
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Batch, End, Progress, decode, encode
-from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, is_token, new_id
-from tests.harness.turn_builder import request
+from tailrace.proto.entries import Batch, BatchSource, End, Failure, Progress, decode, encode
+from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey, child_id, is_token, new_id
+from tailrace.proto.records import record_from_fold
+from tests.harness.turn_builder import NOON, attempted_turn, request
 
 BATCH = TurnKey(Tenant("tenant"), TurnId("01a1f9d6-8530-7bc1-86ec-13a54c14ea1a"))
 END = End(prev=Seq(1), attempt=1, outcome="completed", cost_nano_usd=5, text_chars=0, text_sha256="")
@@ -88,6 +94,57 @@ def test_progress_only_grows_across_holders(ends: list[End | None], data: Any) -
     assert counts == sorted(set(counts))
     assert (reports[-1].done, reports[-1].of, counts[-1]) == (ends.count(END), len(ends), len(ends))
     assert reports[-1].cost_nano_usd == 5 * ends.count(END) + 2 * ends.count(FAILED)
+
+
+@pytest.mark.rule("R64")
+def test_progress_counts_cancelled_and_expired_turns_among_the_failed() -> None:
+    """A deleted turn, and one with another error, are only failed."""
+    cancelled = msgspec.structs.replace(FAILED, outcome="cancelled")
+    late, refused = (
+        msgspec.structs.replace(FAILED, error=Failure(code, "no"))
+        for code in ("deadline_exceeded", "backend_refused_request")
+    )
+    tally = BatchTally(None, 6)
+    for end in (END, refused, cancelled, late, late, None):
+        tally.add(end)
+    assert (report := tally.next_progress(Chain(Seq(2), 1))) is not None
+    assert (report.done, report.failed, report.cancelled, report.expired) == (1, 5, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ended", "kind"),
+    [
+        (("completed", None), "errored"),
+        (("cancelled", None), "canceled"),
+        (("failed", Failure("deadline_exceeded", "late")), "expired"),
+        (("failed", Failure("internal", "a bug")), "errored"),
+    ],
+)
+def test_anthropics_counts_of_a_batch_are_those_of_its_results(ended: tuple[Any, Failure | None], kind: str) -> None:
+    """An input without a turn, or whose turn was stopped by a failure of the batch, has the kind of the batch's end."""
+    outcome, error = ended
+    source = BatchSource(None, "/v1/messages", refused=1)
+    counts = BatchCounts(of=6, parallel=1, done=1, failed=4, cancelled=1, expired=2, source=source)
+    stored = StoredBatch(
+        batch=BATCH.turn,
+        session=SessionId("s"),
+        outcome=outcome,
+        counts=counts,
+        error=error,
+        metadata={},
+        asked_at=NOON,
+        ended_at=NOON,
+    )
+    shown = render_batch(stored)["request_counts"]
+    expected = Counter({"succeeded": 1, "errored": 2, "canceled": 1, "expired": 2}) + Counter([kind])
+    assert Counter(shown) == expected
+    line = result_line(EndedInput(0, "a", None), stored)
+    assert line["result"]["type"] == kind
+    if outcome == "failed":
+        stopped = attempted_turn()
+        stopped.end("cancelled")
+        record = record_from_fold(BATCH, stopped.turn)
+        assert result_line(EndedInput(0, "a", record), stored)["result"]["type"] == kind
 
 
 def test_progress_names_the_message_batch_from_its_creation_on() -> None:

@@ -219,6 +219,10 @@ async def test_each_result_is_the_end_of_its_turn(own: MessageBatchSystem) -> No
         assert ends == [("completed", None), ("failed", "backend_failed"), ("failed", "backend_refused_request"), last]
         record = (await own.gateway.client.get(batch["links"]["self"])).json()
         assert (record["done"], record["failed"]) == (1, 3)
+        progress = (await own.turn(batch)).progress
+        assert progress is not None
+        kinds = {"cancelled": progress.cancelled, "failed": progress.expired}
+        assert kinds == {**dict.fromkeys(kinds, 0), last[0]: 1}
 
 
 @pytest.mark.rule("R67")
