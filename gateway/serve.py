@@ -196,6 +196,7 @@ def build(
         draining,
         admissions,
         streams.fan_out.expect,
+        signer.pseudonym,
     )
     if tracing.is_on():
         submitter.add_steps(OptionalSteps(add_trace=with_trace))

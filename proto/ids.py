@@ -33,7 +33,7 @@ TOKEN = re.compile(r"[a-z0-9_-]{1,64}")
 # Names that clients give to sessions and projects: UUIDs, nanoids, `user:42.main`. Not `.` and `..`, which HTTP clients
 # remove from paths (RFC 3986, 5.2.4): such a session could be created, but neither read nor deleted.
 NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._:-]{1,128}")
-# The limit of Anthropic's `metadata.user_id`.
+# The limit of a turn's `user`. Anthropic's `metadata.user_id` has another one (PROTOCOL R39).
 USER_CHARS_MAX = 512
 # Stricter than int(), which accepts '+1', '1_0', ' 1 ' and Arabic digits.
 CURSOR = re.compile(r"[0-9]{1,19}", re.ASCII)

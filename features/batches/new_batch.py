@@ -162,7 +162,8 @@ class BatchBuilder:
         """Returns the request entry of a batch, whose inputs are checked and stored. Raises Refused, LogError."""
         steps, principal = self._submitter.steps, draft.principal
         check_fields(steps, NewTurn(webhook=new.webhook))
-        inputs = InputChecker(draft, await self._catalogue.offer(own.tenant), steps, held, self._settings, new.via)
+        offer = await self._catalogue.offer(own.tenant)
+        inputs = InputChecker(draft, offer, steps, held, self._settings, new.via, self._submitter.pseudonym)
         source, refused = await add(inputs)
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
@@ -214,6 +215,7 @@ class InputChecker:
         held: AsyncExitStack,
         settings: Settings,
         via: Via,
+        pseudonym: Callable[[str], str],
     ) -> None:
         """`held` holds the memory of large files until the batch is stored."""
         self.offer = offer
@@ -228,6 +230,7 @@ class InputChecker:
         self._files: FileReader | None = None
         self._settings = settings
         self._via = via
+        self._pseudonym = pseudonym
         self._checked_schemas: dict[bytes, Refused | None] = {}
         self._first: Params | None = None
 
@@ -256,6 +259,7 @@ class InputChecker:
             position,
             settings.max_tokens,
             self.offer,
+            pseudonym=self._pseudonym,
             credential=principal.key,
             user=principal.user,
             cache=settings.cache,

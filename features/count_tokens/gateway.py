@@ -32,6 +32,7 @@ from tailrace.gateway.turns.request_body import (
 )
 from tailrace.gateway.turns.store_blobs import RequestBlobs
 from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.gateway.turns.user_ids import with_opaque_user
 from tailrace.proto import blobs
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import EntryTooLarge, Refused
@@ -88,6 +89,7 @@ async def post_count_tokens(
     body = read_body.convert(fields, ModelField)
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
+    fields = with_opaque_user(fields, submitter.pseudonym)
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
     messages = fields.get("messages")
     if isinstance(messages, list):

@@ -52,5 +52,9 @@ class TokenSigner:
         """Returns 128 bits that only a server with the secret can derive, in characters that an SSE `id:` may hold."""
         return self._mac(b"reader " + token.encode())[:22]
 
+    def pseudonym(self, user: str) -> str:
+        """Returns the id under which Anthropic knows an end user: always the same, and opaque (PROTOCOL R39)."""
+        return "user_" + self._mac(b"user " + user.encode("utf-8", "surrogatepass"))
+
     def _mac(self, payload: bytes) -> str:
         return base64url.encode(hmac.digest(self._secret, payload, hashlib.sha256))

@@ -1,7 +1,7 @@
 """The body of `POST /v1/turns`, its validation, and the request entry that is built from it. Stores nothing."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -11,6 +11,7 @@ from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
 from tailrace.gateway.turns.conversation_match import Position
 from tailrace.gateway.turns.image_types import with_image_types
+from tailrace.gateway.turns.user_ids import with_opaque_user
 from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.containers import with_container
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
@@ -272,6 +273,7 @@ def build_entry(
     max_tokens: int,
     offer: Offer,
     *,
+    pseudonym: Callable[[str], str],
     credential: str | None = None,
     user: str | None = None,
     cache: Cache = "off",
@@ -279,7 +281,8 @@ def build_entry(
 ) -> entries.Request:
     """Returns the request entry for `new_turn` at `position` in its session.
 
-    `max_tokens` and `cache` are the defaults of turns without their own. `credential` is the id of the key or token
+    `max_tokens` and `cache` are the defaults of turns without their own. `pseudonym` makes the id of an end user that
+    Anthropic receives. `credential` is the id of the key or token
     that usage is counted for, and `user` the user that it names. `body_sha256` is the hash of the body that the
     client sent. Raises Refused.
     """
@@ -319,7 +322,7 @@ def build_entry(
         previous=position.previous,
         system=system,
         tools=new_turn.tools,
-        options=options,
+        options=None if options is None else with_opaque_user(options, pseudonym),
         betas=new_turn.betas,
         api_version=api_version,
         session=position.session,

@@ -77,8 +77,9 @@ class TurnSubmitter:
         draining: Flag,
         admissions: Admissions,
         expect: Callable[[TurnKey], AbstractAsyncContextManager[None]],
+        pseudonym: Callable[[str], str],
     ) -> None:
-        """`expect` surrounds the append of a turn that the response follows."""
+        """`expect` surrounds the append of a turn that the response follows. `pseudonym`: see `build_entry`."""
         self._log = log
         self._repeats = repeats
         self._conversations = conversations
@@ -93,6 +94,7 @@ class TurnSubmitter:
         self.steps = OptionalSteps()
         """The steps of all features."""
         self._expect = expect
+        self.pseudonym = pseudonym
 
     def add_steps(self, steps: OptionalSteps) -> None:
         """Adds the steps of a feature. Raises ValueError if there are such steps already."""
@@ -244,6 +246,7 @@ class TurnSubmitter:
             await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key),
             self._settings.max_tokens,
             await self._catalogue.offer(principal.tenant),
+            pseudonym=self.pseudonym,
             credential=principal.key,
             user=principal.user,
             cache=self._settings.cache,

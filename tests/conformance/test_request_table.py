@@ -40,7 +40,7 @@ def sent(fields: Mapping[str, Any], headers: Mapping[str, str] | None = None) ->
     """Returns the body and the betas with which the model's API is called for a client's request. Raises Refused."""
     body = BODY | dict(fields)
     turn = build_turn(msgspec.convert(body, MessagesRequest), body, Headers(headers))
-    entry = build_entry(turn, Position(session=SessionId("s"), new=new_messages(turn)), 10, Offer())
+    entry = build_entry(turn, Position(session=SessionId("s"), new=new_messages(turn)), 10, Offer(), pseudonym=str)
     call = build_call(entry)
     pieces = asyncio.run(encode_body(call, model=call.model, stream=True))
     return msgspec.json.decode(b"".join(pieces)), call.betas or []

@@ -73,6 +73,7 @@ def build_turn_submitter(
         draining=draining,
         admissions=Admissions(limiter),
         expect=FanOut(log, UNUSED, linger_s=1, heartbeat_s=1).expect,
+        pseudonym=str,
     )
     submitter.add_steps(steps)
     return submitter

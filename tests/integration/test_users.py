@@ -1,7 +1,9 @@
 """The user of turns and sessions: from each API and from a JWT, in lists, and in usage."""
 
+import json
 from typing import Any
 
+import httpx2
 import pytest
 
 from tailrace.proto.ids import Tenant
@@ -58,6 +60,26 @@ async def test_turns_and_sessions_are_listed_and_summed_by_user(gateway: Gateway
     assert [one["key"] for one in await list_users(gateway, "/v1/usage", by="metadata.team")] == ["search"]
     for path in ("/v1/turns", "/v1/sessions"):
         assert await list_users(second_tenant, path, user="ann") == []
+
+
+@pytest.mark.rule("R39")
+async def test_the_models_api_knows_a_user_with_an_email_address_by_a_pseudonym(
+    system: System, gateway: Gateway, new_gateway: NewGateway, claude: str
+) -> None:
+    """The same from each API and gateway; lists name the user as the client does."""
+    other, sent = await new_gateway(system.nats_url), set()
+    counted = {"model": MODEL, "messages": MESSAGES, "metadata": {"user_id": "ann"}}
+    for path, body in (*NAMING_ANN[1:4], ("/v1/messages/count_tokens", counted)):
+        named = json.loads(json.dumps(body).replace('"ann"', '"ann@example.com"'))
+        for one in (gateway, other):
+            answer = await one.client.post(path, json=named)
+            assert answer.status_code == 200, answer.text
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                last = (await client.get(f"{claude}/_sim/last")).json()["body"]
+            sent.add(last["metadata"]["user_id"])
+    assert len(sent) == 1
+    assert sent.pop().startswith("user_")
+    assert len(await list_users(gateway, "/v1/turns", user="ann@example.com")) == 6
 
 
 @pytest.mark.rule("R89")

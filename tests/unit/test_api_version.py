@@ -71,7 +71,7 @@ def test_messages_that_the_default_version_refuses_have_the_one_before(message: 
 def test_the_entry_of_each_model_has_the_version_and_the_options(found: Model) -> None:
     """The generator, a batch and every backend read them there."""
     turn = NewTurn(message="hi", model=found.id, options={"temperature": 0.5, "stop_sequences": ["x"]})
-    entry = build_entry(turn, Position(session=SessionId("s"), new=new_messages(turn)), 10, Offer())
+    entry = build_entry(turn, Position(session=SessionId("s"), new=new_messages(turn)), 10, Offer(), pseudonym=str)
     takes = found.supports.sampling is not False
     assert entry.api_version == (WITH_SAMPLING if takes else None)
     assert entry.options == {"stop_sequences": ["x"]} | ({"temperature": 0.5} if takes else {})

@@ -170,9 +170,11 @@ def test_a_reference_in_a_sessions_system_prompt_asks_nothing() -> None:
     """It came from a client, before such a session was refused; a turn with its own system prompt goes on."""
     place = Position(session=SessionId("s"), new=[Message("user", "hi")], system=[{"type": "text", "text": REFERENCE}])
     with pytest.raises(Refused) as refused:
-        build_entry(NewTurn(message="hi"), place, 1, Offer())
+        build_entry(NewTurn(message="hi"), place, 1, Offer(), pseudonym=str)
     assert refused.value.code == "request_invalid"
-    assert build_entry(NewTurn(message="hi", system="Be brief."), place, 1, Offer()).system == "Be brief."
+    assert (
+        build_entry(NewTurn(message="hi", system="Be brief."), place, 1, Offer(), pseudonym=str).system == "Be brief."
+    )
 
 
 @pytest.mark.rule("R33")

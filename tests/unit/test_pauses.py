@@ -49,10 +49,10 @@ def test_an_answer_that_the_api_has_paused_is_no_prefill(
     turn = NewTurn(messages=[QUESTION, MessageParam("assistant", content)], options=options)
     position = Position(session=SessionId("s"), new=new_messages(turn))
     if is_accepted:
-        assert build_entry(turn, position, 10, Offer()).messages[-1].role == "assistant"
+        assert build_entry(turn, position, 10, Offer(), pseudonym=str).messages[-1].role == "assistant"
     else:
         with pytest.raises(Refused, match="prefill"):
-            build_entry(turn, position, 10, Offer())
+            build_entry(turn, position, 10, Offer(), pseudonym=str)
 
 
 @pytest.mark.rule("R117")
