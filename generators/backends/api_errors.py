@@ -66,6 +66,16 @@ OF_ACCOUNT = frozenset(
         "workspace_human_review_disabled",
     }
 )
+# Whole messages of 400 `invalid_request_error` about the operator's account, which have no error code. Never a part of
+# a message: other messages quote the request, with which a client could make the key look refused. Sources: issues
+# 66314, 38035, 55998 and 72457 of anthropics/claude-code, 618 of anthropics/anthropic-sdk-typescript.
+ABOUT_ACCOUNT = re.compile(
+    r"Your credit balance is too low to access the (Anthropic|Claude) API\. "
+    r"Please go to Plans & Billing to upgrade or purchase credits\.|"
+    r"You have reached your specified (workspace )?API usage limits\. "
+    r"You will regain access on [0-9]{4}-[0-9]{2}-[0-9]{2} at [0-9]{2}:[0-9]{2} UTC\.|"
+    r"This organization has been disabled\."
+)
 DETAILS_BYTES_MAX = 4096
 # The refusal of thinking whose prefix has changed (PROTOCOL R140). Source: Anthropic's page "Fix a thinking block bound
 # to a different conversation". Only the beginning is compared: the API's messages may quote the client further on.
@@ -111,6 +121,8 @@ def api_error(code: str, message: str, retry_after_s: float | None = None, *, de
 
     The API's messages about the server's key are only logged.
     """
+    if code == "backend_refused_request" and ABOUT_ACCOUNT.fullmatch(message):
+        code = "backend_refused_key"
     error = BackendError(code, message, retry_after_s=retry_after_s, details=details_of_request(details))
     if code != "backend_refused_key":
         return error

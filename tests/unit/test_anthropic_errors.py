@@ -204,6 +204,46 @@ def test_the_apis_error_about_the_operators_key_is_logged_and_not_shown() -> Non
     assert [line["message"] for line in logged] == [secret, secret]
 
 
+NO_CREDIT = (
+    "Your credit balance is too low to access the Anthropic API. "
+    "Please go to Plans & Billing to upgrade or purchase credits."
+)
+OF_OPERATOR = [
+    NO_CREDIT,
+    NO_CREDIT.replace("Anthropic", "Claude"),
+    "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
+    "You have reached your specified workspace API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
+    "This organization has been disabled.",
+]
+
+
+@pytest.mark.rule("R134")
+@pytest.mark.parametrize("message", OF_OPERATOR)
+def test_a_400_about_the_operators_account_is_a_refused_key(message: str) -> None:
+    """It has no error code: its whole message decides. A client does not see it."""
+    for error in refused_by_status_and_by_event(400, "invalid_request_error", message):
+        assert (error.code, error.message, error.details) == ("backend_refused_key", KEY_REFUSED, None)
+
+
+@pytest.mark.rule("R134")
+@pytest.mark.parametrize(
+    "quoting",
+    [
+        "tools.0.name: '{}' does not match the pattern",
+        "{} ",
+        "{}\n",
+        " {}",
+        "model: {}",
+        "messages.0.content.0.type: Input tag '{}' found using 'type' does not match any of the expected tags",
+    ],
+)
+def test_a_400_that_quotes_such_a_message_is_about_the_request(quoting: str) -> None:
+    """A tenant must not be able to make the operator's key look refused."""
+    for one in OF_OPERATOR:
+        for error in refused_by_status_and_by_event(400, "invalid_request_error", quoting.format(one)):
+            assert error.code == "backend_refused_request"
+
+
 # The SDK's error codes of other routes than those that generators call, and of retryable failures of the account.
 OTHER_CODES = {
     *("change_outcome_unknown", "claude_code_version_too_old", "cmek_context_unavailable", "cmek_key_unreachable"),
