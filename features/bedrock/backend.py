@@ -12,6 +12,7 @@ from tailrace.generators.backends.anthropic_api import MessagesApi, timeout
 from tailrace.generators.backends.http_client import HttpClient
 from tailrace.generators.settings import Settings
 from tailrace.proto.errors import BackendError, SettingsInvalid
+from tailrace.proto.models import find_model
 
 # The message of the SDK's RuntimeError if botocore finds no credentials (anthropic/lib/aws/_auth.py).
 NO_CREDENTIALS = "Could not resolve AWS credentials from session"
@@ -35,8 +36,9 @@ class Bedrock(MessagesApi):
             raise SettingsInvalid("AWS_REGION is not set: the backend bedrock needs a region") from error
 
     def model_id(self, model: str) -> str:
-        """Returns `model` after the provider's name, as AWS names models."""
-        return f"anthropic.{model}"
+        """Returns `model` after the provider's name and without a date, as AWS names models."""
+        known = find_model(model)
+        return f"anthropic.{known.id if known is not None else model}"
 
     async def post(self, path: str, body: list[bytes], headers: dict[str, str]) -> httpx2.Response:
         """See MessagesApi.post. Maps the errors of botocore, which signs the request."""

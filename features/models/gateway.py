@@ -20,6 +20,7 @@ from tailrace.gateway.http.route import MODELS, Route, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.paging import limit_of
 from tailrace.proto.errors import Refused
+from tailrace.proto.models import find_model
 from tailrace.proto.runtime.settings import NoSettings
 
 LIFECYCLES = ("active", "deprecated", "retired")
@@ -45,7 +46,9 @@ async def model(request: ApiRequest, catalogue: Catalogue) -> Response:
     An alias or another name leads to the same model.
     """
     offer = await catalogue.offer(request.tenant)
-    return json_response(build_card(offer.model(request.path_params["model"], "model_not_found"), offer.listed))
+    found = offer.model(request.path_params["model"], "model_not_found")
+    # A dated name has the card of its model.
+    return json_response(build_card(find_model(found.id) or found, offer.listed))
 
 
 async def capabilities(request: ApiRequest, catalogue: Catalogue) -> Response:

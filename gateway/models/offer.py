@@ -5,9 +5,12 @@ model of the table, its unlisted models are not offered, except those of the ope
 error messages use this rule.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import msgspec
 
 from tailrace.gateway.models.capabilities import update_supports
 from tailrace.proto.errors import Refused
@@ -17,6 +20,7 @@ from tailrace.proto.models import LIKE_CLAUDE, Model, Supports, is_built_in, mod
 Listed = Mapping[str, ListedModel]
 """The models that Anthropic lists, by the ids of the table, or by their own ids."""
 QUOTED_CHARS_MAX = 64
+DATED = re.compile(r"claude-.+-[0-9]{8}")
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,18 @@ class Offer:
     def model(self, name: str | None, code: str = "model_unknown") -> Model:
         """Returns the model `name`, the default model for None or "". Raises Refused with `code` for an unknown name.
 
-        A name that looks like one of Claude's is passed on, as it may be newer than the table and the list.
+        A name that looks like one of Claude's is passed on, as it may be newer than the table and the list. A dated
+        name, such as `claude-sonnet-4-5-20250929`, is the id of the returned model: Anthropic's API knows this name,
+        and the client sees the model that it asked for.
         """
         offered = self.models
         if not name:
             return offered[0]
         found = resolve_model(name, self.aliases)
         if found is not None and found in offered:
-            return found
+            named = self.aliases.get(name, name)
+            is_dated = named in found.aliases and DATED.fullmatch(named) is not None
+            return msgspec.structs.replace(found, id=named) if is_dated else found
         by_id = {model.id: model for model in offered}
         if found is None and (passed := by_id.get(name) or newest_of_line(name, offered)) is not None:
             return passed

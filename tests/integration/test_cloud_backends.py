@@ -76,8 +76,10 @@ async def test_an_answer_is_the_events_of_the_api(backend: Backend, clouds: Clou
     ("backend", "model", "cloud_model"),
     [
         ("bedrock", "claude-sonnet-5-5", "anthropic.claude-sonnet-5-5"),
+        ("bedrock", "claude-sonnet-4-5-20250929", "anthropic.claude-sonnet-4-5"),
         ("vertex", "claude-sonnet-5-5", "claude-sonnet-5-5"),
         ("vertex", "claude-sonnet-4-5", "claude-sonnet-4-5@20250929"),
+        ("vertex", "claude-sonnet-4-5-20250929", "claude-sonnet-4-5@20250929"),
     ],
     indirect=["backend"],
 )

@@ -1,5 +1,6 @@
 """Which models a gateway offers, and how it resolves their names."""
 
+import msgspec
 import pytest
 
 from tailrace.gateway.models.offer import Offer
@@ -43,6 +44,27 @@ def test_unlisted_model_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", models())
 def test_without_a_list_every_model_of_the_data_file_is_offered(name: str) -> None:
     assert Offer().model(name) == models()[name]
+
+
+@pytest.mark.parametrize("name", ["claude-sonnet-4-5-20250929", "snapshot"])
+def test_a_dated_name_is_kept(name: str) -> None:
+    """Also as the target of an operator's alias. The rest of the model is that of the table."""
+    found = Offer(aliases={"snapshot": "claude-sonnet-4-5-20250929"}).model(name)
+    assert found.id == "claude-sonnet-4-5-20250929"
+    assert msgspec.structs.replace(found, id="claude-sonnet-4-5") == models()["claude-sonnet-4-5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("claude-sonnet-4-5-latest", "claude-sonnet-4-5"),
+        ("claude-opus-4-20250514", "claude-opus-4-8"),
+        ("claude-opus-4-6-20260205", "claude-opus-4-6"),
+    ],
+)
+def test_a_name_that_the_api_does_not_know_is_replaced(name: str, found: str) -> None:
+    """An alias without a date, and a retired model."""
+    assert Offer().model(name).id == found
 
 
 def test_error_message_truncates_the_name() -> None:

@@ -1,8 +1,10 @@
 """The model routes with Anthropic's and OpenAI's SDKs, with and without a generator."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 
@@ -174,3 +176,26 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
             "effort": ["low", "medium", "high", "xhigh", "max"],
         },
     }
+
+
+async def test_a_dated_name_is_sent_to_the_api_and_shown_as_asked(gateway: Gateway, claude: str) -> None:
+    """In each protocol, and as the model of a session. Its price is known."""
+    name, question = "claude-sonnet-4-5-20250929", "#sim words=1 rate=0"
+    messages = [{"role": "user", "content": question}]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/messages", {"model": name, "messages": messages, "max_tokens": 9}),
+        ("/v1/chat/completions", {"model": name, "messages": messages}),
+        ("/v1/chat/completions", {"messages": messages, "session_id": "dated"}),
+        ("/v1/responses", {"model": name, "input": question}),
+        ("/v1/messages/count_tokens", {"model": name, "messages": messages}),
+    ]
+    made = await gateway.client.post("/v1/sessions", json={"id": "dated", "model": name})
+    assert made.status_code == 200, made.text
+    for path, body in asked:
+        answer = await gateway.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json().get("model", name) == name
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"{claude}/_sim/last")).json()["body"]["model"] == name
+    turns = (await gateway.client.get("/v1/turns", params={"model": name})).json()["data"]
+    assert [(turn["model"], turn["cost_usd"] > 0) for turn in turns] == [(name, True)] * 4
