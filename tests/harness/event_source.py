@@ -26,13 +26,19 @@ class EventSource:
     def __init__(self, gateways: Callable[[], Sequence[httpx2.AsyncClient]]) -> None:
         self._gateways = gateways
 
-    async def post(self, key: str, message: str, on_refused: Callable[[str], None] = ignore) -> TurnId:
-        """Returns the turn when it is accepted; before, calls `on_refused` with the reason of each failure."""
+    async def post(
+        self, key: str, message: str, on_refused: Callable[[str], None] = ignore, session: str | None = None
+    ) -> TurnId:
+        """Returns the turn when it is accepted; before, calls `on_refused` with the reason of each failure.
+
+        `session` is created if it does not exist.
+        """
+        body = {"message": message} | ({"session": session, "create_session": True} if session else {})
         while True:
             gateway = random.choice(self._gateways())
             try:
                 headers = {"idempotency-key": f"{key}-{'k' * 16}"}
-                response = await gateway.post("/v1/turns", json={"message": message}, headers=headers)
+                response = await gateway.post("/v1/turns", json=body, headers=headers)
             except httpx2.HTTPError as error:
                 if isinstance(error, httpx2.ConnectError) and gateway not in self._gateways():
                     # It left the rotation after it was chosen. A proxy, too, sends the request to another gateway.

@@ -4,7 +4,8 @@ It replaces one process after the other, in the order of docs/RUNBOOK.md, while 
 must be received whole, once, with its end. Exit status 1 if one is not.
 
 Half of the turns have server tools and pauses. A version that does not know `on_pause` ends such a turn at a pause:
-then all readers must have the same beginning of the answer, and the record too.
+then all readers must have the same beginning of the answer, and the record too. The other half are turns of sessions,
+with thinking, which the model refuses after a change of its prompt: each version goes on from turns of the other.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tests.upgrade.record import QUICK, STREAMS
 AT_ONCE = 6
 WORDS, RATE = 60, 30
 PAUSES = "server=web_search*2 pauses=2"
+THINKING = "thinking=3"
 GIVE_UP_S = 60.0
 
 
@@ -89,14 +91,16 @@ class Rolling:
             tag = f"t{number}x{turns}x"
             try:
                 async with asyncio.timeout(GIVE_UP_S):
-                    await self.ask(tag, has_pauses=number % 2 == 1)
+                    await self.ask(tag, None if number % 2 else f"session-{number}")
             except (TimeoutError, AssertionError, TailraceError) as error:
                 self.wrong.append(f"{tag}: {type(error).__name__} {error}")
 
-    async def ask(self, tag: str, *, has_pauses: bool) -> None:
+    async def ask(self, tag: str, session: str | None) -> None:
         """Posts a turn until it is accepted, and reads it to the end at any gateway."""
+        has_pauses = session is None
         source = EventSource(lambda: [self.clients[self.parts["gateway"].url]])
-        turn = await source.post(tag, f"#sim words={WORDS} rate={RATE} tag={tag} {PAUSES if has_pauses else ''}")
+        message = f"#sim words={WORDS} rate={RATE} tag={tag} {PAUSES if has_pauses else THINKING}"
+        turn = await source.post(tag, message, session=session)
         connections = await source.read(turn)
         found = [frame for connected in connections for frame in connected.frames]
         self.turns_ended += 1
@@ -120,7 +124,7 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
     """Returns the results. `folder` is for the data of the processes."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(NatsServer(folder))
-        claude = await stack.enter_async_context(simulated_claude(folder))
+        claude = await stack.enter_async_context(simulated_claude(folder, "--enforce"))
         rolling = Rolling(process, folder, server.url, claude.url)
         rolling.streams(before)
         for module in ("persistence", "generators", "gateway"):
