@@ -385,7 +385,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why the turn was cancelled (PROTOCOL R22). Null for other outcomes, and in the `end` of an older version."""
     by: str | None = None
     """The name of the credential of the client that cancelled the turn, like `by` of the request."""
-    prefixes: tuple[Prefix, ...] = ()
+    prefixes: list[Prefix] = []
     """The prompts of the calls that wrote the answer (PROTOCOL R140)."""
     successor: TurnId | None = None
     """The turn in which the readers of this one go on, because a message steered it (PROTOCOL R137)."""

@@ -77,7 +77,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     stop: events.StopReason = events.StopReason()
     pauses: tuple[int, ...] = ()
     """For each pause of the current answer that a generator continues: the number of blocks before it (R117)."""
-    prefixes: tuple[Prefix, ...] = ()
+    prefixes: list[Prefix] = []
     """The prompts of the calls that wrote the current answer."""
     causes: tuple[str, ...] = ()
     """The `cause` of each attempt that has one, without pauses."""
@@ -345,7 +345,7 @@ class Folding:
             case Event(event=raw, is_hidden=is_hidden, left_out=left_out, prefix=prefix):
                 event = event or events.decode(raw)
                 if prefix is not None:
-                    self.prefixes = (*self.prefixes, prefix)
+                    self.prefixes = [*self.prefixes, prefix]
                 self.meter.unreported_bytes += left_out
                 match event:
                     case events.BlockDelta():
@@ -380,7 +380,7 @@ class Folding:
                     self.length = AnswerLength()
                     self.discarded_calls = len(self.meter.ended)
                     self.envelope = {}
-                    self.pauses = self.prefixes = ()
+                    self.pauses, self.prefixes = (), []
                     self.changes |= {"message": None, "stop": events.StopReason()}
             case Progress() as progress:
                 self.changes["progress"] = progress

@@ -61,7 +61,7 @@ class TurnDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     the fold of the turn.
     """
 
-    prefixes: tuple[Prefix, ...] = ()
+    prefixes: list[Prefix] = []
     """The prompts of the calls that wrote the answer, as hashes, to find out why a prompt cache was missed."""
 
 

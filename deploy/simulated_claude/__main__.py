@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--thinking",
         choices=get_args(Behavior),
         default="error",
-        help="with --enforce: what happens to thinking after a change (default: error, as for new accounts)",
+        help="what happens to thinking after a change (default: error, as for new accounts)",
     )
     options = parser.parse_args(argv)
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)

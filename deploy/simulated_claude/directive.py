@@ -70,7 +70,7 @@ continuation prompt; a call whose result is in the message is not executed again
 The body of a POST to /_sim/cases/NAME is the JSON of one event a line. The events are sent byte for byte, whatever they
 are, and to streaming requests only. A continuation gets the events that follow its partial answer.
 
-A signature of thinking says what stood before it. With --enforce, or after a POST of {"enforces": true} to
+A signature of thinking says what stood before it. Unless --no-enforce is set, or {"enforces": false} was posted to
 /_sim/settings, a request is refused if thinking in it was written after another `system`, other `tools` or other
 messages, if the thinking of a tool loop is missing, for a signature of another program, for more than four marks of
 the cache, a call by code without its container, an expired or foreign container, an email address or more than 256

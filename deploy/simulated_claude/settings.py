@@ -4,9 +4,9 @@ import msgspec
 
 from tailrace.deploy.simulated_claude.thinking import Behavior
 
-# Whether requests are refused as by the real API where that is not known of earlier versions of this program:
-# thinking, marks of the cache, containers, ids of users, stop sequences, types of images.
-ENFORCES = False
+# Whether requests are refused as by the real API for their thinking, marks of the cache, containers, ids of users, stop
+# sequences and types of images.
+ENFORCES = True
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,7 +6,6 @@ import httpx2
 import pytest
 
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
-from tailrace.deploy.simulated_claude.settings import ENFORCES
 from tests.conformance.case import read_cases
 from tests.conformance.rule_case import WAYS, read_rules
 from tests.conformance.rule_ways import PLAYERS, play_verbatim
@@ -39,7 +38,6 @@ async def test_the_api_ends_the_session_as_the_case_says(name: str) -> None:
         assert read_rules()[name].verbatim in await play_verbatim(claude, read_rules()[name])
 
 
-@pytest.mark.skipif(not ENFORCES, reason="the simulated Claude does not enforce the rules by default yet")
 @pytest.mark.timeout(240)
 async def test_each_session_ends_in_each_way_as_the_table_says(tmp_path: Path) -> None:
     differences = []

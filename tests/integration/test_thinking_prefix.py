@@ -1,5 +1,6 @@
 """Thinking of earlier answers at generators: which of it is sent, and a model's API that refuses it nevertheless."""
 
+import httpx2
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
@@ -33,6 +34,12 @@ def refuse(message: str) -> bytes:
     return head % len(body) + body
 
 
+async def accept_thinking(claude_url: str) -> None:
+    """Makes the simulated Claude accept the thinking, which it has not written."""
+    async with httpx2.AsyncClient(base_url=claude_url) as claude:
+        await claude.post("/_sim/settings", json={"known": [THINKING["data"]]})
+
+
 async def run_turn(log: TurnLog, *, thinking: list[StoredThinking]) -> Turn:
     key = TurnKey(Tenant("tenant"), TurnId(new_id()))
     await log.append(key, START, request(messages=HISTORY, history=2, thinking=thinking))
@@ -44,6 +51,7 @@ def refused_calls() -> float:
 
 
 async def test_thinking_behind_another_prompt_is_left_out(own: OwnSystem) -> None:
+    await accept_thinking(own.claude)
     async with own.running_generator():
         same = await run_turn(own.log, thinking=[STORED])
         other = await run_turn(own.log, thinking=[msgspec.structs.replace(STORED, prefix="0")])

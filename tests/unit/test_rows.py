@@ -140,9 +140,9 @@ def test_details_are_stored_together_and_need_no_column() -> None:
         system="s", tools="t", messages="m", thinking="b", block=1, bytes=9, unchanged=3, changed=("tools",)
     )
     log = started_turn("Light")
-    log.store(msgspec.structs.replace(build_end(log.turn, "completed"), prefixes=(prefix,)))
-    row = msgspec.structs.asdict(build_row(KEY, msgspec.structs.replace(log.turn, prefixes=(prefix,))))
-    assert turn_record(row).prefixes == (prefix,)
-    assert turn_record(row | {"details": "{}"}).prefixes == ()
+    log.store(msgspec.structs.replace(build_end(log.turn, "completed"), prefixes=[prefix]))
+    row = msgspec.structs.asdict(build_row(KEY, msgspec.structs.replace(log.turn, prefixes=[prefix])))
+    assert turn_record(row).prefixes == [prefix]
+    assert turn_record(row | {"details": "{}"}).prefixes == []
     of_newer_version = msgspec.json.encode(msgspec.json.decode(row["details"]) | {"reference": "A 1"}).decode()
-    assert turn_record(row | {"details": of_newer_version}).prefixes == (prefix,)
+    assert turn_record(row | {"details": of_newer_version}).prefixes == [prefix]
