@@ -110,7 +110,7 @@ class StoredThinking(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What stands before a place in a prompt, as a digest of each part (PROTOCOL R140)."""
+    """The prompt before a position, as a digest of each part (PROTOCOL R140)."""
 
     system: str
     """The digest of the system prompt."""
@@ -119,7 +119,7 @@ class Prefix(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     messages: str
     """The digest of the messages, without thinking."""
     thinking: str = ""
-    """The id of the last thinking block before the place. Empty: there is none."""
+    """The id of the last thinking block before the position. Empty: there is none."""
     block: int = 0
     """Of a call's prompt: how many blocks the answer had before the call."""
     bytes: int = 0

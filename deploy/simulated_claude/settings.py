@@ -10,13 +10,13 @@ ENFORCES = True
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """What the account of the simulated Claude is like."""
+    """The properties of the account at the simulated Claude."""
 
     enforces: bool = ENFORCES
     """Whether all rules of requests are enforced (`rules.refuse_request`)."""
     thinking: Behavior = "error"
-    """What happens to thinking whose prefix has changed: a request that does not say it is refused (accounts since
-    2026-08-31), the thinking is dropped, or nothing happens."""
+    """The reaction to thinking whose prefix has changed, if the request names none: refuse the request (accounts since
+    2026-08-31), drop the thinking, or accept it."""
     containers_from: int = 0
     """Containers with a smaller number have expired."""
     known: set[str] = set()

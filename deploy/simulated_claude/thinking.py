@@ -45,7 +45,7 @@ Json = dict[str, Any]
 
 
 class Bound(NamedTuple):
-    """What a signature says."""
+    """The content of a signature."""
 
     model: str
     system: str
@@ -259,7 +259,7 @@ def find_mismatch(
 
 
 class Leaf(NamedTuple):
-    """What counts of a block that is no thinking, for the thinking after it."""
+    """Returns the parts of a block other than thinking that the prefix of later thinking includes."""
 
     role: str
     message: int

@@ -1,1 +1,1 @@
-"""What several features use, and neither the core nor a client protocol does."""
+"""Modules that several features share; neither the core nor a client protocol uses them."""

@@ -1,1 +1,1 @@
-"""What several client protocols use, and the core does not. Features may use it, too."""
+"""Modules that several client protocols share and the core does not use. Features may use them, too."""

@@ -11,7 +11,7 @@ WAYS = ("tailrace", "chat", "responses", "ui")
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client asks in one turn, in no protocol's form."""
+    """The request of one turn, independent of a protocol."""
 
     message: str | list[dict[str, Any]] = ""
     """The question; blocks are in Anthropic's form. Empty if the turn has only a result."""

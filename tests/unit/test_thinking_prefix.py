@@ -360,7 +360,7 @@ def test_the_models_that_run_the_check_are_the_vendors_list() -> None:
 
 
 class Written(NamedTuple):
-    """What stood before a thinking block when the model wrote it."""
+    """The prompt before a thinking block when the model wrote it."""
 
     system: object
     tools: object
