@@ -259,7 +259,7 @@ def find_mismatch(
 
 
 class Leaf(NamedTuple):
-    """Returns the parts of a block other than thinking that the prefix of later thinking includes."""
+    """A block other than thinking, as a part of the prefix of later thinking."""
 
     role: str
     message: int
