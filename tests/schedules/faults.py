@@ -79,3 +79,8 @@ class Faults:
     @property
     def may_fork(self) -> bool:
         return bool(self.changes)
+
+    @property
+    def has_one_server(self) -> bool:
+        """Whether the log has one replica: its leader never changes, and no read is answered by a server behind it."""
+        return not (self.changes or self.stale or self.wakings or self.lags)

@@ -285,8 +285,8 @@ class SimulatedLog(MemoryLog):
         return count
 
     def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # no turn is older than its server
-        """Returns whether the leader never changes: the log is then that of a single server."""
-        return not self.server_of(key).faults.may_fork
+        """Returns whether the log has one replica, so that each read has all entries (PROTOCOL R80)."""
+        return self.server_of(key).faults.has_one_server
 
     @asynccontextmanager
     async def subscribe(self, key: TurnKey, kind: str = ">") -> AsyncIterator[LiveFeed]:
