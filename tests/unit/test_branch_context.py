@@ -124,17 +124,19 @@ BY_PROGRAM = TOOL | {"caller": {"type": "code_execution_20250825", "tool_id": "s
 
 
 @pytest.mark.parametrize(
-    ("content", "stop_reason", "container"),
+    ("content", "stop_reason", "part", "container"),
     [
-        ([PROGRAM, BY_PROGRAM], "tool_use", "container_1"),
-        ([PROGRAM, TOOL], "tool_use", None),
-        ([PROGRAM, BY_PROGRAM], "max_tokens", None),
+        ([PROGRAM, BY_PROGRAM], "tool_use", "delta", "container_1"),
+        ([PROGRAM, BY_PROGRAM], "tool_use", "message", "container_1"),
+        ([PROGRAM, BY_PROGRAM], "tool_use", "usage", None),
+        ([PROGRAM, TOOL], "tool_use", "delta", None),
+        ([PROGRAM, BY_PROGRAM], "max_tokens", "delta", None),
     ],
 )
 def test_a_container_in_which_code_waits_for_results_is_named(
-    content: list[dict[str, Any]], stop_reason: str, container: str | None
+    content: list[dict[str, Any]], stop_reason: str, part: str, container: str | None
 ) -> None:
-    envelope = {"delta": {"container": {"id": "container_1", "expires_at": "2030-01-01T00:00:00Z"}}}
+    envelope = {part: {"container": {"id": "container_1", "expires_at": "2030-01-01T00:00:00Z"}}}
     turn = msgspec.structs.replace(turn_record("completed", *content), stop_reason=stop_reason, envelope=envelope)
     assert open_container(turn) == container
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailrace.proto.entries import Message, StoredThinking
+from tailrace.proto.entries import Message, Prefix, StoredThinking
 from tailrace.proto.models import models
 from tailrace.proto.thinking_prefix import (
     as_stored,
@@ -16,14 +16,17 @@ from tailrace.proto.thinking_prefix import (
     checks_thinking,
     choose_kept,
     count_unchanged,
+    count_unchanged_tokens,
     find_changes,
     find_changes_since,
     find_open_answer,
     find_prefixes,
     find_stored_thinking,
     thinking_id,
+    thinking_ids,
     without_thinking,
 )
+from tailrace.proto.usage import Usage
 
 pytestmark = pytest.mark.rule("R140")
 
@@ -82,6 +85,16 @@ FIRST = Message("user", [say("one"), PICTURE])
 BEFORE = Prompt([say("Be brief.")], [TOOL], [FIRST, answer("a"), Message("user", "two"), TURNED, answer("b")])
 
 
+# Of the thinking of BEFORE and of the next answer: its id, its prefix, and the thinking before it.
+DIGESTS = [
+    ("ca978112ca1bbdca", "8ee6f0195c9db6ac", ""),
+    ("3e23e8160039594a", "b4f98b625c9cbe3d", "ca978112ca1bbdca"),
+    ("2e7d2c03a9507ae2", "2ada2ceb1b3017b1", "3e23e8160039594a"),
+]
+# Of the prompt for that answer: system, tools, messages, thinking, and the number of blocks before it.
+PROMPT_DIGESTS = ("d52241f53eaa1aab", "9336319fa61929d4", "4dd7466b11a47503", "3e23e8160039594a", 0)
+
+
 def with_messages(*messages: Message) -> Prompt:
     return BEFORE._replace(messages=list(messages))
 
@@ -137,6 +150,10 @@ def test_an_edit_costs_the_thinking_after_it(name: str) -> None:
             [{"type": "tool_result", "tool_use_id": "t", "content": [say("1", cache_control=MARK)]}],
             [{"type": "tool_result", "tool_use_id": "t", "content": [say("1")]}],
         ),
+        (
+            [{"type": "document", "source": {"type": "content", "content": [say("1", cache_control=MARK)]}}],
+            [{"type": "document", "source": {"type": "content", "content": [say("1")]}}],
+        ),
     ],
 )
 def test_two_forms_of_a_message_have_one_prefix(one: str | Blocks, other: str | Blocks) -> None:
@@ -170,9 +187,35 @@ def test_every_value_in_the_input_of_a_call_counts(one: dict[str, Any], other: d
     assert first.thinking[0].prefix.messages != second.thinking[0].prefix.messages
 
 
-def test_a_deferred_tool_counts_from_where_a_block_has_referenced_it() -> None:
-    search = {"type": "tool_search_tool_result", "content": {"tool_references": [{"tool_name": "late"}]}}
-    messages = [Message("user", "1"), answer("a"), Message("user", "2"), answer("b", search, say("3")), answer("c")]
+@pytest.mark.parametrize(("one", "other"), [("1", "2"), (["1"], ["2"]), ([say("1")], [say("2")])])
+def test_every_value_in_a_result_counts(one: object, other: object) -> None:
+    results = ({"type": "tool_result", "tool_use_id": "t", "content": content} for content in (one, other))
+    first, second = (find_prefixes(None, None, [Message("user", [block]), answer("a")]) for block in results)
+    assert first.thinking[0].prefix.messages != second.thinking[0].prefix.messages
+
+
+def test_digests_are_the_same_in_each_version() -> None:
+    """Entries have them: with other digests, the thinking of all stored answers would be left out once."""
+    messages = [*BEFORE.messages, Message("user", "3", output_config={"effort": "low"}), answer("c")]
+    found = find_prefixes(*BEFORE._replace(messages=messages))
+    assert [msgspec.structs.astuple(as_stored(one)) for one in found.thinking] == DIGESTS
+    prompt = found.messages[-2]
+    assert msgspec.structs.astuple(prompt)[:5] == PROMPT_DIGESTS
+    (last,) = find_stored_thinking([prompt], [think("c"), say("answer c")])
+    assert msgspec.structs.astuple(last) == DIGESTS[2]
+    (first,) = find_stored_thinking([find_prefixes(*with_messages(FIRST)).messages[0]], [think("a")])
+    assert msgspec.structs.astuple(first) == DIGESTS[0]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"type": "tool_search_tool_result", "content": {"tool_references": [{"tool_name": "late"}]}},
+        {"type": "tool_use", "id": "t", "name": "late", "input": {}},
+    ],
+)
+def test_a_deferred_tool_counts_from_where_a_block_has_referenced_it(reference: dict[str, Any]) -> None:
+    messages = [Message("user", "1"), answer("a"), Message("user", "2"), answer("b", reference, say("3")), answer("c")]
     first = recorded(Prompt(None, [TOOL], messages[:2]))
     whole = Prompt(None, [TOOL, LATE], messages)
     assert first.items() <= recorded(whole).items()
@@ -195,6 +238,7 @@ def test_thinking_of_redacted_blocks_is_thinking() -> None:
     prompt = Prompt(None, None, [FIRST, Message("assistant", [redacted, say("1")])])
     found = find_prefixes(*prompt)
     assert [one.id for one in found.thinking] == [thinking_id(redacted)]
+    assert thinking_id(redacted) != thinking_id(redacted | {"data": "y"})
     old = {one.id: StoredThinking(one.id) for one in found.thinking}
     assert choose_kept(prompt.messages, found.thinking, old) == set()
     assert without_thinking(prompt.messages, set()) == [FIRST, Message("assistant", [say("1")])]
@@ -270,8 +314,8 @@ def test_a_call_says_which_part_of_the_prompt_has_changed(
 ) -> None:
     before = bind(*BEFORE._replace(messages=BEFORE.messages[:3]), [], None, is_checked=True).prefix
     assert (before.unchanged, before.changed) == (None, ())
-    found = find_prefixes(*now)
-    expected = {"all": before.bytes, "tools": found.tools_bytes, "head": found.head_bytes, "nothing": 0}
+    tools_bytes, system_bytes = len(msgspec.json.encode(TOOL)), len(msgspec.json.encode(say("Be brief.")))
+    expected = {"all": before.bytes, "tools": tools_bytes, "head": tools_bytes + system_bytes, "nothing": 0}
     bound = bind(*now, [], before, is_checked=True)
     assert (bound.prefix.changed, bound.prefix.unchanged) == (changed, expected[unchanged])
 
@@ -286,7 +330,10 @@ def test_a_call_without_the_thinking_of_the_call_before_says_so() -> None:
     stored[1:] = unknown("b").values()
     cut = bind(*now, stored, before, is_checked=True)
     assert (cut.left_out, cut.prefix.changed, cut.prefix.thinking) == (1, ("thinking",), thinking_id(think("a")))
+    assert list(thinking_ids(cut.messages)) == [thinking_id(think("a"))]
     assert (cut.prefix.unchanged or 0) < before.bytes
+    none = bind(*now, list((unknown("a") | unknown("b")).values()), before, is_checked=True)
+    assert (none.left_out, none.prefix.thinking, list(thinking_ids(none.messages))) == (2, "", [])
     unchecked = bind(*now, stored, before, is_checked=False)
     assert (unchecked.left_out, unchecked.messages) == (0, now.messages)
 
@@ -311,6 +358,7 @@ LOOP = [FIRST, answer("a"), Message("user", "2"), answer("b", call("t")), result
         ([*LOOP, result("u"), Message("user", "3")], 3),
         ([*LOOP, Message("user", [*result("u").content, say("3")])], 3),
         ([*LOOP, Message("user", "3")], 7),
+        ([FIRST, answer("a"), answer("b")], 1),
         ([FIRST], 1),
         ([], 0),
     ],
@@ -345,6 +393,28 @@ def test_an_unchanged_prompt_is_found_in_a_longer_one() -> None:
         assert find_changes_since(before, find_prefixes(*after)) == parts
         assert count_unchanged(before, find_prefixes(*after)) == 0
     assert find_changes(None, before) == ("system", "tools", "messages")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tokens"),
+    [
+        ([], None),
+        ([(None, 100)], None),
+        ([(50, 0)], None),
+        ([(0, 100)], 0),
+        ([(50, 100)], 35),
+        ([(100, 100)], 71),
+        # The calls of one turn: 150 of 300 bytes. Of the third call nothing is known.
+        ([(50, 100), (100, 200), (None, 100)], 35),
+    ],
+)
+def test_unchanged_tokens_are_the_unchanged_share_of_the_bytes(
+    prompts: list[tuple[int | None, int]], tokens: int | None
+) -> None:
+    """Of the tokens of the prompt, read from the cache or not; those of the answer do not count."""
+    usage = Usage(input_tokens=1, output_tokens=1000, cache_creation_input_tokens=20, cache_read_input_tokens=50)
+    found = [Prefix(system="", tools="", messages="", unchanged=count, bytes=size) for count, size in prompts]
+    assert count_unchanged_tokens(found, usage) == tokens
 
 
 def test_the_models_that_run_the_check_are_the_vendors_list() -> None:
