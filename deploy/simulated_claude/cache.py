@@ -63,7 +63,7 @@ def blocks_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"tool": True, **tool}
     yield from as_blocks("", request.get("system") or [])
     for message in request.get("messages", ()):
-        yield from as_blocks(message["role"], message["content"])
+        yield from as_blocks(message["role"], message.get("content") or [])
 
 
 def as_blocks(role: str, content: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -109,7 +109,8 @@ class Message(msgspec.Struct, frozen=True):
     """A message of a conversation."""
 
     role: Role
-    content: str | list[Block]
+    content: str | list[Block] = []
+    """Only a system message, which sets the effort for example, may have none."""
 
     @property
     def text(self) -> str:
@@ -226,7 +227,7 @@ def refuse_messages(messages: list[Message]) -> None:
         raise Refusal(INVALID, "messages: first message must use the `user` role")
     for number, message in enumerate(messages):
         is_last_assistant = number == len(messages) - 1 and message.role == "assistant"
-        if not message.content and not is_last_assistant:
+        if not message.content and not is_last_assistant and message.role != "system":
             raise Refusal(INVALID, f"messages.{number}: all messages must have non-empty content")
         if isinstance(message.content, list) and any(b.type == "text" and not b.text for b in message.content):
             raise Refusal(INVALID, f"messages.{number}: text content blocks must be non-empty")

@@ -197,10 +197,22 @@ def refuse_changed_loop(body: Json, places: Sequence[Place]) -> None:
     lacks = [place for place in open_places if not has_its_thinking(place, open_places)]
     if not lacks or (body.get("thinking") or {}).get("type") == "disabled":
         return
-    if any(place.is_thinking for place in open_places):
+    if is_modified(places, open_places, lacks[0]):
         raise Refusal(INVALID, f"{lacks[0].path}: {CANNOT_BE_MODIFIED}")
     if not runs_check(str(body.get("model"))):
         raise Refusal(INVALID, f"messages.{lacks[0].message}.content.0.type: {EXPECTED}")
+
+
+def is_modified(places: Sequence[Place], open_places: Sequence[Place], lacks: Place) -> bool:
+    """Returns whether a part of an answer's thinking is missing, and not all that its writer had.
+
+    The thinking of the answer comes before a call that lacks its own, or was written after thinking that is missing.
+    """
+    seals = {seal_of(place.block) for place in places if place.is_thinking}
+    of_answer = [place for place in open_places if place.is_thinking]
+    bounds = [read_signature(place.block) for place in of_answer]
+    is_before = any(places.index(place) < places.index(lacks) for place in of_answer)
+    return is_before or any(bound is not None and bound.after and bound.after not in seals for bound in bounds)
 
 
 def find_open(places: Sequence[Place]) -> Iterator[Place]:
