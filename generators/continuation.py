@@ -34,7 +34,7 @@ from tailrace.proto.containers import container_of, with_container
 from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
-from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking
+from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking, is_extended
 from tailrace.proto.usage import utf8_bytes
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
@@ -190,7 +190,8 @@ def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = Fals
         is_checked=is_refused or checks_thinking(call.model),
     )
     block = len(turn.blocks) if mode == "continue" else 0
-    return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=block))
+    has_more = is_extended(turn.request.messages, call.messages)
+    return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=block, is_extended=has_more))
 
 
 def limit_tokens(call: Call, tokens: int) -> Call:

@@ -43,12 +43,22 @@ class History(NamedTuple):
     """The thinking blocks of the answers (PROTOCOL R140)."""
     prompts: dict[TurnId, Prefix]
     """The prompt of each turn's last call."""
+    containers: dict[TurnId, str]
+    """The container in which code of the newest answer, up to each turn, waits for results of the client's tools."""
 
 
 def read_history(branch: Iterable[TurnRecord]) -> History:
     """Returns the conversation of `branch`, a turn and all turns before it, oldest first."""
-    found = History([], [], {}, [], {})
+    found = History([], [], {}, [], {}, {})
+    container: str | None = None
     for turn, of_turn in _by_turn(branch):
+        if turn.stop_reason == AWAITS_CLIENT and any(map(has_results, turn.input)):
+            # The answer goes on, and code of its beginning may still wait.
+            container = open_container(turn) or container
+        elif turn.stop_reason is not None:
+            container = open_container(turn)
+        if container is not None:
+            found.containers[turn.turn] = container
         found.messages.extend(of_turn)
         found.ends.append((turn.turn, len(found.messages)))
         found.thinking.extend(find_stored_thinking(turn.prefixes, map(_as_sent, turn.content)))
@@ -89,7 +99,7 @@ def build_context(session: SessionRecord, parent: TurnId | None, branch: list[Tu
         history.left_out,
         history.thinking,
         history.prompts,
-        open_container(branch[-1]) if branch else None,
+        history.containers,
     )
 
 

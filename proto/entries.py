@@ -104,7 +104,8 @@ class StoredThinking(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     """The digest of the block's signature."""
     prefix: str | None = None
-    """The digest of the block's prefix. Null: an older version has stored the answer."""
+    """The digest of the block's prefix. Empty: a generator had added to the prompt, so that no request has this prefix.
+    Null: an older version has stored the answer."""
     after: str = ""
     """The id of the thinking block before it. Empty: there was none."""
 
@@ -127,6 +128,8 @@ class Prefix(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unchanged: int | None = None
     """Of a call's prompt: how many of these bytes come before the first difference from the prompt of the turn before,
     as far as it is known. Null: there is no turn before, or an older version has stored it."""
+    is_extended: bool = False
+    """Of a call's prompt: whether a generator has added to the prompt of the request, such as a JSON Schema."""
     changed: tuple[PromptPart, ...] = ()
     """The parts with differences. Empty: the prompt begins with the whole prompt of the turn before."""
 

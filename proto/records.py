@@ -227,8 +227,8 @@ class Context(msgspec.Struct, frozen=True):
     """The thinking blocks of the branch, oldest first (PROTOCOL R140)."""
     prompts: dict[TurnId, Prefix] = {}
     """The prompt of the last call for each turn of the branch."""
-    container: str | None = None
-    """The container in which code of the parent's answer waits for results of the client's tools."""
+    containers: dict[TurnId, str] = {}
+    """The container in which code waits for results of the client's tools after a turn of the branch."""
 
 
 # The queries, each with the codes that it may be refused with.

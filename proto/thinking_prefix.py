@@ -36,6 +36,7 @@ thinking, and never a refusal.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
@@ -192,7 +193,7 @@ def find_stored_thinking(prefixes: Sequence[Prefix], content: Iterable[Block]) -
             digest, last = call.messages, call.thinking
         if block.get("type") in THINKING:
             name = thinking_id(block)
-            prefix = None if call is None else _join(call.system, call.tools, digest)
+            prefix = None if call is None else "" if call.is_extended else _join(call.system, call.tools, digest)
             found.append(StoredThinking(name, prefix, last))
             last = name
         else:
@@ -234,8 +235,34 @@ def choose_kept(
     Walks back from the newest block with an unchanged prefix, each time to the block that came before it when the model
     wrote it, as far as these blocks are unchanged, too. So no block is missing between two others that the model wrote
     one after the other, and no block comes back between two others that the model wrote without it. A tool loop (or a
-    pause) that the request continues is one answer: if a block of it cannot be sent, no stored block is.
+    pause) that the request continues is one answer: if a block of it cannot be sent, no block of it is. The thinking
+    before that answer stays, so that a prompt that was extended for a forced call costs no earlier thinking.
     """
+    # The answer had to be continued without its thinking: what the client sends of it does not come back later, either.
+    every, answers = thinking, _number_answers(messages)
+    extended = {answers[one.message] for one in thinking if one.id in stored and stored[one.id].prefix == ""}
+    thinking = [one for one in thinking if one.id in stored or answers[one.message] not in extended]
+    kept = _walk_back(thinking, stored)
+    start = find_open_answer(messages)
+    if any((one.message, one.block) not in kept for one in every if one.message >= start):
+        kept = _walk_back([one for one in thinking if one.message < start], stored)
+    return kept
+
+
+def _number_answers(messages: Sequence[Message]) -> list[int]:
+    """Returns for each message the number of its answer: a question begins another answer, a result does not."""
+    numbers: list[int] = []
+    number = 0
+    for role, run in groupby(messages, key=lambda message: message.role):
+        of_role = list(run)
+        blocks = [block for message in of_role for block in _as_blocks(message.content)]
+        number += role == "user" and all(block.get("type") != "tool_result" for block in blocks)
+        numbers += [number] * len(of_role)
+    return numbers
+
+
+def _walk_back(thinking: Sequence[Thinking], stored: Mapping[str, StoredThinking]) -> set[tuple[int, int]]:
+    """Returns the blocks of `thinking` that `choose_kept` keeps, whether they are of one answer or not."""
     kept: set[tuple[int, int]] = set()
     wanted: str | None = None
     for one in reversed(thinking):
@@ -247,9 +274,20 @@ def choose_kept(
         elif wanted in (None, one.id) and was.prefix == as_stored(one).prefix:
             kept.add((one.message, one.block))
             wanted = was.after
-    start = find_open_answer(messages)
-    is_whole = all((one.message, one.block) in kept for one in thinking if one.message >= start)
-    return kept if is_whole else {(one.message, one.block) for one in thinking if one.id not in stored}
+    return kept
+
+
+def is_extended(asked: Sequence[Message], sent: Sequence[Message]) -> bool:
+    """Returns whether the messages of a call have more than those of its request, other than a part of the answer."""
+    if len(sent) < len(asked) or any(message.role != "assistant" for message in sent[len(asked) :]):
+        return True
+    # The answer may continue a last message of the assistant.
+    pairs = zip(asked, sent, strict=False)
+    return any(one is not other and one.role != "assistant" and _bytes(one) != _bytes(other) for one, other in pairs)
+
+
+def _bytes(message: Message) -> list[bytes]:
+    return [message.role.encode(), _more_fields(message), *map(_encode, _as_blocks(message.content))]
 
 
 def find_changes(recorded: Prefix | None, now: Prefix) -> tuple[PromptPart, ...]:

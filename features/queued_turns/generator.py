@@ -9,7 +9,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from tailrace.generators.feature import Feature, Parts
-from tailrace.proto.conversation import accepted_before, read_history
+from tailrace.proto.containers import with_container
+from tailrace.proto.conversation import accepted_before, has_results, read_history
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import BackendError, TurnUnknown
 from tailrace.proto.fold import Turn
@@ -41,8 +42,10 @@ async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
         branch.insert(0, record)
     history = read_history(branch)
     before = accepted_before(request.messages, [*base.messages[: base.history], *history.messages])
+    container = history.containers.get(branch[-1].turn) if any(map(has_results, request.messages)) else None
     whole = replace(
         request,
+        options=request.options if container is None else with_container(request.options, container),
         messages=[*before, *request.messages],
         history=len(before),
         thinking=[*(base.thinking or ()), *history.thinking],

@@ -39,17 +39,17 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 def position_after(context: Context, new: list[Message]) -> Position:
     """Returns the position at the end of the branch in `context`."""
     before = accepted_before(new, context.messages)
-    sent = set(thinking_ids(before)) if context.thinking else set()
+    parent = context.parent
     return Position(
         session=context.session,
-        parent=context.parent,
+        parent=parent,
         before=before,
         new=new,
         model=context.model,
         system=context.system,
-        thinking=[one for one in context.thinking if one.id in sent],
-        container=context.container if any(map(has_results, new)) else None,
-        previous=context.prompts.get(context.parent) if context.parent is not None else None,
+        thinking=context.thinking,
+        container=context.containers.get(parent) if parent is not None and any(map(has_results, new)) else None,
+        previous=context.prompts.get(parent) if parent is not None else None,
     )
 
 
@@ -65,10 +65,7 @@ def match_history(context: Context, conversation: list[Message]) -> Position:
         if found is None or found == len(conversation):
             break
         parent, before, sent = turn, upto, found
-    container = context.container if parent == context.parent else None
-    up_to_parent = msgspec.structs.replace(
-        context, parent=parent, messages=context.messages[:before], container=container
-    )
+    up_to_parent = msgspec.structs.replace(context, parent=parent, messages=context.messages[:before])
     return position_after(up_to_parent, conversation[sent:])
 
 
@@ -134,14 +131,18 @@ def _is_answer_without_text(message: Message) -> bool:
 def verbatim_position(position: Position, conversation: list[Message]) -> Position:
     """Returns `position` with the client's own messages before the turn in place of the session's.
 
-    A client moves its prompt cache marks from message to message, and may have cleared old tool results.
+    A client moves its prompt cache marks from message to message, and may have cleared old tool results. Its thinking
+    is sent as it is, except thinking that was written after what a generator had added to the prompt: the client does
+    not know of that, and no prompt of the client's has that prefix.
     """
     upto = len(conversation) - len(position.new)
+    sent = set(thinking_ids(conversation)) if position.thinking else set()
     return Position(
         session=position.session,
         parent=position.parent,
         before=conversation[:upto],
         new=conversation[upto:],
+        thinking=[one for one in position.thinking if one.prefix == "" and one.id in sent],
         previous=position.previous,
     )
 

@@ -22,6 +22,7 @@ from tailrace.proto.thinking_prefix import (
     find_open_answer,
     find_prefixes,
     find_stored_thinking,
+    is_extended,
     thinking_id,
     thinking_ids,
     without_thinking,
@@ -367,16 +368,41 @@ def test_an_open_answer_begins_after_the_last_question(messages: list[Message], 
     assert find_open_answer(messages) == start
 
 
-def test_a_tool_loop_sends_all_its_thinking_or_no_thinking() -> None:
+def test_a_tool_loop_sends_all_its_thinking_or_only_what_is_older() -> None:
     whole = Prompt(None, None, [*LOOP, result("u")])
     known = recorded(whole)
     assert kept(whole, known) == ["a", "b", "c"]
     assert kept(whole, known | unknown("a")) == ["b", "c"]
     for name in "bc":
-        assert kept(whole, known | unknown(name)) == []
+        assert kept(whole, known | unknown(name)) == ["a"]
     closed = whole._replace(messages=[*whole.messages, answer("d"), Message("user", "3")])
     known |= recorded(closed)
     assert kept(closed, known | unknown("b")) == ["c", "d"]
+
+
+def extended(name: str) -> dict[str, StoredThinking]:
+    """Returns thinking that was written after what a generator had added to the prompt."""
+    return {thinking_id(think(name)): StoredThinking(thinking_id(think(name)), "")}
+
+
+def test_thinking_of_the_client_goes_with_the_extended_thinking_of_its_answer() -> None:
+    """It is left out while the answer is open, and also later: the thinking after it was written without it."""
+    whole = Prompt(None, None, [*LOOP, result("u")])
+    assert kept(whole, extended("b")) == ["a"]
+    closed = whole._replace(messages=[*whole.messages, answer("d"), Message("user", "3")])
+    assert kept(closed, extended("b")) == ["a"]
+    asked = closed._replace(messages=[*closed.messages, answer("e"), Message("user", "4")])
+    assert kept(asked, extended("b")) == ["a", "e"]
+
+
+def test_a_prompt_is_extended_by_everything_but_a_part_of_the_answer() -> None:
+    question = Message("user", "1")
+    marked = Message("user", [say("1") | {"cache_control": {"type": "ephemeral"}}])
+    assert not is_extended([question], [marked])
+    assert not is_extended([question], [question, answer("a")])
+    assert is_extended([question], [Message("user", [say("1"), say("As JSON.")])])
+    assert is_extended([question], [question, answer("a"), Message("user", "Go on.")])
+    assert is_extended([question, question], [question])
 
 
 def test_an_unchanged_prompt_is_found_in_a_longer_one() -> None:
