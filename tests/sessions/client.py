@@ -1,0 +1,488 @@
+"""Client: what the client of one session does, turn by turn, in one of the protocols. All random choices are here."""
+
+import json
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.datastructures import Headers
+
+from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.models import find_model
+from tailrace.proto.records import TurnRecord
+from tailrace.protocols.ai_sdk import request as ai_sdk
+from tailrace.protocols.anthropic import request as anthropic
+from tailrace.protocols.openai import chat_request, responses_request
+from tests.sessions.stand_in import CONTAINER, Json, Special, sign
+
+SESSION = "s"
+CHECKED = ("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5", "claude-fable-5-1", "claude-fable-5-2")
+UNCHECKED = ("claude-opus-4-8", "claude-sonnet-4-6", "claude-haiku-4-5")
+PROTOCOLS = ("turns", "turns", "turns", "chat", "responses", "messages", "ai_sdk")
+LOOK: Json = {"type": "object", "properties": {"query": {"type": "string"}}, "additionalProperties": False}
+TOOLS: tuple[Json, ...] = (
+    {"name": "look", "description": "Looks something up.", "input_schema": LOOK},
+    {"name": "see", "description": "Sees something.", "input_schema": LOOK},
+)
+DEFERRED: Json = {"name": "late", "description": "Comes late.", "input_schema": LOOK, "defer_loading": True}
+NATIVE: Json = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+# No API enforces it.
+LOOSE: Json = {"type": "object"}
+CLEAR_AT = "mid-conversation-system-clear-at-2026-08-21"
+PER_TURN = "per-turn-control-2026-08-21"
+MARK: Json = {"type": "ephemeral"}
+SUMMARY = "They have spoken."
+# How an answer is disturbed, or what the client wants of it; plain answers are twice as frequent.
+KINDS = (
+    *("plain", "plain", "plain", "tool", "tool", "tools", "server", "paused", "thoughts"),
+    *("schema", "loose", "wrong", "forced", "forced_any", "cut", "kill", "drain", "cancel", "overloaded", "refuse"),
+    *("short", "blank", "redacted", "compaction", "code", "cleared", "effort", "marks", "queued", "restart"),
+)
+# Kinds in which nothing that the product adds stands in the prompt.
+STILL_KINDS = ("plain", "tool", "tools", "server", "thoughts", "marks", "redacted", "overloaded", "schema")
+
+
+class Profile(NamedTuple):
+    """What may change in a session."""
+
+    name: str
+    changes: bool
+    """Whether the client changes its prompt, its tools, the model and the history."""
+    kinds: tuple[str, ...]
+
+
+PROFILES = (
+    Profile("still", changes=False, kinds=STILL_KINDS),
+    Profile("steady", changes=False, kinds=KINDS),
+    Profile("changing", changes=True, kinds=KINDS),
+    Profile("changing", changes=True, kinds=KINDS),
+)
+
+
+class Asked(NamedTuple):
+    """One exchange as the client has it: its messages, and the record of the answer."""
+
+    messages: list[Json]
+    """In Anthropic's format."""
+    record: TurnRecord
+
+
+class Step(NamedTuple):
+    """The next turn: its request, and what happens to it."""
+
+    new_turn: NewTurn
+    kind: str
+    messages: list[Json]
+    changed: tuple[str, ...]
+    """What the client has changed."""
+    special: Special | None = None
+    at_delta: int = 0
+    patched: bool = False
+
+
+class Client:
+    """The client of one session. `branch` is the conversation that it shows."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.profile = PROFILES[random.randrange(len(PROFILES))]
+        self.protocol = random.choice(PROTOCOLS)
+        self.model = random.choice(CHECKED if random.random() < 0.7 else UNCHECKED)
+        self.system: str | None = random.choice((None, "Be brief. Today is day 0.", "You are a guide."))
+        self.tools: list[Json] | None = random.choice((None, [*TOOLS], [*TOOLS], [*TOOLS, DEFERRED]))
+        self.branch: list[Asked] = []
+        self.number = 0
+        self.betas: list[str] = []
+        self.has_stripped = False
+        """Whether the client has left its thinking out."""
+
+    def next(self) -> Step:
+        """Returns the next turn."""
+        random = self.random
+        self.number += 1
+        changed = self._change()
+        if self.profile.changes and self.branch and not self.has_stripped and random.random() < 0.12:
+            # An edit, or the same question once more: the newest exchanges are gone.
+            del self.branch[-random.randint(1, len(self.branch)) :]
+            changed = (*changed, "branch")
+        kind = random.choice(self.profile.kinds)
+        if kind in ("paused", "blank") and self.protocol == "messages":
+            # Its clients send a paused answer back themselves, and cannot send a blank text back.
+            kind = "server"
+        # A client of chat completions has no thinking to send back with the calls of an open answer.
+        calls = [] if self.protocol == "chat" and "branch" in changed else self._open_calls()
+        results: list[Json] = []
+        is_careful = self.profile.name == "still" or self.protocol == "messages"
+        if calls and (is_careful or random.random() < 0.8):
+            some = calls if is_careful or random.random() < 0.9 else calls[:1]
+            results = [{"type": "tool_result", "tool_use_id": one["id"], "content": f"{self.number}"} for one in some]
+            changed = changed if len(some) == len(calls) else (*changed, "results")
+        elif calls or (self.profile.changes and random.random() < 0.05 and not is_careful):
+            changed = (*changed, "results")
+            results = self._late_results() if random.random() < 0.5 else []
+        return self._step(kind, results, changed)
+
+    def _step(self, kind: str, results: list[Json], changed: tuple[str, ...]) -> Step:
+        random, options, fields = self.random, dict[str, Any](), dict[str, Any]()
+        words, line, special, at_delta = random.randint(2, 9), "", None, 0
+        thinking = random.choice((0, 5, 9, 9))
+        tools = self.tools
+        match kind:
+            case "tool" | "tools" if tools and self.protocol:
+                line = f"tool={'look' if kind == 'tool' else 'look,see'}"
+            case "server":
+                line = "server=web_search*2"
+            case "paused":
+                line = f"server=web_search,code_execution pauses={random.randint(1, 2)}"
+            case "schema" | "loose":
+                options["output_config"] = {
+                    "format": {"type": "json_schema", "schema": NATIVE if kind == "schema" else LOOSE}
+                }
+                line = 'json={"a":"b"}'
+            case "wrong":
+                options["output_config"] = {"format": {"type": "json_schema", "schema": LOOSE}}
+                line = 'json={"a":"b"} wrong=nothing'
+            case "forced" | "forced_any" if tools:
+                options["tool_choice"] = {"type": "any"} if kind == "forced_any" else {"type": "tool", "name": "look"}
+            case "cut":
+                line = f"fault=cut@{random.randint(1, 20)}x1"
+            case "overloaded":
+                line = "fault=529x1"
+            case "restart":
+                line, fields["on_interrupt"] = f"fault=cut@{random.randint(1, 20)}x1", "restart"
+            case "kill" | "drain" | "cancel":
+                at_delta = random.randint(1, 20)
+            case "refuse":
+                line = f"refuse={random.randint(0, 12)}"
+            case "short":
+                fields["max_tokens"] = random.randint(1, 14)
+                line = random.choice(("", "tool=look" if tools else ""))
+            case "blank":
+                special = answer_with({"type": "text", "text": "\n\n"}, thought(), say("Yes."))
+            case "redacted":
+                special = answer_with({"type": "redacted_thinking", "data": ""}, thought(), say("Yes."))
+            case "compaction":
+                special = answer_with({"type": "compaction", "content": SUMMARY}, thought(), say("Yes."))
+            case "code":
+                special = code_answer if self.protocol in ("turns", "messages", "responses") else None
+            case "thoughts":
+                special = answer_with(thought("one"), say("1"), thought("two"), say("2"))
+        text = f"Question {self.number} of {random.randint(0, 10**6)}.\n#sim words={words} thinking={thinking} {line}"
+        if special is not None:
+            at_delta = 0
+        messages: list[Json] = []
+        if results:
+            # The API wants nothing beside the results of code's calls.
+            has_text = random.random() < 0.3 and not self._is_code_open()
+            blocks = [*results, *([say(text)] if has_text else [])]
+            messages.append({"role": "user", "content": blocks})
+        else:
+            messages.append({"role": "user", "content": text})
+        if self.protocol in ("turns", "messages") and not results:
+            if kind == "cleared":
+                messages.append({"role": "system", "content": "Hurry.", "clear_at": "next_user_message"})
+                self._use_beta(CLEAR_AT)
+            elif kind == "effort":
+                messages.append({"role": "system", "content": [], "output_config": {"effort": "low"}})
+                self._use_beta(PER_TURN)
+            elif kind == "marks":
+                messages[-1] = {"role": "user", "content": [say(text) | {"cache_control": MARK}]}
+        new_turn = getattr(self, f"_as_{self.protocol}")(messages, options, fields)
+        if kind == "queued" and self.protocol in ("turns", "responses"):
+            new_turn = msgspec.structs.replace(new_turn, on_busy="queue")
+        return Step(new_turn, kind, messages, changed, special, at_delta)
+
+    def _change(self) -> tuple[str, ...]:
+        """Changes the prompt, the tools or the model; returns what."""
+        random, changed = self.random, list[str]()
+        if not self.profile.changes or not self.branch:
+            return ()
+        if self.protocol == "messages" and self._open_calls():
+            return ()
+        if random.random() < 0.15:
+            self.system = f"Be brief. Today is day {self.number}."
+            changed.append("system")
+        if random.random() < 0.12:
+            self.tools = random.choice((None, [*TOOLS], [TOOLS[0]], [*TOOLS, DEFERRED], [*TOOLS[::-1]]))
+            changed.append("tools")
+        if random.random() < 0.12:
+            self.model = random.choice(CHECKED if random.random() < 0.7 else UNCHECKED)
+            changed.append("model")
+        if self.protocol == "messages" and changed:
+            # Anthropic's page says that a client leaves its thinking out then.
+            self.has_stripped = True
+            self.branch = [
+                asked._replace(record=msgspec.structs.replace(asked.record, content=without_thoughts(asked.record)))
+                for asked in self.branch
+            ]
+        return tuple(changed)
+
+    def _use_beta(self, beta: str) -> None:
+        if beta not in self.betas:
+            self.betas.append(beta)
+
+    def _open_calls(self) -> list[Json]:
+        """Returns the calls of the newest answer that wait for results."""
+        if not self.branch or self.branch[-1].record.stop_reason != "tool_use":
+            return []
+        return [block for block in self.branch[-1].record.content if block["type"] == "tool_use"]
+
+    def _late_results(self) -> list[Json]:
+        """Returns results of the newest answer's calls, if later questions have got no answer."""
+        newest = next((asked.record for asked in reversed(self.branch) if asked.record.content), None)
+        if newest is None or newest.outcome != "completed" or newest.stop_reason != "tool_use":
+            return []
+        calls = [block for block in newest.content if block["type"] == "tool_use" and "caller" not in block]
+        return [{"type": "tool_result", "tool_use_id": one["id"], "content": "late"} for one in calls]
+
+    def _is_code_open(self) -> bool:
+        return any("caller" in block for block in self._open_calls())
+
+    def _whole(self, new: list[Json], answer: Callable[[TurnRecord, set[str]], list[Json]]) -> list[Json]:
+        """Returns the conversation before the messages `new`, without calls that have no results."""
+        found: list[Json] = []
+        following = [*(asked.messages for asked in self.branch[1:]), new]
+        for asked, after in zip(self.branch, following, strict=False):
+            blocks = [block for one in after if isinstance(one["content"], list) for block in one["content"]]
+            answered = {block["tool_use_id"] for block in blocks if block["type"] == "tool_result"}
+            found += [*asked.messages, *answer(asked.record, answered)]
+        return found
+
+    def _as_turns(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+        """Sends only what is new; now and then, the whole conversation or a `parent`."""
+        parent: Any = self.branch[-1].record.turn if self.branch else msgspec.UNSET
+        more: dict[str, Any] = {"session": SESSION, "create_session": True}
+        if self.random.random() < 0.2 and self.branch:
+            before = self._whole(messages, plain_answer)
+            messages, more["full_history"] = [*before, *messages], True
+        elif self.branch:
+            more["parent"] = parent
+        elif self.number > 1:
+            more["parent"] = None
+        return NewTurn(
+            messages=msgspec.convert(messages, list[MessageParam]),
+            model=self.model,
+            system=self.system,
+            tools=self.tools,
+            options=options or None,
+            betas=list(self.betas) or None,
+            **more,
+            **fields,
+        )
+
+    def _as_messages(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+        """Anthropic's SDKs send the whole conversation, with the answers as they were."""
+        before = self._whole(messages, whole_answer)
+        if any("caller" in block for asked in self.branch for block in asked.record.content):
+            options = options | {"container": CONTAINER}
+        body = {
+            "model": self.model,
+            "max_tokens": fields.get("max_tokens", 4096),
+            "messages": [*before, *messages],
+            **({"system": self.system} if self.system else {}),
+            **({"tools": self.tools} if self.tools else {}),
+            **options,
+        }
+        headers = Headers({"x-session-id": SESSION, "anthropic-beta": ",".join(self.betas)})
+        new_turn = anthropic.build_turn(msgspec.convert(body, anthropic.MessagesRequest), body, headers)
+        return msgspec.structs.replace(new_turn, on_interrupt=fields.get("on_interrupt", "continue"))
+
+    def _as_chat(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+        sent = [one for message in [*self._whole(messages, plain_answer), *messages] for one in as_chat(message)]
+        body = {
+            "model": self.model,
+            "messages": [*([{"role": "system", "content": self.system}] if self.system else []), *sent],
+            "session_id": SESSION,
+            **openai_fields(options, self.tools, is_chat=True),
+            **fields,
+        }
+        chat = msgspec.convert(body, chat_request.ChatCompletionRequest)
+        model = find_model(self.model)
+        assert model is not None
+        return chat_request.build_turn(chat, model, body).turn
+
+    def _as_responses(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+        fields = dict(fields)
+        if "max_tokens" in fields:
+            fields["max_output_tokens"] = fields.pop("max_tokens")
+        body = {
+            "model": self.model,
+            "input": [one for message in messages for one in as_items(message)],
+            **({"instructions": self.system} if self.system else {}),
+            **({"previous_response_id": f"resp_{self.branch[-1].record.turn}"} if self.branch else {}),
+            **openai_fields(options, self.tools, is_chat=False),
+            **fields,
+        }
+        model = find_model(self.model)
+        assert model is not None
+        return responses_request.build_turn(msgspec.convert(body, responses_request.ResponseRequest), model).turn
+
+    def _as_ai_sdk(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+        ui: list[Json] = []
+        for asked in self.branch:
+            ui += add_results(ui, asked.messages)
+            add_answer(ui, asked.record)
+        ui += add_results(ui, messages)
+        body = {
+            "id": SESSION,
+            "messages": ui,
+            "model": self.model,
+            "system": self.system,
+            "tools": self.tools,
+            "options": options or None,
+            "trigger": "submit-message",
+            **fields,
+        }
+        return ai_sdk.build_turn(msgspec.convert(body, ai_sdk.UIChatRequest))
+
+
+def say(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+def thought(text: str = "thinking about it") -> Json:
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def answer_with(*content: Json) -> Special:
+    return lambda request: sign(request, list(content))
+
+
+def code_answer(request: Json) -> list[Json]:
+    """Returns an answer whose code calls the client's tool."""
+    number = len(request["messages"])
+    caller = {"type": "code_execution_20250825", "tool_id": f"srvtoolu_{number}"}
+    code = {"type": "server_tool_use", "id": caller["tool_id"], "name": "code_execution", "input": {"code": "look()"}}
+    call = {"type": "tool_use", "id": f"toolu_code{number}", "name": "look", "input": {}, "caller": caller}
+    return sign(request, [thought(), say("I look."), code, call])
+
+
+def plain_answer(record: TurnRecord, answered: set[str]) -> list[Json]:
+    """Returns an answer as a page has it: its text, and the calls that are `answered`."""
+    calls = [block for block in record.content if block["type"] == "tool_use" and block["id"] in answered]
+    text = [say(record.text)] if record.text.strip() else []
+    if calls:
+        return [{"role": "assistant", "content": [*text, *calls]}]
+    return [{"role": "assistant", "content": record.text}] if text else []
+
+
+def whole_answer(record: TurnRecord, answered: set[str]) -> list[Json]:
+    """Returns an answer as Anthropic's SDKs send it back, without what the API is known to refuse."""
+    ids = {block.get("tool_use_id") for block in record.content} | answered
+    ids |= {block["caller"]["tool_id"] for block in record.content if "caller" in block}
+    content = [
+        block
+        for block in record.content
+        if not (block["type"] == "text" and not block["text"].strip()) and ("input" not in block or block["id"] in ids)
+    ]
+    content = without_trailing_thinking(content)
+    return [{"role": "assistant", "content": content}] if content else []
+
+
+def without_thoughts(record: TurnRecord) -> list[Json]:
+    return [block for block in record.content if "thinking" not in block["type"]]
+
+
+def as_chat(message: Json) -> list[Json]:
+    """Returns a message in the form of OpenAI's chat completions."""
+    content = message["content"]
+    blocks = [say(content)] if isinstance(content, str) else content
+    text = "".join(block["text"] for block in blocks if block["type"] == "text")
+    results = [
+        {"role": "tool", "tool_call_id": block["tool_use_id"], "content": block["content"]}
+        for block in blocks
+        if block["type"] == "tool_result"
+    ]
+    calls = [
+        {
+            "id": block["id"],
+            "type": "function",
+            "function": {"name": block["name"], "arguments": json.dumps(block["input"])},
+        }
+        for block in blocks
+        if block["type"] == "tool_use"
+    ]
+    if message["role"] == "assistant":
+        return [{"role": "assistant", "content": text or None, **({"tool_calls": calls} if calls else {})}]
+    return [*results, *([{"role": "user", "content": text}] if text else [])]
+
+
+def as_items(message: Json) -> list[Json]:
+    """Returns a message of the user as items of OpenAI's responses."""
+    content = message["content"]
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    return [
+        {"role": "user", "content": block["text"]}
+        if block["type"] == "text"
+        else {"type": "function_call_output", "call_id": block["tool_use_id"], "output": block["content"]}
+        for block in content
+    ]
+
+
+def openai_fields(options: Json, tools: list[Json] | None, *, is_chat: bool) -> Json:
+    """Returns options and tools in the names of OpenAI's two protocols."""
+    fields: Json = {}
+    if tools:
+        functions = [
+            {"name": one["name"], "description": one["description"], "parameters": one["input_schema"]} for one in tools
+        ]
+        fields["tools"] = [
+            {"type": "function", "function": one} if is_chat else {"type": "function", **one} for one in functions
+        ]
+    match options.get("tool_choice"):
+        case {"type": "any"}:
+            fields["tool_choice"] = "required"
+        case {"name": name}:
+            fields["tool_choice"] = (
+                {"type": "function", "function": {"name": name}} if is_chat else {"type": "function", "name": name}
+            )
+    match options.get("output_config"):
+        case {"format": {"schema": schema}} if is_chat:
+            fields["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        case {"format": {"schema": schema}}:
+            fields["text"] = {"format": {"type": "json_schema", "schema": schema}}
+    return fields
+
+
+def add_answer(ui: list[Json], record: TurnRecord) -> None:
+    """Adds an answer to the page's messages: to the last one, if it is an answer with tool results."""
+    parts: list[Json] = [{"type": "step-start"}]
+    for block in record.content:
+        match block:
+            case {"type": "text", "text": text}:
+                parts.append({"type": "text", "text": text})
+            case {"type": "thinking", "thinking": text, "signature": signature}:
+                metadata = {"anthropic": {"signature": signature}}
+                parts.append({"type": "reasoning", "text": text, "providerMetadata": metadata})
+            case {"type": "tool_use", "id": call, "name": name, "input": given}:
+                fields = {"toolCallId": call, "state": "input-available", "input": given}
+                parts.append({"type": f"tool-{name}", **fields})
+    if ui and ui[-1]["role"] == "assistant":
+        ui[-1]["parts"] += parts
+    else:
+        ui.append({"role": "assistant", "id": record.turn, "parts": parts})
+
+
+def add_results(ui: list[Json], messages: list[Json]) -> list[Json]:
+    """Adds the results in `messages` to the calls of the page's last message; returns the page's new messages."""
+    found: list[Json] = []
+    for message in messages:
+        content = message["content"]
+        blocks = [say(content)] if isinstance(content, str) else content
+        for block in blocks:
+            if block["type"] == "tool_result":
+                for part in (part for one in ui for part in one["parts"]):
+                    if part.get("toolCallId") == block["tool_use_id"]:
+                        part |= {"state": "output-available", "output": block["content"]}
+        texts = [{"type": "text", "text": block["text"]} for block in blocks if block["type"] == "text"]
+        if texts:
+            found.append({"role": "user", "id": "u", "parts": texts})
+    return found

@@ -1,0 +1,212 @@
+"""World: one session of the product in memory, from the body of a request to the row of its turn."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from random import Random
+from typing import Any, NamedTuple
+
+from tailrace.features.failover.circuit_breaker import CircuitBreakers
+from tailrace.features.generators import FEATURES
+from tailrace.features.queued_turns.generator import prepare_queued
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.cancel import cancel
+from tailrace.gateway.turns.conversation import Conversations
+from tailrace.gateway.turns.request_body import NewTurn, build_entry, check_turn
+from tailrace.generators.backend_order import BackendOrders, Candidate
+from tailrace.generators.backends import Call
+from tailrace.generators.feature import join_hooks
+from tailrace.generators.load_blobs import BlobLoader
+from tailrace.generators.model_caller import ModelCaller
+from tailrace.generators.planner import Planner
+from tailrace.generators.retry import Retry
+from tailrace.generators.settings import Settings
+from tailrace.generators.turn_runner import TurnRunner
+from tailrace.proto.chain import START
+from tailrace.proto.conversation import build_context
+from tailrace.proto.entries import Message, Mode, Request
+from tailrace.proto.errors import FenceLost, Refused
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
+from tailrace.proto.thinking_prefix import BoundPrompt
+from tailrace.proto.usage import Usage
+from tailrace.testing import MemoryLog, MemoryStore
+from tests.harness.turn_builder import NOON
+from tests.sessions.stand_in import Killed, StandIn
+
+TENANT = Tenant("t")
+DEFAULTS = Settings()
+ORDERS = BackendOrders((Candidate("claude"), Candidate("bedrock")))
+# A further attempt follows at once.
+RETRY = Retry(tries_max=1, wait_s=0.0, wait_max_s=0.0)
+HOOKS = join_hooks(FEATURES)
+MAX_TOKENS = 4096
+UNUSED: Any = None
+OFFER = Offer()
+CHECKS = [new_check() for new_check in HOOKS.checks]
+FUTURE = 1_000_000
+
+
+class BoundCall(NamedTuple):
+    """A model call, before and after thinking was left out."""
+
+    turn: TurnId
+    before: Call
+    request: Request
+    mode: Mode
+    bound: BoundPrompt
+
+
+class History:
+    """Persistence's answers to the queries of a submission, from rows in memory."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.systems: dict[str, str | list[dict[str, Any]] | None] = {}
+        """The session's prompt of each session."""
+        self.order: list[TurnId] = []
+
+    async def query(self, tenant: Tenant, query: Any) -> Any:
+        match query:
+            case GetTurn(turn):
+                return await self.record(turn)
+            case GetLastTurn(session):
+                return await self.record((await self._of_session(session))[-1])
+            case GetSession(session):
+                return self.session(session, may_create=False)
+            case GetContext():
+                return await self._context(tenant, query)
+        raise NotImplementedError(query)
+
+    async def record(self, turn: TurnId) -> TurnRecord:
+        found = await self.store.turn(TurnKey(TENANT, turn))
+        assert found is not None
+        return found
+
+    def session(self, name: str, *, may_create: bool) -> SessionRecord:
+        if name not in self.systems:
+            if not may_create:
+                raise Refused("session_not_found", name)
+            self.systems[name] = None
+        totals: dict[str, Any] = {"turns": 0, "usage": Usage(), "cost_usd": 0.0, "message_count": 0}
+        return SessionRecord(
+            session=SessionId(name),
+            id=SessionId(name),
+            title=None,
+            project_id=None,
+            model=None,
+            system_prompt=self.systems[name],
+            created_at=NOON,
+            updated_at=NOON,
+            is_active=True,
+            total_tokens=0,
+            total_cost=0.0,
+            **totals,
+        )
+
+    async def _of_session(self, session: str) -> list[TurnId]:
+        return [turn for turn in self.order if (await self.record(turn)).session == session]
+
+    async def _context(self, _tenant: Tenant, query: GetContext) -> Context:
+        parent = None if query.parent is None else TurnId(query.parent)
+        name = query.session or (await self.record(parent)).session if parent else query.session
+        assert name is not None
+        session = self.session(name, may_create=query.create_session)
+        if parent is None:
+            parent = next(reversed(await self._of_session(name)), None)
+        branch: list[TurnRecord] = []
+        at = parent
+        while at is not None:
+            branch.insert(0, await self.record(at))
+            at = branch[0].parent
+        if any(record.outcome == "running" for record in branch):
+            raise Refused("session_busy", "it runs")
+        return build_context(session, parent, branch)
+
+
+class World:
+    """The gateway's submission, one generator at a time, persistence, and the simulated Claude; all of one session."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.log = MemoryLog()
+        self.history = History()
+        self.claude = StandIn()
+        self.calls: list[BoundCall] = []
+        self.posted = 0
+        history: Any = self.history
+        self._conversations = Conversations(self.log, history)
+
+    def note_bound(
+        self, bind: Callable[..., BoundPrompt], call: Call, turn: Turn, mode: Mode, **options: Any
+    ) -> BoundPrompt:
+        """Stands for `bind_thinking`, and notes the call and the result."""
+        bound = bind(call, turn, mode, **options)
+        if not options:
+            assert turn.request is not None
+            self.calls.append(BoundCall(self.history.order[-1], call, turn.request, mode, bound))
+        return bound
+
+    async def post(self, new_turn: NewTurn) -> TurnKey:
+        """Stores a turn as the gateway does. Raises Refused."""
+        check_turn(new_turn)
+
+        async def may_interrupt() -> bool:
+            return True
+
+        position = await self._conversations.find_position(TENANT, new_turn, may_interrupt, None)
+        entry = build_entry(new_turn, position, MAX_TOKENS, OFFER, cache="auto")
+        self.posted += 1
+        key = TurnKey(TENANT, TurnId(f"turn-{self.posted}"))
+        self.history.systems.setdefault(entry.session, None)
+        await self.log.append(key, START, entry)
+        self.history.order.append(key.turn)
+        await self._record(key)
+        return key
+
+    async def run(self, key: TurnKey) -> TurnRecord:
+        """Runs a turn to its end, with a further generator after each one that is killed or stopped."""
+        for _ in range(60):
+            running = asyncio.ensure_future(self._new_runner().run(key))
+            self.running = running
+            with suppress(Killed, FenceLost, asyncio.CancelledError, BaseExceptionGroup):
+                await running
+            if (await self.log.read_turn(key)).end is not None:
+                break
+        await self._record(key)
+        return await self.history.record(key.turn)
+
+    async def kill(self) -> None:
+        raise Killed
+
+    async def drain(self) -> None:
+        """Stops the generator as SIGTERM does."""
+        self.running.cancel()
+        await asyncio.sleep(1)
+
+    async def cancel(self, key: TurnKey) -> None:
+        await cancel(self.log, key, "request")
+
+    def _new_runner(self) -> TurnRunner:
+        breakers = CircuitBreakers(ORDERS)
+        caller = ModelCaller(dict.fromkeys(ORDERS.backends, self.claude), breakers, RETRY, BlobLoader(UNUSED, UNUSED))
+        return TurnRunner(
+            self.log,
+            caller,
+            Planner(DEFAULTS.attempts_max, HOOKS.cuts, HOOKS.obstacles, CHECKS),
+            name="generator",
+            filters=HOOKS.all_filters,
+            sinks=HOOKS.sinks,
+            prepare=(partial(prepare_queued, self.log),),
+            deadline_s=FUTURE,
+        )
+
+    async def _record(self, key: TurnKey) -> None:
+        row = self.history.store.build_row(key, await self.log.read_turn(key))
+        await self.history.store.record([row])
+
+
+def say(text: str) -> Message:
+    return Message("user", text)
