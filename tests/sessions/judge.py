@@ -16,6 +16,7 @@ from tailrace.deploy.simulated_claude.thinking import (
     can_read,
     find_open,
     has_its_thinking,
+    read_leaves,
     read_places,
     read_signature,
     runs_check,
@@ -186,7 +187,7 @@ def fits(body: Json, before: Sequence[Place], place: Place) -> bool:
     bound = read_signature(place.block)
     if bound is None or not runs_check(bound.model) or not can_read(str(body["model"]), place.block):
         return True
-    return (bound.system, bound.tools, bound.messages) == state_before(body, before)
+    return (bound.system, bound.tools, bound.messages) == state_before(body, read_leaves(body, before))
 
 
 def longest(body: Json, fitting: Sequence[Place], needed: Sequence[Place]) -> int:

@@ -157,7 +157,7 @@ class World:
             return True
 
         position = await self._conversations.find_position(TENANT, new_turn, may_interrupt, None)
-        entry = build_entry(new_turn, position, MAX_TOKENS, OFFER, cache="auto")
+        entry = build_entry(new_turn, position, MAX_TOKENS, OFFER, pseudonym=str, cache="auto")
         self.posted += 1
         key = TurnKey(TENANT, TurnId(f"turn-{self.posted}"))
         self.history.systems.setdefault(entry.session, None)
