@@ -33,7 +33,6 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.thinking_prefix import BoundPrompt
 
 logger = structlog.get_logger()
 
@@ -185,26 +184,23 @@ class AttemptRunner:
                 # A hidden event says that the turn waits for the model (R135).
                 writer.put(wait_event(obstacle))
 
-            async def stream(prompt: BoundPrompt) -> None:
-                bound_call = msgspec.structs.replace(call, messages=prompt.messages)
-                await planned.route.stream(bound_call, planned.key, put, note_wait=note_wait)
-
             # The deadline limits the model's call and never interrupts an append: a writer that does not know whether
             # its entry is stored would be refused at its next append, because of its own entry.
             async with asyncio.timeout_at(planned.deadline):
-                try:
-                    await stream(bound)
-                except BackendError as error:
-                    bare = bind_thinking(call, planned.turn, planned.action.mode, is_refused=True)
-                    if not is_prefix_mismatch(error) or bare.left_out == bound.left_out:
-                        raise
-                    logger.warning("thinking was refused; the call is repeated without it", **error.log_fields)
-                    bound = bare
-                else:
-                    return None
-                # A refused call costs nothing.
-                metrics.THINKING_REFUSED.inc()
-                await stream(bound)
+                # No nested coroutine: its frame would keep the turn in an error's traceback, also after `free_frames`.
+                while True:
+                    bound_call = msgspec.structs.replace(call, messages=bound.messages)
+                    try:
+                        await planned.route.stream(bound_call, planned.key, put, note_wait=note_wait)
+                        break
+                    except BackendError as error:
+                        bare = bind_thinking(call, planned.turn, planned.action.mode, is_refused=True)
+                        if not is_prefix_mismatch(error) or bare.left_out == bound.left_out:
+                            raise
+                        # A refused call costs nothing.
+                        logger.warning("thinking was refused; the call is repeated without it", **error.log_fields)
+                        metrics.THINKING_REFUSED.inc()
+                        bound = bare
         except CloseCall:
             return None
         except TimeoutError:
