@@ -362,9 +362,9 @@ async def test_an_answer_with_a_schema_is_asked_for_in_its_prompt(
     assert (turn.attempt, turn.rejected) == (2, '{"km":1}')
     model_request = (await read_last_request(claude))["body"]
     assert "output_config" not in model_request or "format" not in model_request["output_config"]
-    for part in ("JSON Schema", '\\"required\\":[\\"query\\"]', "uses of your tools"):
-        assert part in json.dumps(model_request["system"])
-    assert "does not fit" in json.dumps(model_request["messages"])
+    assert "uses of your tools" in json.dumps(model_request["system"])
+    for part in ("JSON Schema", '\\"required\\":[\\"query\\"]', "does not fit"):
+        assert part in json.dumps(model_request["messages"])
 
 
 async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(

@@ -53,6 +53,9 @@ CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", BATCHES) for t
 CHANGED_STREAMS[SEARCH, "taken_over"] = {"state", "job"}
 # A cancel is an `invalid_request_error`, as in the table of errors: it was an `api_error`.
 CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic"} for name in ("0001_first", BATCHES, SEARCH)}
+# The reasoning of `/v1/responses` has the prefix `thinking:`, by which Tailrace knows its own.
+for _name in ("0001_first", BATCHES, SEARCH):
+    CHANGED_STREAMS.setdefault((_name, "thinking"), set()).add("openai-responses")
 # Its events have the progress as a number, and unnamed ones the whole state.
 # The metadata of `ui` have the stop reason.
 CHANGED_DIALECTS = {name: {"job", "ui"} for name in ("0001_first", BATCHES)}

@@ -284,7 +284,7 @@ TURNS = st.lists(
 
 
 @given(TURNS)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_what_the_products_rule_sends_is_not_refused(turns: list[tuple[Any, ...]]) -> None:
     """Random sessions: other prompts, tools and models; edits, tool loops, compactions, a retry without thinking."""
     history: list[Message] = []
