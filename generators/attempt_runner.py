@@ -194,8 +194,10 @@ class AttemptRunner:
                         await planned.route.stream(bound_call, planned.key, put, note_wait=note_wait)
                         break
                     except BackendError as error:
+                        if not is_prefix_mismatch(error):
+                            raise
                         bare = bind_thinking(call, planned.turn, planned.action.mode, is_refused=True)
-                        if not is_prefix_mismatch(error) or bare.left_out == bound.left_out:
+                        if bare.left_out == bound.left_out:
                             raise
                         # A refused call costs nothing.
                         logger.warning("thinking was refused; the call is repeated without it", **error.log_fields)

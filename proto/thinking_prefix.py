@@ -211,8 +211,7 @@ def thinking_ids(messages: Iterable[Message]) -> Iterator[str]:
 
 def as_stored(one: Thinking) -> StoredThinking:
     """Returns a thinking block of a prompt as an entry stores it."""
-    prefix = one.prefix
-    return StoredThinking(one.id, _join(prefix.system, prefix.tools, prefix.messages), prefix.thinking)
+    return StoredThinking(one.id, _join(one.prefix.system, one.prefix.tools, one.prefix.messages), one.prefix.thinking)
 
 
 def _join(system: str, tools: str, messages: str) -> str:

@@ -25,8 +25,7 @@ def renderer_of(scope: Scope) -> RenderRefusal | None:
     if "app" not in scope or scope["method"] != "POST":
         return None
     # An application without the routes of the gateway has none.
-    renderers: dict[str, RenderRefusal] = getattr(scope["app"].state, "refusal_renderers", {})
-    render = renderers.get(scope["path"])
+    render: RenderRefusal | None = getattr(scope["app"].state, "refusal_renderers", {}).get(scope["path"])
     return None if render is None or _wants_envelope(Headers(scope=scope)) else render
 
 

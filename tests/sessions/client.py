@@ -50,7 +50,7 @@ STILL_KINDS = ("plain", "tool", "tools", "server", "thoughts", "marks", "redacte
 
 
 class Profile(NamedTuple):
-    """What may change in a session."""
+    """The changes that a session may have."""
 
     name: str
     changes: bool
@@ -81,7 +81,7 @@ class Step(NamedTuple):
     kind: str
     messages: list[Json]
     changed: tuple[str, ...]
-    """What the client has changed."""
+    """The changes that the client has made."""
     special: Special | None = None
     at_delta: int = 0
     patched: bool = False

@@ -33,7 +33,7 @@ FOREIGN = "bound to a different conversation"
 
 
 class Verdict(NamedTuple):
-    """What is wrong in the session of a seed, and its counts."""
+    """The faults of the session of a seed, and its counts."""
 
     seed: int
     wrong: list[str]
