@@ -11,8 +11,9 @@ from tailrace.proto.nats import Connection
 from tailrace.proto.subjects import STREAM
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# The main thread, and Python's default thread pool, which grows to this size when it is first needed.
-THREADS = 1 + min(32, (os.cpu_count() or 1) + 4)
+# The main thread, that of the metrics, libuv's 4 threads for look-ups, and Python's default thread pool. Both pools
+# grow to their size when they are needed, so fewer threads are counted as all of them.
+THREADS = 2 + 4 + min(32, (os.cpu_count() or 1) + 4)
 
 Counts = dict[str, dict[str, int]]
 """The counts of each process by its name, and of all nats-servers as `nats`."""
