@@ -41,6 +41,13 @@ ROOT = Path(__file__).parent.parent
 PROCESSES = {"gateway.py": "gateway", "generator.py": "generators", "persistence.py": "persistence"}
 # The bodies of OpenAI's two protocols in the OpenAPI document.
 OPENAI_BODIES = {"POST /v1/chat/completions": "ChatCompletionRequest", "POST /v1/responses": "ResponseRequest"}
+# The reasons of `incomplete_details` in a response, and whether OpenAI's types have them (`IncompleteDetails`).
+INCOMPLETE_REASONS = {
+    "max_output_tokens": ("a limit has cut the answer, or the model has paused", True),
+    "content_filter": ("the model has refused to answer", True),
+    "steered": ("a message was put into the answer", True),
+    "cancelled": ("the response was cancelled; its status is `cancelled`, too", False),
+}
 # The help text indents words by two columns and the kinds of faults by 19.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
@@ -107,6 +114,12 @@ def openai_parameters() -> str:
             for field, schema in schemas[name]["properties"].items()
         ]
         parts += [f"### Parameters of `{route}`\n", "| parameter | meaning |", "|---|---|", *rows, ""]
+    rows = [
+        f"| `{reason}` | {why} | {'yes' if is_known else 'no: clients must accept it as text'} |"
+        for reason, (why, is_known) in INCOMPLETE_REASONS.items()
+    ]
+    head = ["### Reasons in `incomplete_details`\n", "| reason | meaning | in OpenAI's types |", "|---|---|---|"]
+    parts += [*head, *rows, ""]
     return "\n".join(parts)
 
 

@@ -31,10 +31,12 @@ ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "to
 # The beginnings of `encrypted_content`, which no value of another vendor has: those are base64.
 SIGNED, REDACTED = "thinking:", "redacted_thinking:"
 
-# OpenAI's reason for an answer that is not whole. The set is closed, and clients take a missing reason for `completed`
-# (AI SDK's provider for OpenAI): only `max_output_tokens` asks the client to continue.
+# OpenAI's reason for an answer that is not whole. Clients take a missing reason for `completed` (AI SDK's provider for
+# OpenAI). Of OpenAI's reasons, only `max_output_tokens` asks the client to continue.
 CUT_REASON = "max_output_tokens"
 INCOMPLETE = {"refusal": "content_filter"}
+# OpenAI has no reason for a cancelled response: this one is Tailrace's.
+CANCELLED = "cancelled"
 # OpenAI's reason for a response that `response.steer` has ended. `next_response_id` is Tailrace's.
 STEERED = "steered"
 # The parts of an answer that a response can show.
@@ -87,6 +89,8 @@ def build_response(
         status, reason = "incomplete", STEERED
     elif ended is not None and status == "incomplete":
         reason = INCOMPLETE.get(ended.stop_reason or "", CUT_REASON)
+    elif status == "cancelled":
+        reason = CANCELLED
     failure = None if ended is None else ended.error or (LOST if status == "failed" else None)
     return {
         "id": f"{PREFIX}{head.turn}",

@@ -62,7 +62,7 @@ def folder_of_an_app(tmp_path: Path) -> Path:
 async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_path: Path) -> None:
     folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
     # The programs of other pages are files in examples/, which have their own tests.
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
     for page, code in PROGRAMS:
         program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
         assert QUESTION in program, page

@@ -10,6 +10,7 @@ from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant
 from tests.clients import node
 from tests.clients.conftest import read_stored_text, read_whole_turns
+from tests.clients.test_javascript_blocks import PROGRAMS
 from tests.harness import processes
 from tests.harness.cutting_proxy import Cut, Cutting, random_cuts
 from tests.harness.generator_in_loop import read_stats, words
@@ -107,6 +108,18 @@ async def test_a_response_continues_after_its_gateway_was_killed(
     turn = shown.pop("id").removeprefix("resp_")
     assert shown.pop("text") == words(120) == await read_stored_text(gateway, turn)
     assert shown == {"isNumbered": True}
+
+
+async def test_the_socket_example_continues_after_cuts(gateway: Gateway) -> None:
+    """One handshake fails, and two connections are lost. For the SDK's loop, that is an end like any other."""
+    (code,) = [code for _, code in PROGRAMS if "ResponsesWS" in code]
+    async with Cutting(gateway.port, [Cut(0), Cut(2500), Cut(3500, "fin")]) as proxy:
+        code = code.replace("http://localhost:8000", proxy.url).replace("my-secret-key", KEY)
+        code = code.replace("Why is the sky blue?", "#sim words=60 rate=100")
+        shown = await node.command([str(node.NODE), "--input-type=module", "-e", code], {}, node.SCRIPTS)
+    assert proxy.left == []
+    assert shown == words(60)
+    assert await read_whole_turns(gateway) == [words(60)]
 
 
 @pytest.mark.proves("openai-chat", "stream with tools", AGENTS)

@@ -4,11 +4,12 @@ import asyncio
 import base64
 import json
 import os
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types.responses.response import IncompleteDetails
 
 from tailrace.proto.entries import Failure
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
@@ -22,6 +23,7 @@ from tests.harness.system import System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway, NewGateway, forget, on_shared_loop
+from tools.reference_tables import INCOMPLETE_REASONS
 
 PYTHON = "openai (Python)"
 DIALECT = "openai-responses"
@@ -176,9 +178,20 @@ async def test_response_is_cancelled(gateway: Gateway, sdk: AsyncOpenAI) -> None
     end = events[-1]
     assert end.type == "response.incomplete"
     assert (cancelled.status, end.response.status) == ("cancelled", "cancelled")
+    # AI SDK takes an end without a reason for a whole answer.
+    for one in (cancelled, end.response):
+        assert one.incomplete_details is not None
+        assert one.incomplete_details.reason == "cancelled"
     assert event_text(events) == cancelled.output_text == end.response.output_text
     again = await sdk.responses.cancel(cancelled.id)
     assert again.to_dict() == cancelled.to_dict()
+
+
+def test_the_reference_says_which_reasons_openai_has() -> None:
+    (literal, _) = get_args(IncompleteDetails.model_fields["reason"].annotation)
+    known = {reason for reason, (_, is_known) in INCOMPLETE_REASONS.items() if is_known}
+    # Tailrace never sends the reason for a limit of messages.
+    assert known == set(get_args(literal)) - {"max_messages"}
 
 
 @pytest.mark.proves(DIALECT, "background", PYTHON)

@@ -19,10 +19,10 @@ BYTES_AT_ONCE = 65536
 
 
 class Cut(NamedTuple):
-    """A cut: the number of response bytes, headers included, that still reach the client, then FIN or RST."""
+    """A cut: the number of response bytes, headers included, that still reach the client, then FIN, RST or silence."""
 
     after_bytes: int
-    how: Literal["fin", "rst"] = "rst"
+    how: Literal["fin", "rst", "silence"] = "rst"
 
 
 def random_cuts(seed: int, count: int, bytes_max: int, bytes_min: int = 0) -> list[Cut]:
@@ -100,6 +100,8 @@ class Cutting:
                     cut = self.left.pop(0)
                     client.write(received[: self._find_position(received, cut.after_bytes - passed)])
                     await client.drain()
+                    if cut.how == "silence":
+                        await asyncio.Event().wait()
                     if cut.how == "rst":
                         reset(client)
                     # Otherwise `_forward` sends FIN, a regular end to a client that does not count bytes.

@@ -9,8 +9,8 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from tailrace.deploy.local import ports
 from tailrace.features.gateway import ROUTES
 from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
+from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
@@ -41,6 +42,12 @@ STREAMS_ADDRESS_MAX = 6
 STREAM_LIMIT = re.compile(r"((?:proxy_read_timeout|timeout client|timeout server) )90s")
 JSON_LIMIT = re.compile(r"((?:proxy_read_timeout|set-timeout server) )([0-9]+)m")
 SILENCE = "#sim words=3 rate=0 wait=4"
+# The end of a stream as curl sees it: a whole body, a body that was cut, or nothing within curl's limit of time.
+CURL_ENDS = {0: "whole", 18: "cut", 28: "silent", 56: "cut", 92: "cut"}
+CURL_S_MAX = "3"
+# The first one has no end of its own.
+CUT_DIALECTS = ("text", "tailrace", "ui", "openai-chat")
+CUTS = {"fin": Cut(3000, "fin"), "rst": Cut(3000, "rst"), "silence": Cut(3000, "silence"), "none": None}
 # Docker and systemd start programs with a soft limit of 1024 files, and a much higher hard limit.
 FILES = 256
 CADDY = Path(sys.executable).with_name("caddy")
@@ -96,18 +103,25 @@ class Proxy(NamedTuple):
     output: Path
 
 
+def ports_of(system: System) -> list[int]:
+    return [int(gateway.url.rpartition(":")[2]) for gateway in system.gateways]
+
+
 def read_file(program: str) -> str:
     return (CHECKOUT / "deploy/proxies" / KINDS[program].file).read_text()
 
 
-def proxy_of(program: str, text: str, system: System, folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
-    """Starts the proxy with the text of its file in deploy/proxies; only names, ports and paths are other ones."""
+def proxy_of(program: str, text: str, gateways: Sequence[int], folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
+    """Starts the proxy with the text of its file in deploy/proxies; only names, ports and paths are other ones.
+
+    `gateways`: the ports of the two gateways.
+    """
     kind, tls = KINDS[program], folder / "tls"
     tls.mkdir()
     subprocess.run(["openssl", *CERTIFICATE.split()], cwd=tls, check=True, capture_output=True)
     (tls / "site.pem").write_text((tls / "cert.pem").read_text() + (tls / "key.pem").read_text())
     port, plain_port = ports.find_free(2)
-    first, second = (f"{loopback_name()}:{gateway.url.rpartition(':')[2]}" for gateway in system.gateways)
+    first, second = (f"{loopback_name()}:{gateway}" for gateway in gateways)
     for pattern, value in (
         (r"/etc/tailrace/tls", str(tls)),
         (r"/var/log/nginx/access.log", f"{folder}/output"),
@@ -151,13 +165,13 @@ async def proxied_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 async def proxied_client(
     request: pytest.FixtureRequest, proxied_system: System, tmp_path: Path
 ) -> AsyncIterator[tuple[Proxy, System]]:
-    async with running_proxy(request.param, read_file(request.param), proxied_system, tmp_path) as proxy:
+    async with running_proxy(request.param, read_file(request.param), ports_of(proxied_system), tmp_path) as proxy:
         yield proxy, proxied_system
 
 
 @asynccontextmanager
-async def running_proxy(program: str, text: str, system: System, folder: Path) -> AsyncIterator[Proxy]:
-    proxy, process = proxy_of(program, text, system, folder)
+async def running_proxy(program: str, text: str, gateways: Sequence[int], folder: Path) -> AsyncIterator[Proxy]:
+    proxy, process = proxy_of(program, text, gateways, folder)
     try:
         async with proxy.client:
             await until(lambda: answers(proxy.client), START_S_MAX)
@@ -307,14 +321,10 @@ async def test_proxy_raises_its_soft_limit_of_files(proxied_client: tuple[Proxy,
 
 # Hundreds of streams over TLS, and a body of 32 MB.
 async def test_tls_limits_headers_and_logs(proxied_client: tuple[Proxy, System]) -> None:
-    """HTTP/2, a redirect to TLS, 413 for a large body, no metrics; no forged address; tickets are not logged."""
+    """A redirect to TLS, 413 for a large body, no metrics; no forged address; tickets are not logged."""
     proxy, _ = proxied_client
     trusted = ssl.create_default_context()
     trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
-    trusted.set_alpn_protocols(["h2"])
-    _, writer = await asyncio.open_connection("localhost", proxy.port, ssl=trusted)
-    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
-    writer.close()
     async with httpx2.AsyncClient(trust_env=False) as plain:
         moved = await plain.get(f"http://localhost:{proxy.plain_port}/v1/turns")
     assert (moved.status_code, moved.headers["location"].startswith("https://localhost")) == (308, True)
@@ -357,7 +367,7 @@ async def test_a_response_without_a_stream_may_be_silent_for_longer_than_a_strea
     """With 1 s instead of 90 s, the proxy closes a silent stream, and waits for the responses without a stream."""
     text, count = STREAM_LIMIT.subn(r"\g<1>1s", read_file(program))
     assert count
-    async with running_proxy(program, text, proxied_system, tmp_path) as proxy:
+    async with running_proxy(program, text, ports_of(proxied_system), tmp_path) as proxy:
         turn = (await proxy.client.post("/v1/turns", json={"message": SILENCE})).json()["turn"]
         reading = asyncio.create_task(read(proxy.client, turn))
         posts = [proxy.client.post(path, json=body) for path, body in json_requests().items()]
@@ -372,7 +382,7 @@ async def test_a_response_without_a_stream_has_a_limit_of_its_own(
     """With 1 s instead of 20 minutes, the proxy answers with 504, and goes on with a silent stream."""
     text, count = JSON_LIMIT.subn(r"\g<1>1s", read_file(program))
     assert count == 1
-    async with running_proxy(program, text, proxied_system, tmp_path) as proxy:
+    async with running_proxy(program, text, ports_of(proxied_system), tmp_path) as proxy:
         turn = (await proxy.client.post("/v1/turns", json={"message": SILENCE})).json()["turn"]
         reading = asyncio.create_task(read(proxy.client, turn))
         posts = [proxy.client.post(path, json=body) for path, body in json_requests().items()]
@@ -396,7 +406,7 @@ async def test_nginx_of_other_sites_takes_the_content_of_http_and_logs_no_ticket
     other_log = tmp_path / "other"
     text = f"events {{}}\nhttp {{\n  access_log {other_log} combined;\n{content}}}\n"
     async with (
-        running_proxy("nginx", text, proxied_system, tmp_path) as proxy,
+        running_proxy("nginx", text, ports_of(proxied_system), tmp_path) as proxy,
         httpx2.AsyncClient(trust_env=False) as plain,
     ):
         assert (await proxy.client.get("/v1/turns/none/events?ticket=secret")).status_code == httpx2.codes.UNAUTHORIZED
@@ -404,3 +414,41 @@ async def test_nginx_of_other_sites_takes_the_content_of_http_and_logs_no_ticket
         logged = {"GET /v1/turns/none/events", "GET /v1/turns"}
         await until(lambda: logged <= set(re.findall(r'"(GET .*?)"', proxy.output.read_text())))
     assert "secret" not in proxy.output.read_text() + other_log.read_text()
+
+
+# HTTP/2 is what a browser asks for; behind HAProxy, it gets HTTP/1.1 (deploy/proxies/haproxy.cfg).
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_a_cut_stream_looks_cut(proxied_system: System, tmp_path: Path, program: str) -> None:
+    """Over HTTP/1.1 and HTTP/2, in each dialect, if the gateway's connection is closed, reset or silent.
+
+    nginx and HAProxy close a silent stream (here after 1 s). Caddy has no limit, so the client's own limit ends it.
+    """
+    text = STREAM_LIMIT.sub(r"\g<1>1s", read_file(program))
+    async with AsyncExitStack() as stack:
+        cutters = [await stack.enter_async_context(Cutting(port)) for port in ports_of(proxied_system)]
+        proxy = await stack.enter_async_context(running_proxy(program, text, [one.port for one in cutters], tmp_path))
+        seen = {}
+        # Whole streams come last: the proxy keeps their connections, whose earlier bytes a cut would count.
+        for how, cut in CUTS.items():
+            for version in ("1.1", "2"):
+                for one in cutters:
+                    one.left = [cut] * len(CUT_DIALECTS) if cut else []
+                line = f"#sim words={2000 if cut else 60} rate=400"
+                curls = [curl_turn(proxied_system, proxy.port, version, line, dialect) for dialect in CUT_DIALECTS]
+                seen[version, how] = set(await asyncio.gather(*curls))
+    versions = {"1.1": "1.1", "2": "1.1" if program == "haproxy" else "2"}
+    ends = {"none": "whole", "fin": "cut", "rst": "cut", "silence": "silent" if program == str(CADDY) else "cut"}
+    assert seen == {
+        (version, how): {(spoken, end)} for version, spoken in versions.items() for how, end in ends.items()
+    }
+
+
+async def curl_turn(system: System, port: int, version: str, line: str, dialect: str) -> tuple[str, str]:
+    """Reads a new turn with curl. Returns the version of HTTP that it spoke, and how the stream ended for it."""
+    turn = (await system.clients[0].post("/v1/turns", json={"message": line})).json()["turn"]
+    arguments = [f"--http{version}", "-ksN", "--max-time", CURL_S_MAX, "-o", os.devnull, "-w", "%{http_version}"]
+    url = f"https://localhost:{port}/v1/turns/{turn}/events?dialect={dialect}"
+    process = await asyncio.create_subprocess_exec("curl", *arguments, url, stdout=subprocess.PIPE)
+    spoken, _ = await process.communicate()
+    await system.clients[0].post(f"/v1/turns/{turn}/cancel")
+    return spoken.decode(), CURL_ENDS.get(process.returncode or 0, f"curl exits with {process.returncode}")
