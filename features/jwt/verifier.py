@@ -18,9 +18,10 @@ from starlette.requests import Request
 from tailrace.features.jwt.jwks import JwksCache, VerificationKey
 from tailrace.features.jwt.settings import Settings
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.duplicate_keys import require_unique_keys
 from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user
 from tailrace.proto.runtime import base64url
 
@@ -29,6 +30,8 @@ logger = structlog.get_logger()
 # Clocks differ (FAULTS F19).
 LEEWAY_S = 30
 REQUIRED = ["exp", "iss", "aud"]
+# RFC 7519, section 2: a NumericDate is a number. PyJWT also takes text of digits.
+DATES = ("exp", "nbf", "iat")
 # RFC 7518, section 3.2: as long as the hash. A shorter secret can be guessed from a token.
 SECRET_BYTES_MIN = 32
 # A large token has 4 kB. The limit bounds the work for a sender that is not authenticated yet.
@@ -105,9 +108,16 @@ class JwtVerifier:
                 leeway=LEEWAY_S,
                 options={"require": REQUIRED},
             )
+            for part in token.split(b".")[:2]:
+                # PyJWT takes the last of several members with one name, another parser the first.
+                require_unique_keys(base64url.decode(part))
         # PyJWT lets other errors through for claims of a wrong type and for JSON that nests too deep.
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        except (jwt.PyJWTError, Refused, ValueError, TypeError, OverflowError, RecursionError) as error:
             logger.debug("JWT refused", why=str(error) or type(error).__name__)
+            return None
+        wrong = [name for name in DATES if type(claims.get(name, 0)) not in (int, float)]
+        if wrong:
+            logger.debug("JWT refused", why=f"the claim {wrong[0]!r} is no number")
             return None
         return claims
 

@@ -181,8 +181,15 @@ def forged_tokens() -> dict[str, bytes]:
         "detached": token(headers={"b64": False, "crit": ["b64"]}),
         **{
             f"exp {exp}": with_claim("exp", exp)
-            for exp in ("NaN", "-Infinity", "1e999", "-1", "0", "true", "{}", '"9e9"')
+            for exp in ("NaN", "-Infinity", "1e999", "-1", "0", "true", "{}", '"9e9"', '"9999999999"')
         },
+        **{f"{name} as text": with_claim(name, f'"{NOW - 9}"') for name in ("nbf", "iat")},
+        **{f"{name} is true": with_claim(name, "true") for name in ("nbf", "iat")},
+        "a claim twice": with_claim("sub", '"ann", "sub": "bob"'),
+        "a claim twice, alike": with_claim("sub", '"ann", "s\\u0075b": "ann"'),
+        "a member of a claim twice": with_claim("app", '{"org": "acme", "org": "other"}'),
+        "alg twice, alike": hs256('{"alg":"HS256","alg":"HS256"}', json.dumps(claims())),
+        "a member of the header twice": hs256('{"alg":"HS256","x":1,"x":2}', json.dumps(claims())),
         **{f"nbf {nbf}": with_claim("nbf", nbf) for nbf in ("NaN", "1e999", "99999999999", "[]", '"x"')},
         **{f"iat {iat}": with_claim("iat", iat) for iat in ("NaN", "1e999", "99999999999", "[]", '"x"')},
         **{f"iss {iss}": with_claim("iss", iss) for iss in ("null", "1", "{}", '""', json.dumps([jwts.ISSUER]))},
