@@ -100,6 +100,28 @@ async def test_a_refused_handshake_is_an_http_response(port: int) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+async def test_a_handshake_that_comes_to_nothing_writes_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """It needs no key: otherwise any client fills the log, and `tailrace status` with "Last problems"."""
+    has_left, is_over = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["query_string"] == b"slow":
+            await has_left.wait()
+        await PlainTextResponse("not you", 401)(scope, receive, send)
+        asyncio.get_running_loop().call_later(0.05, is_over.set)
+
+    async with serving(app) as (port, _):
+        with pytest.raises(InvalidStatus):
+            await connect(f"ws://127.0.0.1:{port}{PATH}")
+        async with RawConnection.open(port) as raw:
+            await raw.send(f"GET {PATH}?slow HTTP/1.1\r\n{HANDSHAKE}\r\n")
+            is_over.clear()
+            raw.writer.transport.abort()
+        has_left.set()
+        await is_over.wait()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize(
     "head",
     [
