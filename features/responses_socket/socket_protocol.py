@@ -40,7 +40,7 @@ EXPECTED = (
     '"WebSocket ',
     # As an error with a traceback, for a client's message.
     "Invalid UTF-8 sequence received from client",
-    # As an error, for each handshake that was refused, or whose client has left: a client without a key would fill the log.
+    # As an error, for each handshake that was refused, or whose client has left, also without a key.
     "ASGI callable returned without completing handshake.",
 )
 

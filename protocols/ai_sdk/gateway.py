@@ -17,7 +17,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native.routes import cursor_of, stream_of
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import read_body, sse
+from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
@@ -26,7 +26,6 @@ from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
-from tailrace.gateway.streaming.writer import FRAMES_MAX
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
@@ -38,7 +37,8 @@ from tailrace.protocols.ai_sdk.absent_routes import advise
 from tailrace.protocols.ai_sdk.history import newest_branch
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
-from tailrace.protocols.ai_sdk.stream import DONE, UI, earlier_messages, replay_dialect
+from tailrace.protocols.ai_sdk.stream import UI, earlier_messages, replay_dialect
+from tailrace.protocols.common.event_count import count_data_events, count_events
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.stored_messages import read_texts
@@ -135,9 +135,16 @@ async def find_chunk(
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
     key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
     dialect = await replay_of(streams, blob_store, key) if is_replay else UI
-    count, is_whole = await count_chunks(streams, key, dialect)
+    try:
+        count, is_ended = await count_events(streams, key, dialect, index)
+        most = count - is_ended
+    except TurnUnknown:
+        # In the database, deltas are joined: a client may have more chunks, and receives the answer again.
+        record = await streams.history.read_past_turn(key)
+        count = count_data_events(dialect.render_record(record, 0).events)
+        most = max(count, index)
     seen = max(0, count + index) if index < 0 else index
-    if is_whole and seen >= count:
+    if seen > most:
         raise Refused("cursor_invalid", f"`startIndex` is beyond the end of the stream, which has {count} chunks")
     headers = {"x-workflow-run-id": key.turn, "x-workflow-stream-tail-index": str(count - 1)}
     return Start(key, seen, headers, dialect)
@@ -185,31 +192,6 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
         # A turn that left the log without an end has no time of its end; it is old.
         return turn.outcome != "running"
     return (now - turn.ended_at).total_seconds() > LATE_S
-
-
-async def count_chunks(streams: StreamContext, key: TurnKey, dialect: Dialect) -> tuple[int, bool]:
-    """Returns how many chunks a turn has so far, and whether a client with all of them needs no more.
-
-    In the database deltas are joined: a client may have more chunks than the database, and receives the answer again.
-    """
-    try:
-        async with streams.fan_out.subscribe(key, BEFORE_FIRST, from_start=True) as live:
-            count = position = 0
-            while position < len(live.entries):
-                frames = live.frames(dialect, position, FRAMES_MAX)
-                count += sum(count_data_events(frame.events) for frame in frames)
-                position += len(frames)
-                # Lets other tasks run between the pieces of a long answer.
-                await asyncio.sleep(0)
-            return count, live.is_ended
-    except TurnUnknown:
-        record = await streams.history.read_past_turn(key)
-        return count_data_events(dialect.render_record(record, 0).events), False
-
-
-def count_data_events(events: sse.Events) -> int:
-    """Counts the chunks as the workflow transport does, without `[DONE]`."""
-    return sum(event.data != DONE for event in events)
 
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:

@@ -31,12 +31,12 @@ from tailrace.protocols.ai_sdk.part import (
     open_part,
     tool_output,
 )
+from tailrace.protocols.common.event_count import DONE
 from tailrace.protocols.common.failure import LOST
 from tailrace.protocols.common.stored_messages import resolve
 
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
-DONE = b"[DONE]"
 # The mapping of AI SDK's own provider for Anthropic, but `other` for `pause_turn` and for unknown reasons:
 # with `stop`, a page would show the answer as whole.
 FINISH_REASONS = {

@@ -6,6 +6,7 @@ resumed at `GET /v1/responses/{id}?stream=true&starting_after=N`.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -32,10 +33,11 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto import odd_json
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore
 from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.event_count import count_events
 from tailrace.protocols.common.examples import MODEL, TURN
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.session_headers import apply_session_headers
@@ -185,9 +187,19 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
         return EventStream(Reader(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "`snapshot` begins at the start: send it without `starting_after`")
-    start = Start(key, seen=parse_cursor(after) + 1)
+    start = partial(find_start, streams, key, parse_cursor(after) + 1)
     stream = HeldStream if request.method == "GET" else EventStream
     return stream(Reader(streams, request), start, OPENAI_RESPONSES)
+
+
+async def find_start(streams: StreamContext, key: TurnKey, seen: int) -> Start:
+    """Returns the start of a stream after `seen` events. Raises Refused if there were never as many, LogUnavailable."""
+    # A turn that has left the log is read from the database, where deltas are joined.
+    with suppress(TurnUnknown):
+        count, _ = await count_events(streams, key, OPENAI_RESPONSES, seen)
+        if seen > count:
+            raise Refused("cursor_invalid", f"`starting_after` is beyond the last event so far, {count - 1}")
+    return Start(key, seen)
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:

@@ -356,6 +356,26 @@ async def test_invalid_query_is_refused(shared_gateway: Gateway, query: str, mes
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (400, True), answer.text
 
 
+async def test_a_number_beyond_the_last_event_of_a_running_response_is_refused(
+    gateway: Gateway, sdk: AsyncOpenAI
+) -> None:
+    """As a cursor of the dialect `tailrace` is. The client would miss all events up to this number."""
+    made = await sdk.responses.create(model=MODEL, input="#sim words=900 rate=50", background=True)
+    events: list[Any] = []
+    reading = asyncio.create_task(collect(await sdk.responses.retrieve(made.id, stream=True), events))
+    await until(lambda: bool(event_text(events)))
+    path, beyond = f"/v1/responses/{made.id}?stream=true&starting_after=", 10**6
+    refused = await gateway.client.get(f"{path}{beyond}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_invalid")
+    # The number of the newest event is not refused.
+    async with gateway.client.stream("GET", f"{path}{events[-1].sequence_number}") as rest:
+        assert rest.status_code == 200
+    await sdk.responses.cancel(made.id)
+    await reading
+    refused = await gateway.client.get(f"{path}{beyond}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_invalid")
+
+
 @pytest.mark.proves(DIALECT, "repeated POST returns the same turn", PYTHON)
 async def test_repeated_post_is_one_turn(gateway: Gateway, sdk: AsyncOpenAI) -> None:
     headers = {"Idempotency-Key": new_id()}

@@ -26,11 +26,12 @@ from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.streaming.stream_record import StreamRecords
 from tailrace.proto.entries import Failure, StoredEntry
 from tailrace.proto.errors import LogUnavailable, Refused
-from tailrace.proto.ids import Seq, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.nats import follower
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.runtime.flag import Flag
-from tailrace.protocols.ai_sdk.gateway import count_chunks
 from tailrace.protocols.ai_sdk.stream import UI
+from tailrace.protocols.common.event_count import count_events
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, Handwritten, attempt, completed_turn
 from tests.harness.until import until
@@ -119,13 +120,27 @@ def running_turn() -> list[StoredEntry]:
 async def test_other_tasks_run_while_the_chunks_of_a_long_answer_are_counted() -> None:
     """20,000 deltas took 110 ms."""
     async with client(log_of(completed_turn(*["a"] * 2000).stored)) as one:
-        counting, runs = asyncio.create_task(count_chunks(one.streams, KEY, UI)), 0
+        counting, runs = asyncio.create_task(count_events(one.streams, KEY, UI, 0)), 0
         while not counting.done():
             runs += 1
             await asyncio.sleep(0)
         count, _ = await counting
     assert count > 2000
     assert runs > 5
+
+
+async def test_events_that_only_another_gateway_has_read_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has received them is not refused."""
+    monkeypatch.setattr(follower, "REREAD_S", 0.05)
+    whole, log = completed_turn("a", "b").stored, log_of(running_turn())
+    async with client(log) as one, one.fan_out.subscribe(KEY, BEFORE_FIRST):
+        count, _ = await count_events(one.streams, KEY, UI, 0)
+        # The live feed loses the rest.
+        feeds, log.turn_of(KEY).feeds = log.turn_of(KEY).feeds, []
+        log.load(KEY, whole[-3:])
+        log.turn_of(KEY).feeds = feeds
+        assert await count_events(one.streams, KEY, UI, count) == (count, False)
+        assert (await count_events(one.streams, KEY, UI, count + 1))[0] > count
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,18 @@ async def test_a_resume_after_the_last_event_is_an_error(gateway: Gateway) -> No
         assert (event.error.code, added(event, "response_id")) == ("turn_not_found", "resp_none")
 
 
+async def test_a_resume_beyond_the_last_event_of_a_running_response_is_an_error(gateway: Gateway) -> None:
+    """The lane would be silent until the response has ended."""
+    async with connected(gateway.url) as connection, connected(gateway.url) as other:
+        await connection.response.create(model=MODEL, input=LONG)
+        first = await connection.recv()
+        await send(other, type="response.resume", response_id=first.response.id, starting_after=10**6)
+        async with asyncio.timeout(5):
+            (event,) = await read(other)
+        assert (event.type, event.error.code, event.status) == ("error", "cursor_invalid", 400)
+        await send(connection, type="response.cancel", response_id=first.response.id)
+
+
 @asynccontextmanager
 async def raw(url: str, headers: Mapping[str, str] = BEARER, query: str = "") -> AsyncIterator[ClientConnection]:
     """Connects without the SDK."""

@@ -183,6 +183,15 @@ async def test_invalid_start_index_is_refused(gateway: Gateway) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), index
 
 
+async def test_a_start_index_beyond_the_last_chunk_of_a_running_answer_is_refused(gateway: Gateway) -> None:
+    line = {"role": "user", "parts": [{"type": "text", "text": "#sim words=900 rate=50"}]}
+    async with gateway.client.stream("POST", "/api/chat", json={"messages": [line]}) as running:
+        run = running.headers["x-workflow-run-id"]
+        answer = await gateway.client.get(f"/api/chat/{run}/stream?startIndex=100000")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
+        await gateway.client.post(f"/api/chat/{run}/stop")
+
+
 async def test_a_run_that_has_left_the_log_is_sent_again_after_a_reset(
     gateway: Gateway, tenant: Tenant, system_log: TurnLog
 ) -> None:
