@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tailrace.features.client_calls.continuations import PATH, Continuations
 from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
+from tailrace.features.client_calls.result_content import check_result
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -129,6 +130,8 @@ def decision_of(body: DecisionBody) -> Decision:
     if is_deeper(body.result, BODY_LEVELS_MAX):
         raise Refused("request_invalid", f"the body is nested more than {BODY_LEVELS_MAX} levels deep")
     refuse_blob_references(body.result)
+    if isinstance(body.result, list):
+        check_result(body.result, is_error=body.is_error)
     return Decision(result=body.result, is_error=body.is_error)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.client import AsyncClient, TailraceError
 from tailrace.features.client_calls import continuations
-from tailrace.features.client_calls.gateway import RESULT_BYTES_MAX
+from tailrace.features.client_calls.gateway import RESULT_BYTES_MAX, DecisionBody, decision_of
 from tailrace.proto.ids import Tenant, TurnId
 from tests.harness import jwts
 from tests.harness.processes import Process
@@ -115,6 +115,8 @@ async def test_the_python_client_decides_in_one_line(gateway: Gateway) -> None:
     assert refused.value.code == "call_decided"
 
 
+TEXT = {"type": "text", "text": "blue"}
+IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "`result` or `decision`"),
     ({"result": "a", "decision": "denied"}, "`result` or `decision`"),
@@ -128,7 +130,42 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"result": "", "is_error": True}, "result"),
     ({"result": "a", "id": "b"}, "id"),
     ({"result": [{"tailrace:blob": "0" * 64}]}, "tailrace:blob"),
+    *(
+        ({"result": [TEXT, block]}, "result")
+        for block in (
+            {},
+            {"text": "no type"},
+            {"type": "nope"},
+            {"type": "tool_result", "tool_use_id": "toolu_0"},
+            {"type": "tool_use", "id": "toolu_0", "name": "look", "input": {}},
+            {"type": "text"},
+            {"type": "text", "text": 1},
+            {"type": "text", "text": " "},
+            {"type": "image", "source": {"type": "url"}},
+            {"type": "image", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
+            {"type": "document", "source": {"type": "content", "content": [{"type": "nope"}]}},
+            {"type": "search_result", "source": "a", "title": "b", "content": "c"},
+        )
+    ),
+    ({"result": [TEXT, IMAGE], "is_error": True}, "result"),
 ]
+# A block of each type that Anthropic's API accepts in a result, with fields that Tailrace does not know.
+GOOD = [
+    TEXT | {"cache_control": {"type": "ephemeral"}},
+    IMAGE,
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
+    {"type": "document", "title": "a", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
+    {"type": "document", "source": {"type": "content", "content": [TEXT, IMAGE]}},
+    {"type": "document", "source": {"type": "file", "file_id": "file_1"}},
+    {"type": "search_result", "source": "a", "title": "b", "content": [TEXT], "citations": {"enabled": True}},
+    {"type": "tool_reference", "tool_name": "look"},
+    {"type": "browser_state", "tabs": []},
+]
+
+
+@pytest.mark.parametrize("block", GOOD, ids=lambda block: str(block["type"]))
+def test_a_decision_may_have_each_block_of_a_result(block: dict[str, Any]) -> None:
+    assert decision_of(DecisionBody(result=[TEXT, block])).result == [TEXT, block]
 
 
 async def test_an_invalid_decision_is_refused_and_stores_nothing(gateway: Gateway) -> None:
