@@ -36,8 +36,8 @@ class MemoryClaims(Claims):
         self.stored[tenant, key] = StoredClaim(mine, self._revision)
         return self._revision
 
-    async def renew(self, tenant: Tenant, key: str, found: StoredClaim) -> int | None:
-        return await self.put(tenant, key, found.claim) if self.stored.get((tenant, key)) == found else None
+    async def renew(self, tenant: Tenant, key: str, found: StoredClaim, mine: Claim | None = None) -> int | None:
+        return await self.put(tenant, key, mine or found.claim) if self.stored.get((tenant, key)) == found else None
 
     async def remove(self, tenant: Tenant, key: str, revision: int) -> None:
         found = self.stored.get((tenant, key))

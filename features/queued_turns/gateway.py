@@ -1,6 +1,8 @@
-"""The check of a new turn that may be queued."""
+"""The check of a new turn that may be queued, and its place in the session."""
 
+from tailrace.features.common.line import make_line
 from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import Refused
@@ -17,4 +19,8 @@ def check_queue(new_turn: NewTurn) -> None:
         )
 
 
-FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(steps=OptionalSteps(check_queue=check_queue)))
+def start(gateway: Gateway, _settings: NoSettings) -> Parts:
+    return Parts(steps=OptionalSteps(check_queue=check_queue, take_place=make_line(gateway).take_place))
+
+
+FEATURE = Feature(NoSettings, start)

@@ -5,7 +5,6 @@ the two, the answer goes on to its end, and the message follows then. The claim 
 successor. A further steer of the same turn follows that one, and so on, so all readers see one order.
 """
 
-import asyncio
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +12,7 @@ import msgspec
 import structlog
 
 from tailrace.features.common.follow_up import settings_of
+from tailrace.features.common.line import Line, make_line, place_behind
 from tailrace.features.steer.endings import Endings, end_at_boundary
 from tailrace.features.steer.service import At, steered_turn
 from tailrace.gateway.history_client import HistoryClient
@@ -24,27 +24,20 @@ from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
+from tailrace.proto.errors import LogError, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import BlobStore, Claim, Claims, Tombstones, TurnLog
-from tailrace.proto.nats.idempotency import StoredClaim
+from tailrace.proto.nats import BlobStore, Claim, Claims, TurnLog
 from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
 
-# The pause between two looks at a claim whose turn is not stored yet.
-LOOK_EVERY_S = 0.1
-RENEW_TRIES = 10
-# The hash in the claim of an ended turn that names a running turn instead of a successor. No request has it.
-NO_BODY = ""
 MANY = (
     f"{IN_A_ROW_MAX} messages in a row have ended or await an answer: repeat the request when an answer is complete, "
     "or cancel the running turn and send the message with POST /v1/turns"
 )
 FAR = f"turn {{turn}} was steered {IN_A_ROW_MAX} times: steer {{place}}, which follows it"
 REUSED = "this Idempotency-Key was used with another body or turn: send a new key"
-OVERTAKEN = "another message was put into the answer meanwhile: repeat the request"
 
 
 class Steering:
@@ -54,22 +47,19 @@ class Steering:
         self,
         log: TurnLog,
         claims: Claims,
-        tombstones: Tombstones,
+        line: Line,
         blobs: BlobStore,
         history: HistoryClient,
         submitter: TurnSubmitter,
         endings: Endings,
-        wait_s: float,
     ) -> None:
-        """`wait_s`: how long a claim may name a turn that is not stored, until another steer removes the claim."""
         self._log = log
         self._claims = claims
-        self._tombstones = tombstones
+        self._line = line
         self._blobs = blobs
         self._history = history
         self._submitter = submitter
         self._endings = endings
-        self._wait_s = wait_s
 
     async def steer(self, draft: TurnDraft, steered: TurnKey, at: At) -> Stored:
         """Stores the turn of `draft` after the turn `steered`, or after the last steer of it, and ends that one.
@@ -88,29 +78,19 @@ class Steering:
             cursor=None,
         )
         place, sha256 = steered, await hash_body(draft.raw)
-        seen, until = None, 0.0
         for _ in range(IN_A_ROW_MAX + 1):
-            name = f"steer {place.turn}"
-            while (found := await self._claims.read(place.tenant, name)) is not None:
-                if found.claim.body_sha256 == sha256:
-                    break
-                if await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
-                    break
-                if found.revision != seen:
-                    # Not the time since the request: its gateway has as much time as the one of any other claim.
-                    seen, until = found.revision, asyncio.get_running_loop().time() + self._wait_s
-                await self._await_claimed(place.tenant, name, found, until)
+            name = place_behind(place.turn)
+            found = await self._claims.read(place.tenant, name)
             if found is not None and found.claim.body_sha256 != sha256:
-                place = TurnKey(place.tenant, found.claim.turn)
+                # If its turn is never stored, the place is this message's.
+                before = await self._line.follow(place.tenant, name, Claim(TurnId(new_id()), sha256))
+                if before is not None:
+                    place = TurnKey(place.tenant, before)
                 continue
             one = replace(draft, idempotency_key=name)
             if found is None or not await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
                 # A repetition of a request that has claimed the place. Those that wait for its turn wait on.
                 if found is not None and await self._claims.renew(place.tenant, name, found) is None:
-                    continue
-                if found is None and (running := await self._find_other_running(place, new_turn)) is not None:
-                    # A steer of that turn at the same moment would have the same parent. Its claim decides.
-                    await self._claims.claim(place.tenant, name, Claim(running, NO_BODY))
                     continue
                 one = await self._queue_behind(place, one)
             try:
@@ -120,7 +100,7 @@ class Steering:
                     raise
                 # Another steer has claimed the place meanwhile. The next look finds its claim.
                 continue
-            await self._require_claim(stored, name, sha256)
+            await self._line.require_place(stored.key, name, sha256)
             end = partial(self._end_turns_before, stored, draft.principal.key, at)
             if at == "now":
                 try:
@@ -165,13 +145,6 @@ class Steering:
             raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
         return msgspec.structs.replace(new_turn, **await settings_of(self._blobs, steered.tenant, request))
 
-    async def _find_other_running(self, place: TurnKey, new_turn: NewTurn) -> TurnId | None:
-        """Returns the newest turn of the session if that one runs, and `place` has ended. Raises Refused, LogError."""
-        if new_turn.session is None or not await self._log.has_end(place):
-            return None
-        newest = await self._history.query(place.tenant, GetLastTurn(new_turn.session))
-        return newest.turn if newest.outcome == "running" and newest.turn != place.turn else None
-
     async def _queue_behind(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
 
@@ -184,10 +157,12 @@ class Steering:
         newest = await self._history.query(tenant, GetLastTurn(new_turn.session))
         row = await self._row_of(TurnKey(tenant, newest.turn))
         if place not in row:
+            # The newest turn is of another branch.
             row = await self._row_of(place)
+            draft = replace(draft, new_turn=msgspec.structs.replace(new_turn, parent=place.turn))
         if len(row) > IN_A_ROW_MAX:
             raise Refused("session_busy", MANY)
-        return replace(draft, new_turn=msgspec.structs.replace(new_turn, parent=row[0].turn))
+        return draft
 
     async def _row_of(self, key: TurnKey) -> list[TurnKey]:
         """Returns the turn and those that it has waited for, newest first, at most IN_A_ROW_MAX + 1."""
@@ -201,34 +176,6 @@ class Steering:
                 break
             row.append(TurnKey(key.tenant, request.parent))
         return row
-
-    async def _await_claimed(self, tenant: Tenant, name: str, found: StoredClaim, until: float) -> None:
-        """Waits a moment for the turn of another steer. Removes its claim if the turn was deleted, or at `until`.
-
-        The gateway of that steer may have died before its append.
-        """
-        is_late = asyncio.get_running_loop().time() > until
-        if is_late or await self._tombstones.exists(TurnKey(tenant, found.claim.turn)):
-            await self._claims.remove(tenant, name, found.revision)
-        else:
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    async def _require_claim(self, stored: Stored, name: str, sha256: str) -> None:
-        """Stores the claim again. Raises LogUnavailable if another steer has removed it, and cancels the stored turn.
-
-        A read alone may be a moment old (PROTOCOL R14), or come between the removal and the next claim.
-        """
-        tenant, mine = stored.key.tenant, Claim(stored.key.turn, sha256)
-        for _ in range(RENEW_TRIES):
-            found = await self._claims.read(tenant, name)
-            if found is None:
-                await self._claims.claim(tenant, name, mine)
-            elif found.claim.turn != stored.key.turn:
-                await cancel(self._log, stored.key, "steer")
-                break
-            elif await self._claims.renew(tenant, name, found) is not None:
-                return
-        raise LogUnavailable(OVERTAKEN)
 
     async def _end_turns_before(self, stored: Stored, by: str | None, at: At) -> None:
         """Ends the turn that the stored one waits for, and those for which that one waits. Raises LogError.
@@ -285,15 +232,12 @@ def _refuse_tool_results(new_turn: NewTurn) -> None:
 
 def make_steering(gateway: Gateway, endings: Endings) -> Steering:
     """Returns the service of a gateway."""
-    # An append ends after `accept_timeout_s`. The rest is for the claim before it, and a busy process.
-    wait_s = 2 * gateway.settings.accept_timeout_s
     return Steering(
         gateway.log,
         gateway.claims,
-        Tombstones(gateway.connection),
+        make_line(gateway),
         gateway.blob_store,
         gateway.history,
         gateway.submitter,
         endings,
-        wait_s,
     )

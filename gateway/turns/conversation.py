@@ -15,11 +15,12 @@ from tailrace.gateway.turns.conversation_match import (
     verbatim_position,
 )
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messages
-from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
+
+NO_END = "the turn to continue from has no end: continue from another turn, or begin a new session"
 
 
 class Conversations:
@@ -48,7 +49,9 @@ class Conversations:
                 query = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
                 context = await self._context(tenant, query, new_turn, may_interrupt, by)
                 if isinstance(context, TurnRecord):
-                    return await self._build_queued_position(tenant, context, new)
+                    # A generator will add the answer of the turn before (PROTOCOL R79).
+                    beginning = await self._beginning(tenant, context.session, may_create=False)
+                    return msgspec.structs.replace(position_after(beginning, new), parent=context.turn, is_queued=True)
                 if isinstance(new_turn, AppendedTurn):
                     return await asyncio.to_thread(append_to_history, context, new)
                 if not new_turn.full_history:
@@ -66,11 +69,6 @@ class Conversations:
                 return Context(SessionId(session), None, [])
             raise
         return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
-
-    async def _build_queued_position(self, tenant: Tenant, running: TurnRecord, new: list[Message]) -> Position:
-        """Returns the position after a turn whose answer a generator will add (PROTOCOL R79)."""
-        beginning = await self._beginning(tenant, running.session, may_create=False)
-        return msgspec.structs.replace(position_after(beginning, new), parent=running.turn, is_queued=True)
 
     async def _context(
         self,
@@ -94,20 +92,16 @@ class Conversations:
             if new_turn.on_busy == "queue":
                 return newest
             if new_turn.on_busy == "interrupt":
-                await self._cancel(TurnKey(tenant, running.turn), by)
+                try:
+                    await cancel(self._log, TurnKey(tenant, running.turn), "on_busy", by)
+                except TurnUnknown as error:
+                    # The turn is running in the database, but its log is gone, and the end with it.
+                    # No field is named: the client protocols have different ones.
+                    raise Refused("session_busy", NO_END) from error
             elif running.parent is None:
                 return await self._beginning(tenant, running.session, may_create=False)
             else:
                 query = GetContext(query.session, running.parent)
-
-    async def _cancel(self, key: TurnKey, by: str | None) -> None:
-        try:
-            await cancel(self._log, key, "on_busy", by)
-        except TurnUnknown as error:
-            # The turn is running in the database, but its log is gone, and the end with it.
-            # No field is named: the client protocols have different ones.
-            why = "the turn to continue from has no end: continue from another turn, or begin a new session"
-            raise Refused("session_busy", why) from error
 
     async def _find_running(self, tenant: Tenant, query: GetContext) -> tuple[TurnRecord, TurnRecord]:
         """Returns the turn that the new one would continue, and the running turn of its branch.

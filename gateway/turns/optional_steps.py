@@ -1,6 +1,7 @@
 """The steps of a submission that optional features provide, by name. The submission itself is in submit.py."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from tailrace.proto.nats import Claim
 Check = Callable[[NewTurn], None]
 RenderPrompts = Callable[[Sequence[Params], Tenant, int], Awaitable[Sequence[Params | Refused]]]
 """Called with the most bytes that all results together may have as JSON."""
+TakePlace = Callable[[TurnDraft, TurnKey, entries.Request], AbstractAsyncContextManager[entries.Request]]
 
 
 def _refuse(field: str, *_: object) -> Any:
@@ -56,6 +58,9 @@ class OptionalSteps(NamedTuple):
     """Checks a JSON Schema of an answer."""
     claim_retry: Callable[[Tenant, Retry, Claim], Awaitable[WhenDelivered]] | None = None
     """Stores a claim by which a repetition finds this turn. Returns the function that removes it."""
+    take_place: TakePlace | None = None
+    """Surrounds the append of a turn with `on_busy: queue`, whose key is claimed: takes a place in the session for it,
+    and gives the entry at that place. Raises LogUnavailable at the end if another turn has the place."""
     add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
     """Returns the entry with the trace that other processes continue. Raises nothing."""
 

@@ -177,13 +177,16 @@ class TurnSubmitter:
                 when_delivered = None if retry is None else retry.when_delivered
                 if steps.claim_retry is not None and retry is not None and turn == own:
                     when_delivered = await steps.claim_retry(own.tenant, retry, Claim(own.turn, draft.body_sha256))
-                # Another gateway may remove a claim whose turn is not stored in time (PROTOCOL R137). After a pause of
+                # Another gateway may replace a claim whose turn is not stored in time (PROTOCOL R137). After a pause of
                 # this process, the append would come too late.
                 until = asyncio.get_running_loop().time() + self._settings.accept_timeout_s
                 repeat = await self._repeats.claim(own, draft) if may_exist else None
                 if isinstance(repeat, Stored):
                     return _repeated(repeat, retry)
                 turn = own if repeat is None else repeat.turn
+                if isinstance(draft, TurnDraft) and draft.new_turn.on_busy == "queue" and steps.take_place is not None:
+                    entry = await held.enter_async_context(steps.take_place(draft, turn, entry))
+                    until = asyncio.get_running_loop().time() + self._settings.accept_timeout_s
                 if repeat is not None:
                     # The other gateway may still append. Only one gateway may take the stored entry for its own: each
                     # has reserved money for it, and its end settles one reservation.

@@ -50,14 +50,13 @@ class Claims:
 
         Returns the valid claim. Raises LogUnavailable.
         """
-        name, data = _name(tenant, key), msgspec.json.encode(mine)
         for _ in range(REPLACE_TRIES):
-            found = await self._bucket.get(name)
+            found = await self.read(tenant, key)
             if found is None:
                 return await self.claim(tenant, key, mine)
-            if (claim := _decoder.decode(found.data)) != deleted:
-                return claim
-            if await self._bucket.update(name, data, found.revision):
+            if found.claim != deleted:
+                return found.claim
+            if await self.renew(tenant, key, found, mine) is not None:
                 return mine
             # Another request has replaced it, and the server that answered the read lags behind (PROTOCOL R14).
             await asyncio.sleep(STALE_WAIT_S)
@@ -77,12 +76,12 @@ class Claims:
         """Stores `mine`, also if `key` is claimed. Returns its revision. Raises LogUnavailable."""
         return await self._bucket.put(_name(tenant, key), msgspec.json.encode(mine))
 
-    async def renew(self, tenant: Tenant, key: str, found: StoredClaim) -> int | None:
-        """Stores the claim again. Returns its new revision; None if the claim has changed since it was read.
+    async def renew(self, tenant: Tenant, key: str, found: StoredClaim, mine: Claim | None = None) -> int | None:
+        """Stores the claim again, or `mine` in its place. Returns the new revision; None if it has changed since.
 
         Of concurrent calls with the same claim, one returns a revision. Raises LogUnavailable.
         """
-        return await self._bucket.update(_name(tenant, key), msgspec.json.encode(found.claim), found.revision)
+        return await self._bucket.update(_name(tenant, key), msgspec.json.encode(mine or found.claim), found.revision)
 
     async def remove(self, tenant: Tenant, key: str, revision: int) -> None:
         """Removes the claim that was stored at `revision`, if it has not changed since. Raises LogUnavailable."""

@@ -204,7 +204,7 @@ async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: flo
         each = [steers // sessions + (number < steers % sessions) for number in range(sessions)]
         made = [Session(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
         kills = Counter[str](dict.fromkeys(ROLES if kill_every_s else (), 0))
-        killing = asyncio.create_task(_kill(system, kills, chance, kill_every_s)) if kill_every_s else None
+        killing = asyncio.create_task(kill_at_random(system, kills, chance, kill_every_s)) if kill_every_s else None
         try:
             async with asyncio.TaskGroup() as group:
                 for session, number in zip(made, each, strict=True):
@@ -235,7 +235,7 @@ async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: flo
         )
 
 
-async def _kill(system: System, kills: Counter[str], chance: random.Random, every_s: float) -> None:
+async def kill_at_random(system: System, kills: Counter[str], chance: random.Random, every_s: float) -> None:
     """Kills a process of a random role every so many seconds, and starts it again at once."""
     while True:
         await asyncio.sleep(every_s * 2 * chance.random())

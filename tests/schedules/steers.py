@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from tailrace.features.common.line import Line
 from tailrace.features.queued_turns.gateway import check_queue
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.features.steer.endings import Endings
@@ -103,19 +104,18 @@ class Gateway:
         claims: Any = Remote(schedule.claims, process)
         tombstones: Any = Remote(schedule.tombstones, process)
         history: Any = Remote(schedule.history, process)
+        line = Line(log, claims, tombstones, UNUSED, wait_s=2 * Settings().accept_timeout_s)
         submitter = build_turn_submitter(
             log,
             claims,
             tombstones,
-            steps=OptionalSteps(check_queue=check_queue),
+            steps=OptionalSteps(check_queue=check_queue, take_place=line.take_place),
             history=history,
             parents=NoParentCheck(),
             blobs=NoBlobs(),
         )
         endings = Endings()
-        self._steering = Steering(
-            log, claims, tombstones, UNUSED, history, submitter, endings, wait_s=2 * Settings().accept_timeout_s
-        )
+        self._steering = Steering(log, claims, line, UNUSED, history, submitter, endings)
         process.start(endings.run())
 
     def kill(self) -> None:

@@ -244,12 +244,12 @@ async def test_a_resume_beyond_the_last_event_of_a_running_response_is_an_error(
     """The lane would be silent until the response has ended."""
     async with connected(gateway.url) as connection, connected(gateway.url) as other:
         await connection.response.create(model=MODEL, input=LONG)
-        first = await connection.recv()
-        await send(other, type="response.resume", response_id=first.response.id, starting_after=10**6)
+        running = added(await connection.recv(), "response_id")
+        await send(other, type="response.resume", response_id=running, starting_after=10**6)
         async with asyncio.timeout(5):
             (event,) = await read(other)
         assert (event.type, event.error.code, event.status) == ("error", "cursor_invalid", 400)
-        await send(connection, type="response.cancel", response_id=first.response.id)
+        await send(connection, type="response.cancel", response_id=running)
 
 
 @asynccontextmanager
