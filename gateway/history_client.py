@@ -1,11 +1,17 @@
 """Queries persistence over NATS. The gateway has no database."""
 
+import asyncio
+
 import msgspec
 
 from tailrace.proto.end_entry import LOST_FAILURE
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
+
+# For a question that a read of the log asks: reads work without persistence.
+HAS_END_S = 0.5
 
 
 class HistoryClient:
@@ -20,6 +26,15 @@ class HistoryClient:
         body = msgspec.json.encode(query)
         reply = await self._services.request(tenant, query.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(query)))
+
+    async def has_end(self, key: TurnKey) -> bool:
+        """Returns whether the database has the turn's end; False also if persistence does not answer."""
+        try:
+            async with asyncio.timeout(HAS_END_S):
+                record = await self.query(key.tenant, GetTurn(key.turn))
+        except (Refused, TimeoutError):
+            return False
+        return record.outcome != "running" and record.error != LOST_FAILURE
 
     async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         """Returns a turn that has left the log."""

@@ -171,6 +171,7 @@ def build(
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
     admissions = Admissions()
     history = HistoryClient(rpc, settings.query_timeout_s)
+    log.ask_recorder = history.has_end
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
     counts = ReaderCounts(reader_limits(settings))
     records = StreamRecords(settings.log_streams)

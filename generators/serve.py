@@ -18,13 +18,13 @@ from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
-from tailrace.generators.rpc import cancel_turn, list_models
+from tailrace.generators.rpc import cancel_turn, end_damaged_turn, list_models
 from tailrace.generators.settings import Settings, parse_tenants, unique_name
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import service
 from tailrace.proto.errors import BackendError
-from tailrace.proto.model_records import CANCEL_TURN, MODELS
+from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
 from tailrace.proto.nats.rpc import Handler
@@ -95,7 +95,10 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             tenant_share=settings.tenant_share,
         )
         worker.facts = caller.keys.facts
-        of_core: dict[str, Handler] = {CANCEL_TURN: partial(cancel_turn, log)}
+        of_core: dict[str, Handler] = {
+            CANCEL_TURN: partial(cancel_turn, log),
+            END_DAMAGED_TURN: partial(end_damaged_turn, log, settlement.settle),
+        }
         if claude is not None:
             of_core[MODELS] = partial(list_models, claude)
         handlers = join_handlers(of_core, parts)

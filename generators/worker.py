@@ -226,12 +226,12 @@ class Worker:
             return False
         return True
 
-    def _start_turn(self, delivery: Delivery, *, has_waited: bool = False) -> None:
+    def _start_turn(self, delivery: Delivery) -> None:
         key = delivery.key
         self._held[key] = delivery
         self._slots.note_start(key.tenant, asyncio.get_running_loop().time())
         metrics.RUNNING.inc()
-        task = self._create_task(key, partial(self._run_turn, key, has_waited=has_waited), self._turns)
+        task = self._create_task(key, partial(self._run_turn, key), self._turns)
         task.add_done_callback(lambda _: self._free_slot(key.tenant))
 
     def _free_slot(self, tenant: Tenant) -> None:
@@ -239,7 +239,7 @@ class Worker:
         self._slots.note_end(tenant)
         metrics.RUNNING.dec()
         while not self._is_draining and (key := self._slots.dequeue()) is not None:
-            self._start_turn(self._waiting.pop(key), has_waited=True)
+            self._start_turn(self._waiting.pop(key))
 
     def _create_task(self, key: TurnKey, job: Job, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         assert self._group is not None  # noqa: S101  # `run` has begun
@@ -248,11 +248,8 @@ class Worker:
         task.add_done_callback(tasks.discard)
         return task
 
-    async def _run_turn(self, key: TurnKey, *, has_waited: bool) -> Turn | None:
+    async def _run_turn(self, key: TurnKey) -> Turn | None:
         held = self._held[key]
-        if has_waited:
-            # From now on its lease is short. If this process is killed, another one soon continues the turn.
-            await held.renew()
         taken = held.take_entry()
         if held.times > 1 and taken and not await self._has_only_waited(key):
             taken = []
@@ -273,6 +270,10 @@ class Worker:
     async def _hold(self, key: TurnKey, job: Job) -> None:
         """Runs a job while its delivery is held; acknowledges it if the turn has ended."""
         try:
+            # At a change of the consumer's leader, nats-server counts `ack_wait` of a lease that was never renewed from
+            # the time of the entry (R18). The lease of a turn that has waited is long, and from now on short: if this
+            # process is killed, another one soon continues the turn.
+            await self._held[key].renew()
             if await self._run_to_end(key, job):
                 await self._held[key].ack()
         except asyncio.CancelledError:
@@ -294,7 +295,7 @@ class Worker:
             free_frames(lost)
             return await self._check_end(key)
         except TurnUnknown as error:
-            logger.warning("turn has left the log before it was answered", turn=key.turn)
+            logger.warning("turn has left the log before it was answered", turn=key.turn, why=str(error))
             free_frames(error)
             return True
         except LogError as error:

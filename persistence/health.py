@@ -3,7 +3,7 @@
 import msgspec
 
 
-class PersistenceHealth(msgspec.Struct, frozen=True):
+class PersistenceHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     """`ok`: whether turns can be recorded; if not, `detail` says why."""
 
     ok: bool
@@ -12,3 +12,5 @@ class PersistenceHealth(msgspec.Struct, frozen=True):
     """The name of the database, with its host, for messages."""
     database_id: str
     """The random id that is stored in the database."""
+    damaged_turns: int = 0
+    """How many turns the log has lost entries of."""

@@ -24,4 +24,5 @@ PROOF_MISMATCHES = Counter(
 )
 SKIPPED = Counter("tailrace_persistence_skipped_entries_total", "Invalid stored entries (forks); 0 is normal")
 LEFT_OUT = Counter("tailrace_persistence_turns_left_out_total", "Turns that could not be recorded at all; 0 is normal")
+DAMAGED = Gauge("tailrace_persistence_damaged_turns", "Turns of which the log has lost entries; 0 is normal")
 LOST = Counter("tailrace_persistence_turns_lost_total", "Turns that left the log without an end; 0 is normal")

@@ -155,9 +155,10 @@ class Recorder:
             await delivery.release(delay_s)
         return len(leases)
 
-    def report_health(self, database: str, database_id: str) -> bytes:
+    def report_health(self, database: str, database_id: str, damaged_turns: Callable[[], int] = int) -> bytes:
         """Returns this process' PersistenceHealth as JSON."""
-        return msgspec.json.encode(PersistenceHealth(not self.failure, self.failure, database, database_id))
+        health = PersistenceHealth(not self.failure, self.failure, database, database_id, damaged_turns())
+        return msgspec.json.encode(health)
 
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
         try:

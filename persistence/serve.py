@@ -10,6 +10,7 @@ import structlog
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.commands import Commands, delete_again
+from tailrace.persistence.damaged_turns import DamagedTurns
 from tailrace.persistence.database import Database, move_aside
 from tailrace.persistence.delivery_queue import DeliveryQueue
 from tailrace.persistence.feature import Features, Services, check, databases_of, join_handlers, tables_of
@@ -117,7 +118,9 @@ async def _serve(
     of_core = [*queries.handlers(), *commands.handlers()]
     handlers = dict(handler(query, run, caught_up) for query, run in join_handlers(of_core, started))
     endpoints = await rpc.serve(PERSISTENCE, VERSION, handlers)
-    await rpc.serve_health(PERSISTENCE, partial(recorder.report_health, name, await store.read_id()))
+    damaged = DamagedTurns(log, store, rpc)
+    report = partial(recorder.report_health, name, await store.read_id(), lambda: damaged.number)
+    await rpc.serve_health(PERSISTENCE, report)
     service.mark_ready(database=databases.display(settings.database))
     answered = asyncio.Event()
 
@@ -136,6 +139,7 @@ async def _serve(
             for run in (part for parts in started for part in parts.beside):
                 await beside.enter_async_context(run(stop))
             await beside.enter_async_context(run_beside(blobs.run, stop))
+            await beside.enter_async_context(run_beside(damaged.run, stop))
             await recorder.run(answered)
     finally:
         stop.set()

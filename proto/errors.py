@@ -13,6 +13,7 @@
      |   +- EntryTooLarge          payload and headers exceed the server's limit
      |   +- FenceLost              another writer owns the turn: stop at once, acknowledge nothing
      |   +- TurnUnknown            the log has no entry of that turn
+     |   |   +- TurnDamaged        the log has lost entries of that turn, and its end
      |   +- CursorUnknown          the cursor is not the sequence of an entry of that turn
      |   +- BlobUnknown            the blob does not exist or has expired
      +- StoreError                 the database
@@ -141,6 +142,10 @@ class TurnUnknown(LogError):
     """The log has no entry of the turn."""
 
     code = "turn_not_found"
+
+
+class TurnDamaged(TurnUnknown):
+    """The log has lost entries of the turn, and no valid end is left (PROTOCOL R144)."""
 
 
 class CursorUnknown(LogError):

@@ -1,4 +1,4 @@
-"""Queries that generators answer: models, and the cancellation of turns. Data types only."""
+"""Queries that generators answer: models, and the cancellation and end of turns. Data types only."""
 
 from datetime import datetime
 
@@ -9,6 +9,7 @@ from tailrace.proto.ids import TurnId
 # The names of the queries (PROTOCOL R36).
 MODELS = "models"
 CANCEL_TURN = "cancel_turn"
+END_DAMAGED_TURN = "end_damaged_turn"
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,5 +44,17 @@ class CancelTurn(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class TurnCancelled(msgspec.Struct, frozen=True):
     """The reply to `cancel_turn`: the turn has ended. `was_running`: whether it was running before."""
+
+    was_running: bool
+
+
+class EndDamagedTurn(msgspec.Struct, frozen=True):
+    """Ends a turn of which the log has lost entries, and which has no end in the log and the database (R144)."""
+
+    turn: TurnId
+
+
+class DamagedTurnEnded(msgspec.Struct, frozen=True):
+    """The reply to `end_damaged_turn`. `was_running`: this query has ended the turn."""
 
     was_running: bool

@@ -42,6 +42,7 @@ EVERY_SLOT = "slots.>"
 EVERY_AUDIT = "audit.*"
 EVERY_ERASURE_NOTE = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
+EVERY_DAMAGE_NOTE = "$KV.CLAIMS.damaged.>"
 # The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
 
@@ -159,6 +160,11 @@ def deletion_mark(key: TurnKey) -> str:
 def erasure_note(key: TurnKey) -> str:
     """Returns the subject of the note that a turn is to be erased, in the bucket CLAIMS (PROTOCOL R109)."""
     return f"$KV.{CLAIMS}.unstored.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+def damage_note(key: TurnKey) -> str:
+    """Returns the subject of the note that the log has lost entries of a turn, in the bucket CLAIMS (PROTOCOL R144)."""
+    return f"$KV.{CLAIMS}.damaged.{_token(key.tenant)}.{_token(key.turn)}"
 
 
 def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:

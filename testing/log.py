@@ -129,6 +129,8 @@ class MemoryLog(TurnLog):
     def __init__(self) -> None:
         self.append_errors: list[BaseException] = []
         """Each is raised by one of the next appends, which stores nothing."""
+        self.damaged: dict[TurnKey, bool] = {}
+        """The turns of which the log has lost entries, as they were noted."""
         self._turns: dict[TurnKey, TurnEntries] = {}
         self._newest = BEFORE_FIRST
         self._new_turns: list[tuple[Tenant, Callable[[SessionId | None], None]]] = []
@@ -201,6 +203,12 @@ class MemoryLog(TurnLog):
 
     def is_forkless(self, key: TurnKey, request: Seq) -> bool:  # noqa: ARG002  # of any turn
         return True
+
+    async def note_damage(self, key: TurnKey, lost: str) -> None:  # noqa: ARG002
+        self.damaged[key] = True
+
+    async def damaged_turns(self) -> list[TurnKey]:
+        return list(self.damaged)
 
     async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         found = (key for key, stored in self.stored.items() if any(one.seq == seq for one in stored))

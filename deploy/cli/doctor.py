@@ -41,7 +41,8 @@ from tailrace.gateway.http import fd_limit
 from tailrace.gateway.log.fullness import disk_shortage
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
-from tailrace.proto.nats import Connection, check
+from tailrace.proto.ids import TurnKey
+from tailrace.proto.nats import Connection, TurnLog, check
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
@@ -53,13 +54,15 @@ examples:
   tailrace doctor --port 9000 --data try     for a `tailrace up` with these options
   tailrace doctor --json
 
-It checks Python, the settings, the port, the disk, the file limit, the database, NATS with its version and setup, and
-the model key with one request that is free of charge. It changes nothing. Exit status 1: something does not work.
+It checks Python, the settings, the port, the disk, the file limit, the database, NATS with its version and setup, the
+log, and the model key with one request that is free of charge. It changes nothing. Exit status 1: something does not
+work.
 """
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
 CLOCK_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 2.0
+DAMAGED_NAMED_MAX = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +202,7 @@ async def _nats(data_dir: Path, environ: Mapping[str, str]) -> Sequence[Finding]
     except SettingsInvalid:
         url = ""
     if url and (environ.get("TAILRACE_NATS_URL") or status_file.read(data_dir) is not None):
-        return [await _nats_setup(url, ADMIN if not environ.get("TAILRACE_NATS_URL") else None)]
+        return await _nats_setup(url, ADMIN if not environ.get("TAILRACE_NATS_URL") else None)
     return [await asyncio.to_thread(_nats_binary)]
 
 
@@ -212,17 +215,28 @@ def _nats_binary() -> Finding:
     return Finding("NATS", "ok", f"{version.strip()}; `tailrace up` starts it")
 
 
-async def _nats_setup(url: str, user: str | None) -> Finding:
+async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
     try:
         connection = await Connection.open(url, "tailrace-doctor", user)
         try:
             await check(connection)
             version = ".".join(map(str, connection.server_version or ()))
+            damaged = await TurnLog(connection).damaged_turns()
         finally:
             await connection.close()
     except TailraceError as error:
-        return Finding("NATS", "error", *_split_message(error))
-    return Finding("NATS", "ok", f"{version} runs, with all streams, consumers and buckets as this version needs them")
+        return [Finding("NATS", "error", *_split_message(error))]
+    setup = f"{version} runs, with all streams, consumers and buckets as this version needs them"
+    return [Finding("NATS", "ok", setup), _damage(damaged)]
+
+
+def _damage(damaged: Sequence[TurnKey]) -> Finding:
+    if not damaged:
+        return Finding("Log", "ok", "no process has found a damaged turn")
+    named = ", ".join(f"{key.turn} of {key.tenant}" for key in damaged[:DAMAGED_NAMED_MAX])
+    more = f" and {len(damaged) - DAMAGED_NAMED_MAX} more" if len(damaged) > DAMAGED_NAMED_MAX else ""
+    detail = f"it has lost entries of {named}{more}"
+    return Finding("Log", "warning", detail, "check the disk: docs/RUNBOOK.md, A file of the log is damaged")
 
 
 async def _model(environ: Mapping[str, str]) -> Sequence[Finding]:

@@ -248,6 +248,15 @@ ALERTS = (
         panels.FORKS,
     ),
     Alert(
+        "TurnsDamaged",
+        "max(tailrace_persistence_damaged_turns) > 0",
+        "0s",
+        "ticket",
+        "The log has lost entries of turns",
+        "Check the disk. `tailrace doctor` names the turns; `tailrace verify` reads all.",
+        panels.DAMAGED,
+    ),
+    Alert(
         "RecordsInvalid",
         "sum(tailrace_persistence_proof_mismatches_total) > 0 or sum(tailrace_persistence_turns_left_out_total) > 0 or "
         'sum(tailrace_generator_failures_total{code="events_lost"}) > 0',

@@ -19,7 +19,7 @@ from tailrace.features.count_tokens.records import COUNT_TOKENS
 from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
 from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage
-from tailrace.proto.model_records import CANCEL_TURN, MODELS
+from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
     GetAncestry,
@@ -42,6 +42,7 @@ from tailrace.proto.subjects import (
     EVERY_AUDIT,
     EVERY_BLOB,
     EVERY_BUDGET,
+    EVERY_DAMAGE_NOTE,
     EVERY_END,
     EVERY_EVENT_BLOB,
     EVERY_LIMIT,
@@ -78,6 +79,7 @@ READ_CLAIMS = f"{API}.STREAM.MSG.GET.{CLAIMS_STREAM}"
 PURGE_TURNS = f"{API}.STREAM.PURGE.{STREAM}"
 COUNT = (EVERY_LIMIT, EVERY_BUDGET, f"{API}.STREAM.MSG.DELETE.{SLOTS}")
 GENERATOR_QUERIES = tuple(map(every_query, (MODELS, COUNT_TOKENS, CANCEL_MESSAGE_BATCH, CANCEL_TURN)))
+END_DAMAGED = every_query(END_DAMAGED_TURN)
 PERSISTENCE_QUERIES = tuple(
     every_query(question.query)
     for question in (
@@ -155,6 +157,7 @@ RIGHTS: Mapping[str, Rights] = {
             f"$KV.{CLAIMS}.*",
             f"$KV.{CLAIMS}.held.>",
             f"$KV.{CLAIMS}.ticket.*",
+            EVERY_DAMAGE_NOTE,
             f"$KV.{SECRETS}.*",
             f"$KV.{LOGINS}.*",
             # Keys and limits of tenants, by operators; each change is first in the audit log.
@@ -194,6 +197,7 @@ RIGHTS: Mapping[str, Rights] = {
             "turns.*.*.progress",
             EVERY_END,
             EVERY_EVENT_BLOB,
+            EVERY_DAMAGE_NOTE,
             *COUNT,
             *READ_CONFIG,
             *READ_TURNS,
@@ -205,7 +209,7 @@ RIGHTS: Mapping[str, Rights] = {
             f"{inbox_prefix(GENERATORS)}.>",
             EVERY_LIVE,
         ),
-        serves=(health(GENERATORS), *GENERATOR_QUERIES, DISCOVERY),
+        serves=(health(GENERATORS), *GENERATOR_QUERIES, END_DAMAGED, DISCOVERY),
         can_reply=True,
     ),
     PERSISTENCE: Rights(
@@ -215,6 +219,8 @@ RIGHTS: Mapping[str, Rights] = {
             f"{API}.STREAM.PURGE.{BODIES}",
             f"$KV.{CLAIMS}.deleted.>",
             f"$KV.{CLAIMS}.unstored.>",
+            EVERY_DAMAGE_NOTE,
+            END_DAMAGED,
             # For erasing turns with `store: false`.
             f"{API}.STREAM.MSG.DELETE.{STREAM}",
             *READ_CONFIG,

@@ -19,6 +19,7 @@ DELETED = "something-was-deleted-in-nats"
 FORKS = "skipped-entries"
 REFUSED = "clients-are-refused"
 RECORDS = "a-turn-is-not-recorded"
+DAMAGED = "a-file-of-the-log-is-damaged"
 NOT_READY = "a-part-is-not-ready"
 WEBHOOKS = "webhooks-are-not-delivered"
 FAILED_OR_CUT = 'end=~"failed|cut"'
@@ -584,7 +585,7 @@ LOG_AND_NATS = Dashboard(
             "Invalid entries and records",
             "short",
             "In an hour: entries of forks that were skipped, texts that do not match their hash, turns without a "
-            "row, turns that left the log without an end.",
+            "row, turns that left the log without an end. Now: turns of which the log has lost entries.",
             Threshold(1, 10),
             FORKS,
             (
@@ -593,6 +594,7 @@ LOG_AND_NATS = Dashboard(
                 increase("tailrace_persistence_proof_mismatches_total", 1, "hash mismatches"),
                 increase("tailrace_persistence_turns_left_out_total", 1, "turns without a row"),
                 increase("tailrace_persistence_turns_lost_total", 1, "turns without an end"),
+                Query(Gauge("tailrace_persistence_damaged_turns", how="max"), "damaged turns"),
             ),
         ),
         Panel(

@@ -46,6 +46,8 @@ class Report(msgspec.Struct):
     """`degraded` if the part works and turns fail, for example while the model refuses the key (R29)."""
     claude_version: str | msgspec.UnsetType = msgspec.UNSET
     """The version of Claude Code, from a generator that runs it."""
+    damaged_turns: int | msgspec.UnsetType = msgspec.UNSET
+    """How many turns the log has lost entries of, if any, from persistence."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

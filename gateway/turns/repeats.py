@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from tailrace.gateway.turns.draft import Draft, Stored
 from tailrace.gateway.turns.idempotency_key import turn_deleted
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused, TurnDamaged, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 
@@ -69,6 +69,8 @@ class Repeats:
         """Returns the turn of an earlier POST if it is stored. Raises LogUnavailable."""
         try:
             turn = await self._log.read_turn(key)
+        except TurnDamaged:
+            turn = await self._log.read_remains(key)
         except TurnUnknown:
             return None
         return Stored(key, turn.request) if turn.request is not None else None

@@ -23,12 +23,18 @@ from tailrace.proto.nats.replay import (
     is_valid,
     read_from,
     read_valid,
+    require_end_not_lost,
     require_turn,
+    require_whole,
 )
 
 # How long the feed may be silent before the log is read. The feed can lose a turn's last entry; no later entry would
 # show that gap.
 REREAD_S = 5.0
+
+# After so many silences, and then at every SILENCES-th, the follower asks whether the log has lost the turn's end.
+FIRST_SILENCES = 2
+SILENCES = 10
 
 GAPS = Counter("tailrace_feed_gaps_filled_total", "Reads of the log that filled a gap of a turn's live feed")
 
@@ -58,6 +64,8 @@ class Follower:
         self._join = FeedJoin()
         # The number of skipped entries when the log last confirmed the chain.
         self._confirmed_skipped = 0
+        # How often in a row the feed was silent.
+        self._silences = 0
         # Whether the log must be read again soon, even if the feed delivers nothing.
         self._must_read = False
         self._receive = receive
@@ -87,6 +95,11 @@ class Follower:
         # The entries before a cursor were not read: the first confirmation has to start at the turn's beginning.
         join.confirmed = START if self._after else join.chain
         self._confirmed_skipped = join.skipped
+        if not join.chain.is_ended:
+            if join.skipped:
+                await require_whole(self._server, self._key)
+            elif self._key in self._server.damaged:
+                await require_end_not_lost(self._server, self._key)
         return valid
 
     async def next(self) -> list[StoredEntry]:
@@ -109,12 +122,23 @@ class Follower:
             # Silence may mean that the turn was purged and the feed missed it: check that it exists.
             with suppress(LogUnavailable):
                 await require_turn(self._server, self._key)
+                await self._require_undamaged()
         # Three signs that entries from the feed may be a fork's: silence after them, a skipped entry, and an end, after
         # which no entry would show the fork.
         may_be_fork = not live or join.skipped > self._confirmed_skipped or join.chain.is_ended
         if join.chain.last > join.confirmed.last and may_be_fork and not await self._confirm_or_wait():
             return await self._roll_back(before)
         return valid
+
+    async def _require_undamaged(self) -> None:
+        """Raises TurnDamaged if the log has lost the turn's end, or an entry before it; asks now and then.
+
+        Raises LogUnavailable.
+        """
+        self._silences += 1
+        if self._silences % SILENCES == FIRST_SILENCES:
+            require = require_whole if self._join.skipped else require_end_not_lost
+            await require(self._server, self._key)
 
     def _accept(self, stored: StoredEntry) -> bool:
         """Passes an entry to `receive` if it continues the chain, and neither a read nor a confirmation is due."""

@@ -6,7 +6,7 @@ Its `publish` is the only function that publishes entries of a turn. It sets sub
 import asyncio
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from functools import lru_cache, partial
@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 import nats.errors
+import structlog
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.chain import START, link
@@ -43,6 +44,8 @@ from tailrace.proto.subjects import STREAM
 
 T = TypeVar("T")
 
+logger = structlog.get_logger()
+
 FENCE_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 # The header block of an append: the fence, and its subject.
 HEADERS = f"NATS/1.0\r\n{pub_ack.FENCE}: %d\r\n{FENCE_SUBJECT}: %b\r\n\r\n".encode()
@@ -52,6 +55,7 @@ PLACE = re.compile(rb"\r\nNats-Subject: ([^\r]*)\r\nNats-Sequence: (\d+)\r\nNats
 
 PUBLISH_TIMEOUT_S = 2.0
 PURGE_TIMEOUT_S = 10.0
+NOTE_TIMEOUT_S = 2.0
 # Without an answer the entries are read, also from a server that does not lead the stream.
 COUNT_TIMEOUT_S = 0.25
 
@@ -66,6 +70,9 @@ class ErasedEntries(NamedTuple):
 class JetStreamLog:
     """A LogServer on one NATS connection. Its methods are described in LogServer."""
 
+    ask_recorder: Callable[[TurnKey], Awaitable[bool]] | None = None
+    """Asks persistence whether the database has the turn's end; None in processes that do not ask."""
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._leader = Leader(connection, STREAM)
@@ -73,6 +80,8 @@ class JetStreamLog:
         self._keys = EncryptionKeys()
         self._event_blobs = EventBlobs(connection, self._keys)
         self._erasing = asyncio.Lock()
+        self.damaged: dict[TurnKey, bool] = {}
+        """The turns of which this process has found that entries are lost, and whether it has noted that."""
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         """See LogServer.publish. NATS receives the entry encrypted if the turn's request has a key (PROTOCOL R113).
@@ -200,6 +209,27 @@ class JetStreamLog:
         """See LogServer.is_forkless."""
         after = self.connection.forkless_after
         return after is not None and request > after
+
+    async def has_recorded_end(self, key: TurnKey) -> bool | None:
+        """See LogServer.has_recorded_end."""
+        return None if self.ask_recorder is None else await self.ask_recorder(key)
+
+    async def note_damage(self, key: TurnKey, lost: str) -> None:
+        """See LogServer.note_damage."""
+        if self.damaged.get(key):
+            return
+        if key not in self.damaged:
+            logger.error("the log has lost an entry of a turn", turn=key.turn, tenant=key.tenant, lost=lost)
+        self.damaged[key] = False
+        with suppress(nats.errors.Error):
+            await self.connection.jetstream.publish(subjects.damage_note(key), lost.encode(), timeout=NOTE_TIMEOUT_S)
+            self.damaged[key] = True
+
+    async def damaged_turns(self) -> list[TurnKey]:
+        """Returns the turns that `note_damage` has noted, of all processes, in order. Raises LogUnavailable."""
+        info = await self.connection.stream_info(subjects.CLAIMS_STREAM, subjects=subjects.EVERY_DAMAGE_NOTE)
+        tokens = (subject.split(".")[-2:] for subject in info.state.subjects)
+        return [TurnKey(Tenant(tenant), TurnId(turn)) for tenant, turn in tokens]
 
     async def purge(self, key: TurnKey) -> None:
         """Removes the entries of a turn. Raises LogUnavailable."""

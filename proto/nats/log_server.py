@@ -5,7 +5,7 @@ delays and forks (tests/schedules/server.py). Time is the event loop's: `loop.ti
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -128,6 +128,11 @@ class LiveFeed:
 class LogServer(Protocol):
     """The server that stores the logs of all turns."""
 
+    @property
+    def damaged(self) -> Container[TurnKey]:
+        """The turns of which this process knows that the log has lost entries."""
+        ...
+
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         """Stores `entry` if `fence` is the sequence of the turn's last entry; returns the new entry's sequence.
 
@@ -176,6 +181,17 @@ class LogServer(Protocol):
         True if the log is known to have had one replica since before that request. A single server checks the fence as
         it stores. False means that it is not known.
         """
+        ...
+
+    async def has_recorded_end(self, key: TurnKey) -> bool | None:
+        """Asks persistence whether the database has the turn's end; None in a process that does not ask.
+
+        False also if persistence does not answer.
+        """
+        ...
+
+    async def note_damage(self, key: TurnKey, lost: str) -> None:
+        """Logs and notes, once, that the log has lost entries of the turn (PROTOCOL R144). Raises nothing."""
         ...
 
     async def purge(self, key: TurnKey) -> None:

@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from tailrace.proto import entries
 from tailrace.proto.chain import START, Chain
+from tailrace.proto.damage import Continuity
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnDamaged, TurnUnknown
 from tailrace.proto.feed_join import FeedJoin
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold, fold_first_and_end
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats.log_server import EntryPage, LogServer
+from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.gather import gather_limited
 
 T = TypeVar("T")
@@ -27,6 +29,8 @@ STALE_WAIT_S = 0.01
 STALE_MAX_S = 5.0
 # A former leader that wakes up answers as if it still led; 11 ms were measured.
 WOKEN_WAIT_S = 0.1
+# After so long without an entry, a turn without an end may have lost it.
+SILENT_S = 10.0
 # Concurrent requests to the leader of the stream.
 LOOKED_UP_AT_ONCE = 16
 
@@ -34,8 +38,19 @@ LOOKED_UP_AT_ONCE = 16
 async def read_turn_direct(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
     """Folds onto `known` the entries after it that any one replica has (direct gets). The replica may be behind.
 
-    Raises TurnUnknown when the log has no such turn, LogUnavailable. Asks the leader only if no request is found.
+    Raises TurnUnknown when the log has no such turn, TurnDamaged when it has lost entries of the turn, LogUnavailable.
+    Asks the leader only if no request is found, or if entries may be lost.
     """
+    turn = await read_remains(server, key, known)
+    if turn.end is None and turn.skipped:
+        await require_whole(server, key)
+    elif turn.end is None and turn.last_entry_at is not None and age_s(turn.last_entry_at) > SILENT_S:
+        await require_end_not_lost(server, key)
+    return turn
+
+
+async def read_remains(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    """Like `read_turn_direct`, but also folds what is left of a turn of which the log has lost entries."""
     turn = known
     deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
     while True:
@@ -66,7 +81,8 @@ async def read_turn_upto(server: LogServer, key: TurnKey, seq: Seq, enough: int 
 async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> Turn:
     """Folds an ended turn as far as a record needs it: from its first entries and its `end` if these are enough.
 
-    If not, folds all entries (PROTOCOL R110). Raises TurnUnknown, LogUnavailable.
+    If not, folds all entries (PROTOCOL R110). If the log has lost one of them, the first entries and the `end` must be
+    enough. Raises TurnUnknown, TurnDamaged, LogUnavailable.
     """
     length = end.entry.length if isinstance(end.entry, entries.End) else None
     if length is not None:
@@ -81,7 +97,13 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> 
                 is_whole = await _has_entries(server, key, length, end.seq)
             if is_whole and (turn := fold_first_and_end(page.entries, end)) is not None:
                 return turn
-    return await read_turn_upto(server, key, end.seq)
+    try:
+        return await read_turn_upto(server, key, end.seq)
+    except TurnDamaged:
+        # The end repeats what is lost, unless the answer is long.
+        if (turn := fold_first_and_end((await server.read_first(key)).entries, end)) is not None:
+            return turn
+        raise
 
 
 async def read_turn(server: LogServer, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
@@ -207,6 +229,58 @@ async def _require_unread_request(server: LogServer, key: TurnKey, upto: Seq) ->
     """
     if await require_turn(server, key) <= upto:
         raise TurnUnknown(f"{key.turn} has no request in the log that can be read")
+
+
+async def require_whole(server: LogServer, key: TurnKey) -> None:
+    """Raises TurnDamaged if the log has lost entries of the turn, and has no valid end of it (PROTOCOL R144).
+
+    Returns if the database has no end either: a generator then ends the turn. Raises LogUnavailable.
+    """
+    # First: an end that the database has was stored before the log is read.
+    is_recorded = await server.has_recorded_end(key)
+    if (lost := await _find_lost(server, key)) is not None:
+        await server.note_damage(key, f"the entry at {lost}")
+        if is_recorded is not False:
+            raise TurnDamaged(f"the log has lost the entry of {key.turn} at {lost}")
+
+
+async def require_end_not_lost(server: LogServer, key: TurnKey) -> None:
+    """Raises TurnDamaged if the database has the end of the turn, and the log has lost it (PROTOCOL R144).
+
+    For a turn without a valid end in which nothing happens. Raises LogUnavailable.
+    """
+    if not await server.has_recorded_end(key):
+        return
+    if await ask_twice(lambda: server.last_seq(key, "end")) != BEFORE_FIRST:
+        # The last read was behind, or the end is not valid, because an entry before it is lost.
+        await require_whole(server, key)
+        return
+    # Without its request, the turn has left the log.
+    await require_turn(server, key)
+    await server.note_damage(key, "the end")
+    raise TurnDamaged(f"the log has lost the end of {key.turn}")
+
+
+async def _find_lost(server: LogServer, key: TurnKey) -> Seq | None:
+    """Returns the sequence of an entry that an entry of the turn names and that the leader denies twice.
+
+    None if no entry is missing, or if the turn has a valid end. Raises TurnUnknown if the turn has left the log,
+    LogUnavailable.
+    """
+    found, after = Continuity(), BEFORE_FIRST
+    while True:
+        page = await server.read(key, after)
+        found.add(page.entries)
+        if page.is_last or not page.entries:
+            break
+        after = page.entries[-1].seq
+    if found.chain.is_ended or not found.missing:
+        return None
+    lost = found.missing[0]
+    if await ask_twice(lambda: server.has_entry(key, lost)):
+        return None
+    await require_turn(server, key)
+    return lost
 
 
 async def find_stored(server: LogServer, keys: Iterable[TurnKey]) -> set[TurnKey]:

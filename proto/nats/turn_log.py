@@ -26,6 +26,7 @@ class TurnLog(JetStreamLog):
     # The rules, which are functions of any LogServer.
     read_turn = replay.read_turn
     read_turn_direct = replay.read_turn_direct
+    read_remains = replay.read_remains
     read_turn_upto = replay.read_turn_upto
     read_ended_turn = replay.read_ended_turn
     find_stored = replay.find_stored

@@ -29,6 +29,8 @@ class ScriptedServer:
     Every request must name the turn `KEY`. `last_request` answers `last_seq` for entries of the kind `request`.
     """
 
+    damaged: frozenset[TurnKey] = frozenset()
+
     def __init__(self, **answers: Sequence[Any]) -> None:
         self.requests: list[Request] = []
         self.forkless_after: Seq | None = None
@@ -70,6 +72,12 @@ class ScriptedServer:
     def is_forkless(self, key: TurnKey, request: Seq) -> bool:
         assert key == KEY
         return self.forkless_after is not None and request > self.forkless_after
+
+    async def has_recorded_end(self, key: TurnKey) -> bool | None:
+        return None if "has_recorded_end" not in self._answers else self._answer("has_recorded_end", key)
+
+    async def note_damage(self, key: TurnKey, lost: str) -> None:
+        raise AssertionError(f"{key.turn} is damaged: {lost}")
 
     async def purge(self, key: TurnKey) -> None:
         raise NotImplementedError
