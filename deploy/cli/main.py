@@ -51,6 +51,7 @@ GROUPS = {
     },
     "operate": {
         "doctor": "check this machine, NATS, the database and the model key",
+        "verify": "compare the turns of the log with the database",
         "keys": "create, list, rotate and revoke API keys",
         "limits": "show and set the limits of tenants",
         "audit": "show the changes of keys and limits",
