@@ -85,6 +85,13 @@ class TurnEntries:
         following = len(stored) - len(requests) - len(events)
         return EntryPage([*requests, *events], following == 0, following)
 
+    def lose(self, number: int) -> StoredEntry:
+        """Removes the entry at an index of `stored`, as nats-server does if its bytes have changed; returns it."""
+        lost = self.stored.pop(number)
+        del self._seqs[number]
+        self.tail = self.stored[-1].seq if self.stored else BEFORE_FIRST
+        return lost
+
     def clear(self) -> None:
         """Removes all entries."""
         self.stored.clear()

@@ -133,12 +133,17 @@ class Follower:
     async def _require_undamaged(self) -> None:
         """Raises TurnDamaged if the log has lost the turn's end, or an entry before it; asks now and then.
 
-        Raises LogUnavailable.
+        Raises CursorUnknown if the log has lost the last entry of the chain, and goes on without it; LogUnavailable.
         """
         self._silences += 1
-        if self._silences % SILENCES == FIRST_SILENCES:
-            require = require_whole if self._join.skipped else require_end_not_lost
-            await require(self._server, self._key)
+        if self._silences % SILENCES != FIRST_SILENCES:
+            return
+        if not self._join.skipped:
+            await require_end_not_lost(self._server, self._key)
+            return
+        await require_whole(self._server, self._key)
+        if not await is_valid(self._server, self._key, self._join.chain.last, START):
+            raise CursorUnknown(CURSOR_SKIPPED)
 
     def _accept(self, stored: StoredEntry) -> bool:
         """Passes an entry to `receive` if it continues the chain, and neither a read nor a confirmation is due."""

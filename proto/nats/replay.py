@@ -101,7 +101,7 @@ async def read_ended_turn(server: LogServer, key: TurnKey, end: StoredEntry) -> 
         return await read_turn_upto(server, key, end.seq)
     except TurnDamaged:
         # The end repeats what is lost, unless the answer is long.
-        if (turn := fold_first_and_end((await server.read_first(key)).entries, end)) is not None:
+        if (turn := fold_first_and_end((await server.read(key, BEFORE_FIRST)).entries, end)) is not None:
             return turn
         raise
 

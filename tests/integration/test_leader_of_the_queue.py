@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from tailrace.proto.subjects import GENERATORS, STREAM
-from tests.harness.generator_in_loop import read_stats, shorten_lease, wait_for_open_streams
+from tests.harness.generator_in_loop import read_stats, shorten_lease
 from tests.harness.readers import read
 from tests.harness.system import System
+from tests.harness.until import until
 
 CHANGES = 2
 WAITING = 3
@@ -27,6 +28,15 @@ async def request(system: System, action: str, **given: str) -> None:
     assert "error" not in msgspec.json.decode(reply.data)
 
 
+async def until_begun(system: System, calls: int) -> None:
+    """Waits until the model has had so many calls."""
+
+    async def have_begun() -> bool:
+        return (await read_stats(system.claude.url))["calls"] >= calls
+
+    await until(have_begun)
+
+
 @pytest.mark.rule("R18")
 async def test_a_request_that_has_waited_goes_to_one_generator_at_a_change_of_the_leader(tmp_path: Path) -> None:
     """nats-server would count the lease's time from the storing of the request, and deliver it again at once."""
@@ -42,7 +52,7 @@ async def test_a_request_that_has_waited_goes_to_one_generator_at_a_change_of_th
             posted = [(await client.post("/v1/turns", json=body)).json()["turn"] for _ in range(WAITING)]
             await asyncio.sleep(WAITED_S)
             await request(system, "PAUSE", pause_until="2020-01-01T00:00:00Z")
-            await wait_for_open_streams(system.claude.url, WAITING)
+            await until_begun(system, before["calls"] + WAITING)
             await request(system, "LEADER.STEPDOWN")
             for received in [await read(client, turn) for turn in posted]:
                 assert received.over == "ended"

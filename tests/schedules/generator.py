@@ -88,7 +88,7 @@ class Generator:
         process = self.process = Process(self._server.world, self.name)
         backend = self.new_backend(process)
         self._backends.append(backend)
-        log = self.new_log(process)
+        log = self.log = self.new_log(process)
         settlement = Settlement(UNUSED, UNUSED)
         breakers = CircuitBreakers(ORDERS)
         caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), breakers, RETRY, BlobLoader(UNUSED, UNUSED))

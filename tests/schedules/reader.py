@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from tailrace.proto.entries import End, StoredEntry
-from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnUnknown
+from tailrace.proto.errors import CursorUnknown, LogUnavailable, TurnDamaged, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tests.promises import Frame, ReaderConnection
 from tests.schedules.process import Process
@@ -28,8 +28,10 @@ class Reader:
         self.refused: list[str] = []
         """Errors "unknown" for a turn whose request was acknowledged before."""
         self.is_over = False
+        self.is_recorded = False
+        """Whether it was sent to the database: the log has lost entries."""
         self._server = server
-        self._log = SimulatedLog(server, self.process)
+        self.log = SimulatedLog(server, self.process)
         self._key = key
         self._cuts = cuts
         self._is_acknowledged = is_acknowledged
@@ -58,6 +60,9 @@ class Reader:
                 self._close("cut")
                 self.broken.append(self.received)
                 self.received, self.connections, self._cursor = [], [], BEFORE_FIRST
+            except TurnDamaged:
+                self._close("cut")
+                self.is_over = self.is_recorded = True
             except TurnUnknown as error:
                 self._close("cut")
                 if was_acknowledged:
@@ -92,7 +97,7 @@ class Reader:
                     following.cancel()
                     return
 
-        following = asyncio.ensure_future(self._log.follow_into(self._key, self._cursor, receive))
+        following = asyncio.ensure_future(self.log.follow_into(self._key, self._cursor, receive))
         try:
             await following
         except asyncio.CancelledError:

@@ -43,8 +43,8 @@ class SimulatedRecorder:
 
     def __init__(self, server: SimulatedServer, consumer: SimulatedConsumer) -> None:
         self.process = Process(server.world, "recorder")
-        self._store = SimulatedStore(self.process)
-        store: Any = self._store
+        self.store = SimulatedStore(self.process)
+        store: Any = self.store
         log, deliveries = SimulatedLog(server, self.process), SimulatedDeliveries(consumer, self.process)
         self._recorder = Recorder(log, UNUSED, deliveries, store, (), batch_max=BATCH_MAX, retry_wait_s=RETRY_WAIT_S)
 
@@ -54,5 +54,5 @@ class SimulatedRecorder:
     @property
     def record(self) -> TurnRecord | None:
         """The turn as the database has it."""
-        row = next(iter(self._store.rows.values()), None)
+        row = next(iter(self.store.rows.values()), None)
         return turn_record(msgspec.structs.asdict(row)) if row is not None else None

@@ -54,6 +54,10 @@ class SimulatedServer(TurnEntries):
         self.at_publish: dict[int, list[Callable[[], Any]]] = {}
         """What to do at the publish of that number, from 1."""
         self._times: list[float] = []
+        self._last = BEFORE_FIRST
+        """The last sequence, also of a lost entry."""
+        self.damaged: dict[TurnKey, bool] = {}
+        """The notes of all processes (R144)."""
         self._changing_since_s = 0.0
         self._changing_until_s = 0.0
         self._woken_until_s = 0.0
@@ -83,14 +87,20 @@ class SimulatedServer(TurnEntries):
     def store(self, entry: Entry) -> Seq:
         """Stores an entry, whatever its fence, and republishes it."""
         # Between two entries of a turn stand entries of other turns.
-        last = self.stored[-1].seq if self.stored else 0
-        seq = Seq(last + (1 if self.world.chance() < 0.7 else 3))
+        seq = self._last = Seq(self._last + (1 if self.world.chance() < 0.7 else 3))
         self._times.append(self.world.time())
         self.has_end |= isinstance(entry, End)
         if self.world.trace is not None:
             self.world.record("server", f"stores {seq}: {describe(entry)}")
         self.add(StoredEntry(seq, NOON, entry))
         return seq
+
+    def lose(self, number: int) -> StoredEntry:
+        lost = super().lose(number)
+        del self._times[number]
+        self.happened.append("lost entry")
+        self.world.record("server", f"loses {lost.seq}: {describe(lost.entry)}")
+        return lost
 
     def publish(self, entry: Entry, fence: Seq) -> Answer:
         self.publishes += 1
@@ -245,6 +255,7 @@ class SimulatedLog(MemoryLog):
 
     def __init__(self, server: SimulatedServer, process: Process) -> None:
         super().__init__()
+        self.damaged = server.damaged
         self._server = server
         self._process = process
 
