@@ -10,7 +10,7 @@ from tailrace.deploy.cli.arguments import number
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.deploy.simulated_claude.server import Server
-from tailrace.deploy.simulated_claude.settings import ENFORCES, Settings
+from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.thinking import Behavior
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.runtime.malloc import return_large_memory
@@ -33,12 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--show-calls", action="store_true", help="record all calls, and show them at GET /_sim/calls")
     parser.add_argument(
-        "--enforce",
-        action=argparse.BooleanOptionalAction,
-        default=ENFORCES,
-        help="refuse thinking after a change, too many marks of the cache, and so on",
-    )
-    parser.add_argument(
         "--thinking",
         choices=get_args(Behavior),
         default="error",
@@ -47,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     logging.getLogger("uvicorn.error").addFilter(is_unexpected)
     return_large_memory()
-    settings = Settings(enforces=options.enforce, thinking=options.thinking)
+    settings = Settings(thinking=options.thinking)
     try:
         server = Server(options.host, options.port, shows_calls=options.show_calls, settings=settings)
     except UpRefused as error:

@@ -132,7 +132,9 @@ async def create_batch(http: HttpRequest) -> Response:
     require_key(http.headers)
     require_short(http, BATCH_BYTES_MAX)
     body = await http.body()
-    batch, is_answered = http.app.state.batches.create(body, http.headers.get("anthropic-version", OLD_VERSION))
+    batch, is_answered = http.app.state.batches.create(
+        body, http.headers.get("anthropic-version", OLD_VERSION), http.headers.get("anthropic-beta", "")
+    )
     remember(http, body)
     if not is_answered:
         return WriterResponse(send_nothing, headers("application/json"))

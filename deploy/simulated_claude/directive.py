@@ -70,15 +70,15 @@ continuation prompt; a call whose result is in the message is not executed again
 The body of a POST to /_sim/cases/NAME is the JSON of one event a line. The events are sent byte for byte, whatever they
 are, and to streaming requests only. A continuation gets the events that follow its partial answer.
 
-A signature of thinking says what stood before it. Unless --no-enforce is set, or {"enforces": false} was posted to
-/_sim/settings, a request is refused if thinking in it was written after another `system`, other `tools` or other
-messages, if the thinking of a tool loop is missing, for a signature of another program, for more than four marks of
-the cache, a call by code without its container, an expired or foreign container, an email address or more than 256
-characters as `user_id`, a blank stop sequence, and an image of another type than it says. A question after a refused
-one is refused, too, and a call that max_tokens cuts is left open. With --thinking drop, thinking after a change is
-dropped, as for some accounts; with --thinking none, it is not checked unless the request asks for it. Dropped thinking
-is listed in `input_transformations` if the request has the beta thinking-binding-controls-2026-08-01. The signatures
-and containers of cases are accepted.
+A signature of thinking says what stood before it. A request is refused if thinking in it was written after another
+`system`, other `tools` or other messages, if the thinking of a tool loop is missing, for a signature of another
+program, for more than four marks of the cache, a call by code without its container, an expired or foreign container,
+an email address or more than 256 characters as `user_id`, a blank stop sequence, an image of another type than it says,
+and a system message with `clear_at`, `output_config` or a change of the tools without the beta. A question after a
+refused one is refused, too, and a call that max_tokens cuts is left open. With --thinking drop, thinking after a change
+is dropped, as for some accounts; with --thinking none, it is not checked unless the request asks for it. Dropped
+thinking is listed in `input_transformations` if the request has the beta thinking-binding-controls-2026-08-01. The
+signatures and containers of cases are accepted.
 
 It refuses what the real API is known to refuse: calls without results and results without calls, also of server tools,
 unless the answer that ends with such a call is the last message; ids that do not match the API's patterns or are not

@@ -132,7 +132,7 @@ def is_left_open(index: int, reply: Reply) -> bool:
     As in the SDK's fixture tests/lib/streaming/fixtures/incomplete_partial_json_response.txt.
     """
     is_call = reply.part.blocks[index].kind in ("tool_use", "server_call")
-    return reply.is_strict and is_call and is_cut(index, reply)
+    return is_call and is_cut(index, reply)
 
 
 def is_cut(index: int, reply: Reply) -> bool:

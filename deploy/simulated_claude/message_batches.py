@@ -43,6 +43,8 @@ class Request(msgspec.Struct, frozen=True):
     params: msgspec.Raw
     version: str = OLD_VERSION
     """The version of the API that the batch was created with."""
+    betas: str = ""
+    """The betas that it was created with."""
 
 
 class NewBatch(msgspec.Struct, frozen=True):
@@ -157,12 +159,12 @@ class MessageBatches:
         self._batches: dict[str, MessageBatch] = {}
         self._made = 0
 
-    def create(self, body: bytes, version: str = OLD_VERSION) -> tuple[MessageBatch, bool]:
+    def create(self, body: bytes, version: str = OLD_VERSION, betas: str = "") -> tuple[MessageBatch, bool]:
         """Returns a new batch, and whether to send the response, which a `fault=cut` drops. Raises Refusal.
 
-        `version` is the version of the API of all its requests.
+        `version` and `betas` are headers for all its requests.
         """
-        requests = read(body, version)
+        requests = read(body, version, betas)
         try:
             first = parse_request(requests[0])
         except Refusal:
@@ -240,7 +242,7 @@ class MessageBatches:
     def _process(self, request: Request) -> Result:
         try:
             parsed = parse_request(request)
-            refuse_request(bytes(request.params), self._settings, is_in_batch=True)
+            refuse_request(bytes(request.params), self._settings, request.betas, is_in_batch=True)
         except Refusal as refusal:
             return build_error(request, refusal.type, refusal.message)
         for fault in parsed.directed.faults:
@@ -252,7 +254,7 @@ class MessageBatches:
         return Result(request.custom_id, "succeeded", {"message": msgspec.Raw(event.message(answered))})
 
 
-def read(body: bytes, version: str = OLD_VERSION) -> list[Request]:
+def read(body: bytes, version: str = OLD_VERSION, betas: str = "") -> list[Request]:
     """Returns the requests of a new batch. Raises Refusal."""
     try:
         requests = msgspec.json.decode(body, type=NewBatch).requests
@@ -267,7 +269,7 @@ def read(body: bytes, version: str = OLD_VERSION) -> list[Request]:
         if request.custom_id in names:
             raise Refusal(INVALID, f"requests.{number}.custom_id: must be unique")
         names.add(request.custom_id)
-    return [msgspec.structs.replace(request, version=version) for request in requests]
+    return [msgspec.structs.replace(request, version=version, betas=betas) for request in requests]
 
 
 def parse_request(request: Request) -> ParsedRequest:

@@ -35,8 +35,6 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     body: bytes = b""
     dropped: list[Transformation] | None = None
     """The thinking that was dropped from it; None if the request did not ask for the list."""
-    is_strict: bool = False
-    """Whether the rules of requests are enforced."""
     container: int = 0
     """The number of a new container."""
 
@@ -59,7 +57,6 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     is_managed: bool = False  # the request has `context_management`, so the reply reports it
     body: bytes = b""  # the JSON of the request, which signatures are bound to
     dropped: list[Transformation] | None = None  # `input_transformations`, for a request that asks for it
-    is_strict: bool = False  # a call that max_tokens cuts is left open
     is_mismatched: bool  # the partial answer is not a prefix of the answer, so the whole answer is sent
 
 
@@ -72,9 +69,7 @@ def parse_message(
     """Parses the conversation and the directive of a Messages request. Raises Refusal for an invalid `#sim` line."""
     talk = conversation.read(request.messages)
     try:
-        return ParsedRequest(
-            request, talk, directive.read(talk.question), body, dropped, settings.enforces, settings.containers_from
-        )
+        return ParsedRequest(request, talk, directive.read(talk.question), body, dropped, settings.containers_from)
     except DirectiveInvalid as error:
         raise Refusal("invalid_request_error", str(error)) from error
 
@@ -106,7 +101,7 @@ def reply(
     part = answer.limit_tokens(unlimited, request.max_tokens)
     if directed.refuse is not None:
         part = answer.refuse(part, directed.refuse)
-    if parsed.is_strict and conversation.has_refused_question(talk):
+    if conversation.has_refused_question(talk):
         part = answer.refuse(part, 0)
     return Reply(
         turn=talk.key,
@@ -121,7 +116,6 @@ def reply(
         container=container(request, talk, part, parsed.container),
         body=parsed.body,
         dropped=parsed.dropped,
-        is_strict=parsed.is_strict,
         is_managed=request.context_management is not None,
         is_mismatched=remainder is None,
     )

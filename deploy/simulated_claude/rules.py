@@ -25,6 +25,14 @@ from tailrace.deploy.simulated_claude.thinking import (
 MARKS_MAX = 4
 USER_ID_CHARS_MAX = 256
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+# The betas with which a message may have a field. Claude Code sends the first one of `output_config`.
+BETAS_OF_FIELDS = {
+    "clear_at": ("mid-conversation-system-clear-at-2026-08-21",),
+    "output_config": ("per-turn-control-2026-07-01", "mid-conversation-output-config-2026-07-01"),
+}
+# Blocks that change the tools. The second beta also allows the definition of a tool.
+TOOL_CHANGES = ("tool_addition", "tool_removal")
+TOOL_BETAS = ("mid-conversation-tool-changes-2026-07-01", "inline-tools-2026-09-15")
 # The first bytes of each type of image.
 MAGIC = {
     "image/png": rb"\x89PNG",
@@ -45,13 +53,12 @@ def refuse_request(
 
     `body` has the types of a Messages request.
     """
-    if not settings.enforces:
-        return None
     request: Json = parse(body)
     places = read_places(request)
     refuse_user(request)
     refuse_stop_sequences(request)
     refuse_marks(request)
+    refuse_unknown_fields(request, places, betas)
     for place in places:
         refuse_images(place.path, place.block)
     refuse_container(request, places, settings)
@@ -89,6 +96,25 @@ def refuse_marks(request: Json) -> None:
     count = len(marked) + (request.get("cache_control") is not None)
     if count > MARKS_MAX:
         raise Refusal(INVALID, f"A maximum of {MARKS_MAX} blocks with cache_control may be provided. Found {count}.")
+
+
+def refuse_unknown_fields(request: Json, places: list[Place], betas: str) -> None:
+    """Raises Refusal for what a system message has only with a beta.
+
+    Anthropic's pages "Mid-conversation system messages" and "Per-message effort"; router-for-me/CLIProxyAPI#5738 quotes
+    the message for a field. The wording for a block and for a request without thinking is not known.
+    """
+    for number, message in enumerate(request["messages"]):
+        for field, names in BETAS_OF_FIELDS.items():
+            if message.get(field) is not None and not any(name in betas for name in names):
+                raise Refusal(INVALID, f"messages.{number}.{field}: Extra inputs are not permitted")
+        if message.get("output_config") and (request.get("thinking") or {}).get("type") == "disabled":
+            raise Refusal(INVALID, f"messages.{number}.output_config: `effort` requires thinking")
+    for place in places:
+        is_inline = (place.block.get("tool") or {}).get("type") == "tool_definition"
+        names = TOOL_BETAS[is_inline:]
+        if place.block.get("type") in TOOL_CHANGES and not any(name in betas for name in names):
+            raise Refusal(INVALID, f"{place.path}: Input tag '{place.block['type']}' is not one of the expected tags")
 
 
 def find_marked(value: Any) -> Iterator[Json]:

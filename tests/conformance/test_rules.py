@@ -23,9 +23,8 @@ def test_the_table_has_each_rule_and_each_way() -> None:
         assert all(bool(turn.message) is not bool(turn.result) for turn in case.turns), name
 
 
-async def enforce(claude: httpx2.AsyncClient) -> None:
-    """Makes the simulated Claude enforce the rules, and gives it the answers of the cases."""
-    await claude.post("/_sim/settings", json={"enforces": True})
+async def set_cases(claude: httpx2.AsyncClient) -> None:
+    """Gives the simulated Claude the answers of the cases."""
     for name in {case.case for case in read_rules().values() if case.case}:
         await claude.post(f"/_sim/cases/{name}", content=b"\n".join(read_cases()[name].lines))
 
@@ -34,7 +33,7 @@ async def enforce(claude: httpx2.AsyncClient) -> None:
 async def test_the_api_ends_the_session_as_the_case_says(name: str) -> None:
     """For a client that sends the conversation back as it is."""
     async with run_simulated_claude() as url, httpx2.AsyncClient(base_url=url, timeout=30) as claude:
-        await enforce(claude)
+        await set_cases(claude)
         assert read_rules()[name].verbatim in await play_verbatim(claude, read_rules()[name])
 
 
@@ -45,7 +44,7 @@ async def test_each_session_ends_in_each_way_as_the_table_says(tmp_path: Path) -
     async with System(tmp_path, settings={"generator": quick}) as system:
         await system.start()
         async with httpx2.AsyncClient(base_url=system.claude.url, timeout=30) as claude:
-            await enforce(claude)
+            await set_cases(claude)
         for name, case in read_rules().items():
             for way in case.ways:
                 ended = await PLAYERS[way](system.clients[0], case, f"{name}-{way}")

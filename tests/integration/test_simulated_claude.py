@@ -272,9 +272,9 @@ def test_a_port_in_use_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[
     assert (stopped.value.code, printed.count("\n"), "is in use: stop the program" in printed) == (1, 1, True)
 
 
-async def enforce(client: httpx2.AsyncClient, **settings: Any) -> None:
-    found = await client.post("/_sim/settings", json={"enforces": True, **settings})
-    assert found.json() == {"enforces": True, "thinking": "error", "containers_from": 0, "known": []} | settings
+async def change(client: httpx2.AsyncClient, **settings: Any) -> None:
+    found = await client.post("/_sim/settings", json=settings)
+    assert found.json() == {"thinking": "error", "containers_from": 0, "known": []} | settings
 
 
 @pytest.mark.parametrize("is_streaming", [True, False])
@@ -282,7 +282,6 @@ async def test_thinking_comes_back_only_after_the_same_prompt(
     client: httpx2.AsyncClient, sdk: anthropic.AsyncAnthropic, *, is_streaming: bool
 ) -> None:
     """Refused, or dropped, as the settings say. `count_tokens` follows the same rule."""
-    await enforce(client)
     first: Any = ask("#sim words=2 thinking=3 rate=0", system="Be brief.", max_tokens=100)
     del first["stream"]
     if is_streaming:
@@ -300,7 +299,7 @@ async def test_thinking_comes_back_only_after_the_same_prompt(
         refused = await client.post(path, json=other)
         assert refused.status_code == 400
         assert "bound to a different conversation" in refused.json()["error"]["message"]
-    await enforce(client, thinking="drop")
+    await change(client, thinking="drop")
     dropped = await client.post("/v1/messages", json=other)
     assert "input_transformations" not in dropped.json()
     beta = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
@@ -309,13 +308,10 @@ async def test_thinking_comes_back_only_after_the_same_prompt(
     assert dropped.json()["input_transformations"] == [entry]
     started = await client.post("/v1/messages", json=other | {"stream": True}, headers=beta)
     assert msgspec.json.encode({"input_transformations": [entry]})[1:-1].decode() in started.text
-    await client.post("/_sim/settings", json={"enforces": False})
-    assert (await client.post("/v1/messages", json=other)).status_code == 200
 
 
 async def test_a_batch_drops_thinking_after_a_change(client: httpx2.AsyncClient) -> None:
     """Unless the request says `error`; other rules are errors of the one request."""
-    await enforce(client)
     question = {"role": "user", "content": "#sim words=1 thinking=1 rate=0"}
     body = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [question]}
     content = (await client.post("/v1/messages", json=body)).json()["content"]
@@ -337,7 +333,6 @@ async def test_a_batch_drops_thinking_after_a_change(client: httpx2.AsyncClient)
 
 async def test_containers_expire_with_the_batches(client: httpx2.AsyncClient) -> None:
     """POST /_sim/expire is the end of the day for both."""
-    await enforce(client)
     body = ask("#sim words=2 server=code_execution rate=0") | {"stream": False}
     name = (await client.post("/v1/messages", json=body)).json()["container"]["id"]
     again = body | {"container": name}

@@ -60,7 +60,7 @@ class StandIn:
         self.special: Special | None = None
         self.at_delta: tuple[int, Callable[[], Awaitable[None]]] | None = None
         """After so many deltas of the next call: what happens then."""
-        self._settings = Settings(enforces=True, known={CONTAINER})
+        self._settings = Settings(known={CONTAINER})
         self._cache = Cache()
         self._calls = Counter[str]()
         self._specials = 0

@@ -30,10 +30,10 @@ WITH_CALL = [ASK, {"role": "assistant", "content": [BY_CODE]}, RESULT]
 CONTAINER = f"container_sim0x{20 * '0'}"
 
 
-def refusal(request: Json, settings: Settings | None = None) -> str | None:
+def refusal(request: Json, settings: Settings | None = None, betas: str = "") -> str | None:
     """Returns the message of the refusal of a request, or None."""
     try:
-        refuse_request(msgspec.json.encode(GOOD | request), settings or Settings(enforces=True))
+        refuse_request(msgspec.json.encode(GOOD | request), settings or Settings(), betas)
     except Refusal as refused:
         return refused.message if refused.status == 400 else None
     return None
@@ -100,9 +100,7 @@ ACCEPTED: list[Json] = [
 
 @pytest.mark.parametrize(("request_", "message"), REFUSED)
 def test_a_request_that_breaks_a_rule_is_refused(request_: Json, message: str) -> None:
-    """Only if the rules are enforced."""
     assert message in (refusal(request_) or "")
-    assert refusal(request_, Settings(enforces=False)) is None
 
 
 @pytest.mark.parametrize("request_", ACCEPTED)
@@ -110,16 +108,47 @@ def test_a_request_that_keeps_the_rules_is_accepted(request_: Json) -> None:
     assert refusal(request_) is None
 
 
+CLEAR_AT, OUTPUT_CONFIG = "mid-conversation-system-clear-at-2026-08-21", "mid-conversation-output-config-2026-07-01"
+TOOL_CHANGES, INLINE_TOOLS = "mid-conversation-tool-changes-2026-07-01", "inline-tools-2026-09-15"
+REMOVED = [{"type": "tool_removal", "tool": {"type": "tool_reference", "name": "look"}}]
+DEFINED = [{"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "look"}}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "betas", "refused"),
+    [
+        ({"content": "b", "clear_at": "next_user_message"}, (CLEAR_AT,), "messages.1.clear_at: Extra inputs"),
+        ({"content": [], "output_config": {"effort": "low"}}, (OUTPUT_CONFIG,), "messages.1.output_config: Extra"),
+        ({"content": [], "output_config": {"effort": "low"}}, ("per-turn-control-2026-07-01",), "output_config: Extra"),
+        ({"content": REMOVED}, (TOOL_CHANGES, INLINE_TOOLS), "messages.1.content.0: Input tag 'tool_removal'"),
+        ({"content": DEFINED}, (INLINE_TOOLS,), "messages.1.content.0: Input tag 'tool_addition'"),
+    ],
+)
+def test_a_field_of_a_system_message_needs_its_beta(fields: Json, betas: tuple[str, ...], refused: str) -> None:
+    request = {"messages": [ASK, {"role": "system", **fields}]}
+    for beta in {CLEAR_AT, OUTPUT_CONFIG, TOOL_CHANGES, INLINE_TOOLS} - {*betas}:
+        if beta != OUTPUT_CONFIG or "output_config" not in fields:
+            assert refused in (refusal(request, betas=beta) or "")
+    assert [refusal(request, betas=f"a,{beta}") for beta in betas] == [None] * len(betas)
+
+
+def test_an_effort_of_a_message_needs_thinking() -> None:
+    request = {"messages": [ASK, {"role": "system", "content": [], "output_config": {"effort": "low"}}]}
+    assert refusal(request, betas=OUTPUT_CONFIG) is None
+    disabled = request | {"thinking": {"type": "disabled"}}
+    assert "`effort` requires thinking" in (refusal(disabled, betas=OUTPUT_CONFIG) or "")
+
+
 def test_a_container_expires() -> None:
     request = {"messages": WITH_CALL, "container": CONTAINER}
-    settings = Settings(enforces=True, containers_from=1)
+    settings = Settings(containers_from=1)
     assert refusal(request, settings) == f"container: Container {CONTAINER} has expired"
 
 
 def test_what_a_case_contains_is_accepted_when_it_comes_back() -> None:
     """Cases have signatures and containers that no program has made."""
     lines = b'{"delta":{"type":"signature_delta","signature":"EqQB"}}\n{"delta":{"container":{"id":"container_01"}}}'
-    settings = Settings(enforces=True, known=find_known(lines))
+    settings = Settings(known=find_known(lines))
     thinking = {"type": "thinking", "thinking": "x", "signature": "EqQB"}
     talk = [ASK, {"role": "assistant", "content": [thinking, {"type": "text", "text": "1"}]}, ASK]
     request = {"messages": talk, "container": "container_01"}
@@ -134,15 +163,15 @@ def test_odd_json_is_checked_too(value: str) -> None:
     thinking = b'{"type":"thinking","thinking":"x","signature":"s"}'
     call = b'{"type":"tool_use","id":"t","name":"n","input":{"x":%b}}' % value.encode()
     body = b'{"model":"m","messages":[{"role":"assistant","content":[%b,%b]}]}' % (thinking, call)
-    assert refuse_request(body, Settings(enforces=True, known={"s"})) is None
+    assert refuse_request(body, Settings(known={"s"})) is None
     with pytest.raises(Refusal, match="Invalid `signature`"):
-        refuse_request(body, Settings(enforces=True))
+        refuse_request(body, Settings())
 
 
-def replied(line: str, *before: Json, strict: bool = True, **more: Any) -> tuple[list[Json], Json, str]:
+def replied(line: str, *before: Json, **more: Any) -> tuple[list[Json], Json, str]:
     """Returns the events of the answer to a question, the same answer without a stream, and its stop reason."""
     body = msgspec.json.encode(GOOD | {"messages": [*before, {"role": "user", "content": line}]} | more)
-    found = reply(parse_message(decode(body), body, None, Settings(enforces=strict)), 1)
+    found = reply(parse_message(decode(body), body), 1)
     events = [msgspec.json.decode(frame.data.partition(b"data: ")[2]) for frame in event.frames(found)]
     return events, msgspec.json.decode(event.message(found)), stop_reason(found.part)
 
@@ -159,21 +188,19 @@ def test_a_question_after_a_refused_one_is_refused() -> None:
     refused = {"role": "user", "content": "#sim words=9 refuse=2"}
     half = {"role": "assistant", "content": "w000000 w000001"}
     assert replied("#sim words=1", refused, half)[2] == "refusal"
-    assert replied("#sim words=1", refused, half, strict=False)[2] == "end_turn"
     assert replied("#sim words=1")[2] == "end_turn"
 
 
-@pytest.mark.parametrize(("strict", "left_open"), [(True, True), (False, False)])
-def test_max_tokens_leaves_a_call_open(*, strict: bool, left_open: bool) -> None:
+def test_max_tokens_leaves_a_call_open() -> None:
     """As in the SDK's fixture incomplete_partial_json_response.txt. A text, and a whole call, are closed."""
     asked = "#sim words=3 tool=look"
-    events, message, reason = replied(asked, strict=strict, max_tokens=4)
+    events, message, reason = replied(asked, max_tokens=4)
     assert reason == "max_tokens"
-    assert (events[-3]["type"] != "content_block_stop") is left_open
+    assert events[-3]["type"] != "content_block_stop"
     assert message["content"][-1]["input"] == {}
     for most in (2, 3):
         assert replied(asked, max_tokens=most)[0][-3]["type"] == "content_block_stop"
-    whole = replied(asked, strict=strict, max_tokens=100)
+    whole = replied(asked, max_tokens=100)
     assert whole[2] == "tool_use"
     assert whole[1]["content"][-1]["input"] == {"query": "tailrace"}
 

@@ -124,7 +124,7 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
     """Returns the results. `folder` is for the data of the processes."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(NatsServer(folder))
-        claude = await stack.enter_async_context(simulated_claude(folder, "--enforce"))
+        claude = await stack.enter_async_context(simulated_claude(folder))
         rolling = Rolling(process, folder, server.url, claude.url)
         rolling.streams(before)
         for module in ("persistence", "generators", "gateway"):
