@@ -111,6 +111,7 @@ def build_response(
         "tools": [],
         "usage": None if ended is None else usage_object(ended.usage, ended.envelope),
         **({} if successor is None else {"next_response_id": f"{PREFIX}{successor}"}),
+        **({} if ended is None else transformations_field(ended.envelope)),
         **({} if ended is None else warnings_field(warnings_of(ended, left_out, TurnId(head.turn)))),
     }
 
@@ -197,6 +198,17 @@ def error_object(failure: Failure) -> dict[str, Any]:
         "message": failure.message,
         "type": error_type(failure),
     }
+
+
+def transformations_field(envelope: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns Anthropic's field `input_transformations`, the thinking that the model did not get; nothing without it.
+
+    OpenAI's protocol has no such field. A client that asks for it has named the beta to Anthropic's protocol.
+    """
+    match envelope:
+        case {"message": {"input_transformations": list(found)}}:
+            return {"input_transformations": found}
+    return {}
 
 
 def usage_object(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:
