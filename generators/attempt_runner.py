@@ -17,7 +17,13 @@ from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import is_prefix_mismatch
 from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, Wait, wait_event
-from tailrace.generators.continuation import ContinuationMapper, FilterCall, bind_thinking, prepare_call
+from tailrace.generators.continuation import (
+    ContinuationMapper,
+    FilterCall,
+    bind_thinking,
+    prepare_call,
+    wants_refusal,
+)
 from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
@@ -174,7 +180,7 @@ class AttemptRunner:
             def put(event: ModelEvent) -> Wait | None:
                 if event.kind == "message_delta":
                     event = hide_pause(event, planned.turn)
-                elif event.kind == "message_start":
+                elif event.kind == "message_start" and event.prefix is None:
                     event = msgspec.structs.replace(event, prefix=bound.prefix)
                 sink(event)
                 # The call is read on only when a large event is stored: such events must not pile up in memory.
@@ -194,7 +200,7 @@ class AttemptRunner:
                         await planned.route.stream(bound_call, planned.key, put, note_wait=note_wait)
                         break
                     except BackendError as error:
-                        if not is_prefix_mismatch(error):
+                        if not is_prefix_mismatch(error) or wants_refusal(call.options):
                             raise
                         bare = bind_thinking(call, planned.turn, planned.action.mode, is_refused=True)
                         if bare.left_out == bound.left_out:

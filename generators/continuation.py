@@ -34,7 +34,8 @@ from tailrace.proto.containers import container_of, with_container
 from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
-from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking, is_extended
+from tailrace.proto.system_messages import with_betas
+from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking, is_extended, thinking_ids
 from tailrace.proto.usage import utf8_bytes
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
@@ -68,7 +69,7 @@ def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn 
         system=request.system,
         tools=request.tools,
         options=request.options,
-        betas=request.betas,
+        betas=with_betas(request.betas, request.messages),
         api_version=request.api_version,
         project=request.project,
     )
@@ -175,12 +176,12 @@ def prepare_call(
 def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = False) -> BoundPrompt:
     """Returns the messages of `call` without the stored thinking that its model would refuse (PROTOCOL R140).
 
-    `is_refused`: the API has refused the call because of its thinking, so all stored thinking is left out.
+    `is_refused`: the API has refused the call because of its thinking, so all thinking is left out.
     """
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
     stored = turn.request.thinking or []
     if is_refused:
-        stored = [StoredThinking(one.id) for one in stored]
+        stored = [StoredThinking(name) for name in thinking_ids(call.messages)]
     bound = bind(
         call.system,
         call.tools,
@@ -192,6 +193,14 @@ def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = Fals
     block = len(turn.blocks) if mode == "continue" else 0
     has_more = is_extended(turn.request.messages, call.messages)
     return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=block, is_extended=has_more))
+
+
+def wants_refusal(options: dict[str, Any] | None) -> bool:
+    """Returns whether the client has asked for a refusal of thinking behind another prompt."""
+    match options:
+        case {"thinking": {"block_binding": {"prefix_mismatch_behavior": "error"}}}:
+            return True
+    return False
 
 
 def limit_tokens(call: Call, tokens: int) -> Call:

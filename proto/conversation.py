@@ -108,10 +108,9 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
 
     The API requires one result of each tool call, at the start of the user messages after it. A call without a result,
     a malformed call and a result without its call are left out. Of two results of a call, the newer result stays.
-    System messages that the model does not see any more are left out, too (Message.clear_at).
     """
     new = list(new)
-    history = _with_whole_pauses(new, _without_cleared(new, history))
+    history = _with_whole_pauses(new, history)
     found: list[Message] = []
     at = 0
     while at < len(history):
@@ -125,25 +124,6 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
             found += _with_results(history[at], history[at + 1 : end], following)
         at = end
     return _without_lost_calls(new, found)
-
-
-def _without_cleared(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
-    """Returns `history` without system messages that are empty, or that a later message of the user has cleared."""
-    found: list[Message] = []
-    is_before_user = any(message.role == "user" for message in new)
-    for message in reversed(history):
-        is_before_user = is_before_user or message.role == "user"
-        match message:
-            case Message(role="system", content="" | []):
-                pass
-            case Message(role="system", clear_at="next_user_message") if is_before_user:
-                pass
-            case Message(role="system", content=content, clear_at="never" | None):
-                # As without the field. A later turn may be sent without the beta that allows it.
-                found.append(Message("system", content))
-            case _:
-                found.append(message)
-    return found[::-1]
 
 
 def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
@@ -309,10 +289,8 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
     refused = kept_from = 0
     for turn in branch:
         answer = _answer(turn)
-        # Without `output_config`: a later turn may be sent without the beta that allows it.
-        questions = [Message(one.role, one.content, clear_at=one.clear_at) for one in turn.input]
         if answer is not None and turn.stop_reason != "refusal":
-            found.append((turn, [*questions, answer]))
+            found.append((turn, [*turn.input, answer]))
             refused, kept_from = 0, len(found)
         elif _is_refused(turn):
             found.append((turn, []))
@@ -322,7 +300,7 @@ def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Messag
                 found[kept_from:] = [(one, []) for one, _ in found[kept_from:]]
                 kept_from = len(found)
         else:
-            found.append((turn, questions))
+            found.append((turn, turn.input))
     return found
 
 

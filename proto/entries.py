@@ -47,7 +47,7 @@ class Message(msgspec.Struct, frozen=True):
     content: str | list[dict[str, Any]]
     """The text of the message, or content blocks in Anthropic's format. A system message without content has none."""
     output_config: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
-    """Anthropic's field of a message, with the beta `per-turn-control`: for example the effort."""
+    """Anthropic's field of a message, with the beta `mid-conversation-output-config`: for example the effort."""
     clear_at: str | msgspec.UnsetType | None = msgspec.UNSET
     """Anthropic's field of a system message, with the beta `mid-conversation-system-clear-at`: with
     `next_user_message`, the model does not see the message any more once a later message of the user follows.

@@ -261,13 +261,15 @@ class MessageBatchSubmitter:
         """
         bodies: dict[str, bytes] = {}
         headers: dict[str, str] = {}
+        betas: dict[str, None] = {}
         for number, line in enumerate(lines):
             request = input_lines.decode_input(line)
             model = self._orders.claude_model_id(request.model, "message batches")
             async with self._blobs.load(key.tenant, build_call(request, self._hooks.all_filters)) as call:
                 bodies[input_lines.child_key(key, number).turn] = b"".join(await encode_body(call, model=model))
-            if request.betas:
-                headers["anthropic-beta"] = ",".join(request.betas)
+                betas |= dict.fromkeys(call.betas or ())
+            if betas:
+                headers["anthropic-beta"] = ",".join(betas)
             # The version that a client names is the same for all inputs. Without one, an input may need an older
             # version, which the whole message batch then uses.
             if request.api_version:

@@ -32,6 +32,7 @@ from tailrace.proto.errors import BackendError, SettingsInvalid
 from tailrace.proto.ids import folder_name
 from tailrace.proto.runtime.settings import select
 from tailrace.proto.schema import schema_of
+from tailrace.proto.system_messages import without_cleared
 
 LINE_BYTES_MAX = 16 * 2**20  # a line may contain the complete result of a tool
 USUAL_PATHS = ("~/.local/bin/claude", "~/.claude/local/claude", "/usr/local/bin/claude", "/opt/homebrew/bin/claude")
@@ -246,6 +247,7 @@ def build_prompt(call: Call) -> dict[str, Any]:
     *earlier, last = call.messages
     if last.role != "user":
         earlier, last = call.messages, Message("user", CONTINUE_PROMPT)
+    earlier = without_cleared([last], earlier)
     history = msgspec.json.encode([without_media(message) for message in earlier]).decode()
     before = [{"type": "text", "text": f"{EARLIER_PROMPT}\n{history}"}]
     content = [{"type": "text", "text": last.content}] if isinstance(last.content, str) else last.content

@@ -13,8 +13,11 @@ from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.model_event import ModelEvent, from_event, move, read_event
 from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import Prefix
 from tailrace.proto.errors import BackendError
 
+# Claude Code writes the prompts of its calls itself. Their thinking is not sent back to the API (PROTOCOL R140).
+PROMPT = Prefix(system="", tools="", messages="", is_extended=True)
 SHOWN_BLOCKS = ("text", "thinking", "redacted_thinking")
 
 
@@ -86,7 +89,8 @@ class ClaudeCodeOutput:
                 self._targets.clear()
                 had_begun, self._has_begun = self._has_begun, True
                 reports = self.report_usage()
-                return [*reports, ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun)]
+                begun = ModelEvent(start, msgspec.Raw(bytes(raw)), "message_start", is_hidden=had_begun, prefix=PROMPT)
+                return [*reports, begun]
             case events.BlockStart(index, block) if block.get("type") in SHOWN_BLOCKS:
                 self._targets[index] = self._next
                 self._next += 1

@@ -10,13 +10,17 @@ import msgspec
 
 from tailrace.features.count_tokens.records import COUNT_TOKENS, CountTokens, PromptFields, TokenCount
 from tailrace.generators.backends.anthropic_api import AnthropicApi, backend_error
+from tailrace.generators.backends.api_errors import is_prefix_mismatch
+from tailrace.generators.continuation import wants_refusal
 from tailrace.generators.feature import Feature, Generator, Parts
 from tailrace.generators.rpc import refuse_backend_errors
 from tailrace.proto import long_strings
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats.rpc import decode_query
+from tailrace.proto.thinking_prefix import without_thinking
 
 _decode_token_count = msgspec.json.Decoder(TokenCount).decode
 
@@ -28,10 +32,24 @@ async def count_tokens(generator: Generator, claude: AnthropicApi, tenant: Tenan
     with refuse_backend_errors():
         fields["model"] = generator.orders.claude_model_id(fields["model"], "token counts")
         if not query.is_lifted:
-            return await post(claude, msgspec.json.encode(fields), query.betas, query.api_version)
+            return await count(claude, fields, query)
         async with generator.blobs.load(tenant, msgspec.convert(fields, PromptFields)) as prompt:
-            pieces = await long_strings.encode(fields | msgspec.to_builtins(prompt))
-            return await post(claude, b"".join(pieces), query.betas, query.api_version)
+            return await count(claude, fields | msgspec.to_builtins(prompt), query)
+
+
+async def count(claude: AnthropicApi, fields: dict[str, Any], query: CountTokens) -> bytes:
+    """Returns the API's count, of the prompt without thinking if the API refuses the thinking (PROTOCOL R140).
+
+    A model call is repeated in the same way. Raises BackendError.
+    """
+    try:
+        return await post(claude, b"".join(await long_strings.encode(fields)), query.betas, query.api_version)
+    except BackendError as error:
+        if not is_prefix_mismatch(error) or wants_refusal(fields):
+            raise
+    messages = without_thinking(msgspec.convert(fields["messages"], list[Message]), set())
+    bare = fields | {"messages": msgspec.to_builtins(messages)}
+    return await post(claude, b"".join(await long_strings.encode(bare)), query.betas, query.api_version)
 
 
 async def post(claude: AnthropicApi, body: bytes, betas: str, api_version: str | None = None) -> bytes:

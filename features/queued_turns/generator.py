@@ -17,6 +17,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.system_messages import fit_system_messages
 
 GONE = "the turn to continue from was deleted, or has left the log, before this one began"
 
@@ -42,6 +43,7 @@ async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
         branch.insert(0, record)
     history = read_history(branch)
     before = accepted_before(request.messages, [*base.messages[: base.history], *history.messages])
+    before = fit_system_messages(request.messages, before, request.model, request.options)
     container = history.containers.get(branch[-1].turn) if any(map(has_results, request.messages)) else None
     whole = replace(
         request,

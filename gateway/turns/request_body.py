@@ -20,6 +20,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
 from tailrace.proto.schema import schema_of, with_schema
+from tailrace.proto.system_messages import fit_system_messages
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 Cache = CacheFor | Literal["off"]
@@ -309,7 +310,10 @@ def build_entry(
     options = new_turn.options if new_turn.schema is None else with_schema(new_turn.options, new_turn.schema)
     if position.container is not None:
         options = with_container(options, position.container)
-    messages = [*position.before, *position.new]
+    before = position.before
+    if before and not new_turn.verbatim:
+        before = fit_system_messages(position.new, before, model.id, options)
+    messages = [*before, *position.new]
     options, api_version = choose_version(options, messages, model, new_turn.api_version)
     if position.new[-1].role == "assistant" and not is_sent_back(position.new[-1], options):
         require_prefill(model, options)
@@ -317,7 +321,7 @@ def build_entry(
         model=model.id,
         max_tokens=min(new_turn.max_tokens or max_tokens, most),
         messages=messages,
-        history=len(position.before),
+        history=len(before),
         thinking=position.thinking or None,
         previous=position.previous,
         system=system,

@@ -21,6 +21,7 @@ from tailrace.proto.entries import Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
+from tailrace.proto.system_messages import fit_system_messages
 from tests.checker import history
 from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, RecordedOperation, digest
 from tests.harness import readers
@@ -172,6 +173,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if request is None or base is None or not branch:
             return request
         history = accepted_before(request.messages, [*base.messages[: base.history], *messages(branch)])
+        history = fit_system_messages(request.messages, history, request.model, request.options)
         return msgspec.structs.replace(request, messages=[*history, *request.messages], history=len(history))
 
     @cached_property

@@ -384,6 +384,8 @@ async def test_when_it_breaks_in_mid_sentence_claude_itself_goes_on(
     assert len(turn.blocks) == 1
     attempts = [(attempt.backend, attempt.mode) for attempt in await read_attempts(own_log, key)]
     assert attempts == [("claude_code", "fresh"), ("claude", "continue")]
+    # No later turn sends thinking that Claude Code has written to the API (R140).
+    assert turn.prefixes[0].is_extended
 
 
 def test_no_text_begins_as_a_command_does() -> None:
@@ -399,10 +401,11 @@ def test_no_text_begins_as_a_command_does() -> None:
 
 
 def test_earlier_messages_are_a_text_before_the_last_message() -> None:
-    """The CLI accepts user messages only; pictures of earlier ones are not repeated."""
+    """The CLI accepts user messages only; pictures of earlier ones, and cleared messages, are not repeated."""
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
     messages = [
         Message("user", [picture, {"type": "text", "text": "What is it?"}]),
+        Message("system", "Hurry.", clear_at="next_user_message"),
         Message("assistant", "A cat."),
         Message("user", [picture, {"type": "text", "text": "And this?"}]),
     ]
@@ -413,6 +416,7 @@ def test_earlier_messages_are_a_text_before_the_last_message() -> None:
     assert "What is it?" in earlier["text"]
     assert "A cat." in earlier["text"]
     assert "AAAA" not in earlier["text"]
+    assert "Hurry." not in earlier["text"]
     partial = build_prompt(build_call("", messages=[*messages, Message("assistant", "A d")]))["message"]["content"]
     assert "A d" in partial[0]["text"]
     assert "interrupted" in partial[-1]["text"]

@@ -1,5 +1,7 @@
 """Thinking of earlier answers at generators: which of it is sent, and a model's API that refuses it nevertheless."""
 
+from typing import Any
+
 import httpx2
 import msgspec
 import pytest
@@ -40,9 +42,9 @@ async def accept_thinking(claude_url: str) -> None:
         await claude.post("/_sim/settings", json={"known": [THINKING["data"]]})
 
 
-async def run_turn(log: TurnLog, *, thinking: list[StoredThinking]) -> Turn:
+async def run_turn(log: TurnLog, *, thinking: list[StoredThinking], options: dict[str, Any] | None = None) -> Turn:
     key = TurnKey(Tenant("tenant"), TurnId(new_id()))
-    await log.append(key, START, request(messages=HISTORY, history=2, thinking=thinking))
+    await log.append(key, START, request(messages=HISTORY, history=2, thinking=thinking, options=options))
     return await wait_for_end(log, key)
 
 
@@ -63,33 +65,38 @@ async def test_thinking_behind_another_prompt_is_left_out(own: OwnSystem) -> Non
     assert same.end.prefixes == same.prefixes
 
 
-async def test_a_call_whose_thinking_was_refused_is_repeated_once_without_it(own: OwnSystem) -> None:
+@pytest.mark.parametrize("thinking", [[STORED], []], ids=["stored", "of the client"])
+async def test_a_call_whose_thinking_was_refused_is_repeated_once_without_it(
+    own: OwnSystem, thinking: list[StoredThinking]
+) -> None:
+    """Also the client's: it does not know what a generator had added to the prompt."""
     before = refused_calls()
     async with (
         faulty_claude(own.claude, lambda _: BrokenAnswer(refuse(REFUSED))) as between,
         own.running_generator(claude_url=between.url),
     ):
-        turn = await run_turn(own.log, thinking=[STORED])
+        turn = await run_turn(own.log, thinking=thinking)
     assert (turn.outcome, turn.attempt, between.calls, refused_calls() - before) == ("completed", 1, 2, 1)
     assert turn.prefixes[0].thinking == ""
 
 
 @pytest.mark.parametrize(
-    ("message", "thinking"),
+    ("message", "behavior"),
     [
-        # The client's own thinking is never changed.
-        (REFUSED, []),
+        # The client has asked for the refusal.
+        (REFUSED, "error"),
         # A message of the API that quotes the client.
-        (f"messages.0: {REFUSED} is no role", [STORED]),
-        ("messages.1.content.0: Invalid `data` in `redacted_thinking` block", [STORED]),
+        (f"messages.0: {REFUSED} is no role", "drop_block"),
+        ("messages.1.content.0: Invalid `data` in `redacted_thinking` block", "drop_block"),
     ],
 )
-async def test_another_refusal_is_not_repeated(own: OwnSystem, message: str, thinking: list[StoredThinking]) -> None:
+async def test_another_refusal_is_not_repeated(own: OwnSystem, message: str, behavior: str) -> None:
+    options = {"thinking": {"type": "adaptive", "block_binding": {"prefix_mismatch_behavior": behavior}}}
     async with (
         faulty_claude(own.claude, lambda _: BrokenAnswer(refuse(message))) as between,
         own.running_generator(claude_url=between.url),
     ):
-        turn = await run_turn(own.log, thinking=thinking)
+        turn = await run_turn(own.log, thinking=[STORED], options=options)
     assert (turn.outcome, between.calls) == ("failed", 1)
     assert turn.end is not None
     assert turn.end.error is not None

@@ -28,10 +28,10 @@ def turn_record(outcome: Outcome, *content: dict[str, Any], question: Message = 
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
-def test_output_config_of_a_message_is_left_out(outcome: Outcome) -> None:
-    """It needs a beta that the follow-up turn may not send."""
-    question = Message("user", "Why is the sky blue?", {"effort": "low"})
-    assert messages([turn_record(outcome, TEXT, question=question)])[0] == QUESTION
+@pytest.mark.rule("R132")
+def test_a_message_keeps_its_fields(outcome: Outcome) -> None:
+    question = Message("system", [], {"effort": "low"})
+    assert messages([turn_record(outcome, TEXT, question=question)])[0] == question
 
 
 @pytest.mark.rule("R33")

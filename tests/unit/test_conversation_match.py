@@ -132,6 +132,7 @@ RESULT = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content"
 CALLED: list[dict[str, Any]] = [{"type": "text", "text": "a1"}, CALL]
 Q1, Q2, A1 = HELD[0], HELD[2], HELD[1]
 SILENT = Message("assistant", [{"type": "text", "text": ""}])
+LOW = Message("system", [], {"effort": "low"})
 # The messages of each stored turn, the conversation that the client sends, the number of the turn that the new one
 # follows, and what the model gets before the new messages.
 TURNS_WITHOUT_TEXT: dict[str, tuple[list[list[Message]], list[Message], int, list[Message]]] = {
@@ -149,6 +150,9 @@ TURNS_WITHOUT_TEXT: dict[str, tuple[list[list[Message]], list[Message], int, lis
         1,
         [Q1, Message("assistant", CALLED)],
     ),
+    "an effort that the client leaves out": ([[Q1, LOW, A1]], [Q1, A1, NEW], 1, [Q1, LOW, A1]),
+    "an effort that the client sends": ([[Q1, LOW, A1]], [Q1, LOW, A1, NEW], 1, [Q1, LOW, A1]),
+    "instructions that the client leaves out": ([[Q1, Message("system", "b"), A1]], [Q1, A1, NEW], 0, []),
     "a call that the session has not": ([[Q1, A1]], [Q1, Message("assistant", CALLED), RESULT], 0, []),
 }
 

@@ -8,9 +8,18 @@ import pytest
 from tailrace.gateway.turns.request_body import NewTurn, check_turn, new_messages
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import encode_body
-from tailrace.proto.conversation import accepted_before
+from tailrace.generators.continuation import build_call
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
+from tailrace.proto.system_messages import (
+    CLEAR_AT,
+    INLINE_MCP,
+    INLINE_TOOLS,
+    OUTPUT_CONFIG,
+    TOOL_CHANGES,
+    fit_system_messages,
+)
+from tests.harness.turn_builder import request
 
 USER, ANSWER = Message("user", "hi"), Message("assistant", "hello")
 CLEARED = Message("system", "be brief", clear_at="next_user_message")
@@ -64,17 +73,66 @@ def test_another_message_without_content_is_refused(message: dict[str, Any]) -> 
         parse({"role": "user", "content": "hi"}, message)
 
 
-@pytest.mark.rule("R132")
-def test_a_later_turn_has_no_system_message_that_is_cleared() -> None:
-    """The API leaves it out of the prompt after the next message of the user, and needs the beta to accept it."""
-    assert accepted_before([USER], [USER, CLEARED, ANSWER]) == [USER, ANSWER]
-    assert accepted_before([], [USER, CLEARED, ANSWER, USER]) == [USER, ANSWER, USER]
-    assert accepted_before([Message("system", "b")], [USER, CLEARED, ANSWER]) == [USER, CLEARED, ANSWER]
-    kept = Message("system", "be brief", clear_at="never")
-    assert accepted_before([USER], [USER, kept, ANSWER]) == [USER, Message("system", "be brief"), ANSWER]
+CHECKED, OLDER = "claude-opus-5-5", "claude-opus-5"
+NEVER = Message("system", "be brief", clear_at="never")
+LOW = Message("system", [], EFFORT)
+TOLD_LOW = Message("system", "be brief", EFFORT)
 
 
 @pytest.mark.rule("R132")
-def test_a_later_turn_has_no_system_message_without_content() -> None:
-    """Its `output_config` was for its own turn."""
-    assert accepted_before([USER], [USER, Message("system", []), ANSWER]) == [USER, ANSWER]
+def test_a_later_turn_sends_system_messages_as_they_were_sent() -> None:
+    """Anthropic's API counts them to the prefix of later thinking. An unknown model counts as a newer one."""
+    history = [USER, CLEARED, ANSWER, LOW, USER, NEVER, TOLD_LOW, ANSWER]
+    assert fit_system_messages([USER], history, CHECKED, None) == history
+    assert fit_system_messages([USER], history, "claude-next", {"thinking": {"type": "adaptive"}}) == history
+
+
+@pytest.mark.rule("R132")
+@pytest.mark.parametrize(
+    ("model", "options"), [(OLDER, None), (CHECKED, {"thinking": {"type": "disabled"}})], ids=["older", "no thinking"]
+)
+def test_a_later_turn_leaves_out_fields_that_the_api_may_refuse(model: str, options: dict[str, Any] | None) -> None:
+    """And the messages that the model would not see any more."""
+
+    def fitted(new: list[Message], *history: Message) -> list[Message]:
+        return fit_system_messages(new, history, model, options)
+
+    assert fitted([USER], USER, CLEARED, ANSWER) == [USER, ANSWER]
+    assert fitted([], USER, CLEARED, ANSWER, USER) == [USER, ANSWER, USER]
+    assert fitted([Message("system", "b")], USER, CLEARED, ANSWER) == [USER, CLEARED, ANSWER]
+    assert fitted([USER], USER, NEVER, ANSWER) == [USER, Message("system", "be brief"), ANSWER]
+    assert fitted([USER], Message("user", "hi", EFFORT), ANSWER) == [USER, ANSWER]
+    assert fitted([USER], USER, LOW, ANSWER, TOLD_LOW) == [USER, ANSWER, Message("system", "be brief")]
+
+
+def changed(kind: str, tool: dict[str, Any]) -> Message:
+    return Message("system", [{"type": kind, "tool": tool}])
+
+
+DEFINED = {"type": "tool_definition", "definition": {"name": "look", "input_schema": {}}}
+
+
+@pytest.mark.rule("R132")
+@pytest.mark.parametrize(
+    ("message", "betas"),
+    [
+        (CLEARED, [CLEAR_AT]),
+        (NEVER, [CLEAR_AT]),
+        (Message("system", "b", clear_at=None), []),
+        (LOW, [OUTPUT_CONFIG]),
+        (changed("tool_removal", {"type": "tool_reference", "name": "look"}), [TOOL_CHANGES]),
+        (changed("tool_addition", {"type": "tool_reference", "name": "look"}), [TOOL_CHANGES]),
+        (changed("tool_addition", DEFINED), [TOOL_CHANGES, INLINE_TOOLS]),
+        (
+            changed("tool_addition", {"type": "tool_definition", "definition": {"type": "mcp_toolset"}}),
+            [TOOL_CHANGES, INLINE_TOOLS, INLINE_MCP],
+        ),
+        (Message("assistant", [{"type": "tool_addition"}]), []),
+        (USER, []),
+    ],
+)
+def test_a_call_has_the_betas_that_its_messages_need(message: Message, betas: list[str]) -> None:
+    """Also if only an earlier turn was sent with them. Each is sent once."""
+    call = build_call(request(messages=[USER, message, ANSWER, message, USER], betas=["a", CLEAR_AT]))
+    assert call.betas == ["a", CLEAR_AT, *(beta for beta in betas if beta != CLEAR_AT)]
+    assert build_call(request(messages=[USER, message])).betas == (betas or None)

@@ -604,6 +604,25 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
     assert await counters.add(hold.subject, 0) == held
 
 
+@pytest.mark.rule("R140")
+async def test_the_clients_own_conversation_is_sent_unchanged_in_a_message_batch(own: MessageBatchSystem) -> None:
+    """With the betas that it needs. The API leaves out thinking of another prompt, which it would refuse in a call."""
+    question = {"role": "user", "content": "#sim words=1 thinking=2 rate=0"}
+    answered = await own.api.messages.create(model=MODEL, max_tokens=9, messages=[question])  # type: ignore[list-item]
+    content = [block.model_dump(exclude_none=True) for block in answered.content]
+    assert content[0]["type"] == "thinking"
+    cleared = {"role": "system", "content": "Hurry.", "clear_at": "next_user_message"}
+    messages = [question, cleared, {"role": "assistant", "content": content}, question]
+    params = {"model": MODEL, "system": "Be brief.", "messages": messages}
+    batch = await own.create([{"custom_id": "a", "params": params}])
+    await own.run(batch, "completed")
+    async with httpx2.AsyncClient(base_url=own.claude, trust_env=False) as claude:
+        created = (await claude.get("/_sim/last")).json()
+    assert created["body"]["requests"][0]["params"]["messages"] == messages
+    assert created["betas"] == "mid-conversation-system-clear-at-2026-08-21"
+    assert await own.outcomes(batch) == [("completed", True)]
+
+
 @pytest.mark.rule("R36")
 async def test_a_generator_cancels_a_message_batch_on_request(
     own: MessageBatchSystem, monkeypatch: pytest.MonkeyPatch

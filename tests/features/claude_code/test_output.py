@@ -19,6 +19,7 @@ from tailrace.proto.errors import BACKEND_MESSAGE_CHARS_MAX, BackendError
 from tailrace.proto.events import UnknownEvent
 from tailrace.proto.fold import Turn
 from tailrace.proto.pricing import price_calls
+from tailrace.proto.thinking_prefix import find_stored_thinking
 from tailrace.proto.usage import Usage
 from tests.harness.answers import answer_of
 from tests.harness.turn_builder import Handwritten, request
@@ -77,6 +78,19 @@ def test_several_model_calls_become_one_message() -> None:
     assert [e["type"] for e in output].count("message_start") == 2
     assert output[-1]["delta"]["stop_reason"] == "end_turn"
     assert [e["usage"]["output_tokens"] for e in output if e["type"] == "message_delta"] == [7, 3]
+
+
+@pytest.mark.rule("R140")
+def test_thinking_of_claude_code_is_not_for_the_api() -> None:
+    """Claude Code has written the prompt of each of its calls, which the API would compare with ours."""
+    output = ClaudeCodeOutput()
+    found = [event for line in (*ROUND, begin(9)) for event in output.read(msgspec.json.encode(line))]
+    prefixes = [event.prefix for event in found if event.kind == "message_start"]
+    assert len(prefixes) == 2
+    for prefix in prefixes:
+        assert prefix is not None
+        [thinking] = find_stored_thinking([prefix], [{"type": "thinking", "thinking": "", "signature": "s"}])
+        assert thinking.prefix == ""
 
 
 def fold_of(lines: list[dict[str, Any]], max_cost_nano_usd: int | None = None) -> Turn:

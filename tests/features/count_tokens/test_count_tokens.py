@@ -201,3 +201,26 @@ async def test_backends_of_the_model_decide_who_counts(
     assert (counted.status_code, refused.status_code) == (200, 400), counted.text
     error = refused.json()["error"]
     assert (error["code"], "claude-opus-5-5 has others" in error["message"]) == ("backend_refused_request", True)
+
+
+@pytest.mark.rule("R140")
+async def test_thinking_that_the_api_refuses_is_not_counted(gateway: Gateway, claude: str) -> None:
+    """As in a model call, which then has none either, unless the client asks for the refusal."""
+    question = {"role": "user", "content": "#sim words=2 thinking=3 rate=0"}
+    body = {"model": "claude-opus-5-5", "system": "Be brief.", "messages": [question]}
+    content = (await gateway.client.post("/v1/messages", json={**body, "max_tokens": 99})).json()["content"]
+    same = {**body, "messages": [question, {"role": "assistant", "content": content}, question]}
+    other = {**same, "system": "Be long."}
+    counts = []
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        for prompt, answer in ((same, content), (other, content[1:])):
+            counts.append((await gateway.client.post("/v1/messages/count_tokens", json=prompt)).json())
+            sent = (await asking.get(f"{claude}/_sim/last")).json()["body"]
+            assert sent == {**prompt, "messages": [question, {"role": "assistant", "content": answer}, question]}
+            answered = await gateway.client.post("/v1/messages", json={**prompt, "max_tokens": 99})
+            assert (await asking.get(f"{claude}/_sim/last")).json()["body"]["messages"] == sent["messages"]
+            assert counts[-1]["input_tokens"] == answered.json()["usage"]["input_tokens"]
+    wanted = {"type": "adaptive", "block_binding": {"prefix_mismatch_behavior": "error"}}
+    beta = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
+    refused = await gateway.client.post("/v1/messages/count_tokens", json={**other, "thinking": wanted}, headers=beta)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
