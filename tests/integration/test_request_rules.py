@@ -192,6 +192,26 @@ async def test_thinking_of_a_client_is_passed_on_unchanged(shared_gateway: Gatew
             body["messages"] += [{"role": "assistant", "content": answered.json()["content"]}, user(THINKS)]
 
 
+async def test_a_client_sees_which_thinking_the_api_has_dropped(shared_gateway: Gateway) -> None:
+    """In each format that has the field, and in the record. The choice `drop_block` and its beta are passed on."""
+    client, wanted = shared_gateway.client, {"block_binding": {"prefix_mismatch_behavior": "drop_block"}}
+    begun = await talk(shared_gateway, new_id())
+    body: Json = {"model": MODEL, "max_tokens": 100, "messages": [*begun, user(THINKS)], "system": "Be brief."}
+    body |= {"thinking": {"type": "adaptive", **wanted}}
+    beta = {"anthropic-beta": "thinking-binding-controls-2026-08-01"}
+    dropped = {"type": "thinking_dropped", "path": "messages.1.content.0", "reason": "prefix_binding_mismatch"}
+    answered = await client.post("/v1/messages", json=body, headers=beta)
+    assert answered.json()["input_transformations"] == [dropped]
+    streamed = await client.post("/v1/messages", json=body | {"stream": True}, headers=beta)
+    assert msgspec.json.decode(parse(streamed.content)[0].data)["message"]["input_transformations"] == [dropped]
+    turn = streamed.headers["tailrace-turn"]
+    assert (await client.get(f"/v1/turns/{turn}")).json()["envelope"]["message"]["input_transformations"] == [dropped]
+    response = await client.get(f"/v1/responses/resp_{turn}")
+    assert response.json()["input_transformations"] == [dropped]
+    events = parse((await client.get(f"/v1/responses/resp_{turn}", params={"stream": "true"})).content)
+    assert msgspec.json.decode(events[-1].data)["response"]["input_transformations"] == [dropped]
+
+
 @pytest.mark.rule("R132")
 @pytest.mark.parametrize("protocol", ["turns", "chat", "responses", "ui"])
 async def test_a_later_turn_sends_system_messages_as_they_were_sent(
@@ -220,6 +240,37 @@ async def test_a_later_turn_sends_system_messages_as_they_were_sent(
     assert call["body"]["messages"][1:3] == [CLEARED, LOW]
     assert call["betas"].split(",") == [CLEAR_AT, OUTPUT_CONFIG]
     assert kinds_of(call) == ["thinking", "text"]
+
+
+@pytest.mark.rule("R132")
+@pytest.mark.parametrize("is_queued", [False, True])
+async def test_an_older_model_gets_no_field_that_it_may_refuse(
+    shared_gateway: Gateway, claude: str, *, is_queued: bool
+) -> None:
+    """So a session goes on after a change of the model, also if the turn was queued."""
+    session = new_id()
+    question = user(f"{THINKS} wait=1") if is_queued else user(THINKS)
+    first = {"session": session, "create_session": True, "model": MODEL, "messages": [question, CLEARED, LOW]}
+    posted = await shared_gateway.client.post("/v1/turns", json=first)
+    if not is_queued:
+        await shared_gateway.client.get(f"/v1/turns/{posted.json()['turn']}/events")
+    second = {"session": session, "message": THINKS, "model": OLDER, "on_busy": "queue"}
+    assert (await run_turn(shared_gateway, second))["outcome"] == "completed"
+    call = await last_call(claude)
+    assert [message["role"] for message in call["body"]["messages"]] == ["user", "assistant", "user"]
+    assert call["betas"] is None
+
+
+@pytest.mark.rule("R132")
+async def test_system_messages_of_a_clients_own_conversation_stay(shared_gateway: Gateway, claude: str) -> None:
+    """Its model decides."""
+    session = new_id()
+    messages = [user(THINKS), CLEARED]
+    for _ in range(2):
+        answered = await ask(shared_gateway, session, messages, model=OLDER)
+        assert answered.status_code == 200, answered.text
+        assert (await last_call(claude))["body"]["messages"] == messages
+        messages = [*messages, {"role": "assistant", "content": answered.json()["content"]}, user(THINKS)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from tailrace.proto import blobs
 from tailrace.proto.conversation import accepted_before, messages, open_container, read_history
 from tailrace.proto.entries import Failure, Message, Outcome
+from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tests.harness.turn_builder import KEY, completed_turn
 
@@ -139,6 +140,24 @@ def test_a_container_in_which_code_waits_for_results_is_named(
     envelope = {part: {"container": {"id": "container_1", "expires_at": "2030-01-01T00:00:00Z"}}}
     turn = msgspec.structs.replace(turn_record("completed", *content), stop_reason=stop_reason, envelope=envelope)
     assert open_container(turn) == container
+
+
+RESULTS = Message("user", [{"type": "tool_result", "tool_use_id": TOOL["id"], "content": "1"}])
+
+
+def test_each_turn_of_a_branch_has_the_container_in_which_code_waits_then() -> None:
+    """Code waits from its first call of a client's tool to the end of the answer; a failed turn answers no call."""
+    envelope = {"delta": {"container": {"id": "container_1"}}}
+    called = turn_record("completed", PROGRAM, BY_PROGRAM)
+    called = msgspec.structs.replace(called, turn=TurnId("1"), stop_reason="tool_use", envelope=envelope)
+    failed = msgspec.structs.replace(turn_record("failed"), turn=TurnId("2"), stop_reason=None)
+    goes_on = msgspec.structs.replace(turn_record("completed", TOOL, question=RESULTS), stop_reason="tool_use")
+    ends = turn_record("completed", TEXT, question=RESULTS)
+    branch = [called, failed, *(msgspec.structs.replace(goes_on, turn=TurnId(one)) for one in "34")]
+    assert read_history(branch).containers == dict.fromkeys("1234", "container_1")
+    assert read_history([*branch, msgspec.structs.replace(ends, turn=TurnId("5"))]).containers.keys() == {*"1234"}
+    asked = msgspec.structs.replace(goes_on, turn=TurnId("6"), input=[QUESTION])
+    assert read_history([*branch, asked]).containers.keys() == {*"1234"}
 
 
 @pytest.mark.rule("R112")

@@ -16,9 +16,10 @@ from tailrace.gateway.turns.conversation_match import (
     verbatim_position,
 )
 from tailrace.proto.blobs import lift
-from tailrace.proto.entries import Message
+from tailrace.proto.entries import Message, StoredThinking
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.records import Context
+from tailrace.proto.thinking_prefix import thinking_id
 from tests.harness.turn_builder import request
 
 SESSION = SessionId("session-1")
@@ -115,6 +116,37 @@ def test_a_verbatim_history_is_sent_to_the_model_unchanged() -> None:
     assert verbatim_position(match_history(context, messages), messages) == Position(
         session=SESSION, parent=TurnId("t1"), before=HELD[:2], new=[NEW]
     )
+
+
+@pytest.mark.rule("R140")
+def test_a_verbatim_history_lacks_only_thinking_that_no_prompt_of_the_client_has() -> None:
+    """Thinking that follows an addition of a generator. All other thinking is sent as the client has it."""
+    own, extended, unsent = (StoredThinking(thinking_id(thought(name)), prefix) for name, prefix in THOUGHTS)
+    context = msgspec.structs.replace(CONTEXT, thinking=[own, extended, unsent])
+    answers = [Message("assistant", [thought(name), {"type": "text", "text": text}]) for name, text in TOLD]
+    messages = [HELD[0], answers[0], HELD[2], answers[1], NEW]
+    position = verbatim_position(match_history(context, messages), messages)
+    assert (position.before, position.new, position.thinking) == (messages[:4], [NEW], [extended])
+
+
+THOUGHTS = [("own", "a"), ("extended", ""), ("unsent", "")]
+TOLD = [("own", "a1"), ("extended", "a2")]
+
+
+def thought(name: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": "", "signature": name}
+
+
+@pytest.mark.parametrize(("new", "container"), [(NEW, None), ("result", "container_2")])
+def test_a_result_is_sent_with_the_container_of_the_turn_before_it(new: Message | str, container: str | None) -> None:
+    """Not with that of a later turn, if it begins a branch."""
+    containers = {TurnId("t1"): "container_1", TurnId("t2"): "container_2"}
+    context = msgspec.structs.replace(CONTEXT, containers=containers)
+    message = RESULT if isinstance(new, str) else new
+    assert position_after(context, [message]).container == container
+    earlier = msgspec.structs.replace(context, parent=TurnId("t1"), messages=HELD[:2])
+    assert position_after(earlier, [message]).container == (container and "container_1")
+    assert position_after(msgspec.structs.replace(context, parent=None), [message]).container is None
 
 
 def test_messages_are_compared_by_their_content() -> None:

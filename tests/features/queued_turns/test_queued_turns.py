@@ -1,14 +1,21 @@
 """Turns that wait for the turn before them (`on_busy: queue`): stored, begun after its end, with the conversation."""
 
+from typing import Any
+
 import pytest
 
+from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.generators import worker
+from tailrace.proto.end_entry import build_end
+from tailrace.proto.entries import Event, Message
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.nats import Deliveries, Delivery
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
+from tests.harness.turn_builder import attempt, raw
+from tests.harness.turn_writer import MESSAGE, new_writer
 from tests.harness.until import until
 
 
@@ -114,6 +121,34 @@ async def test_a_tool_call_without_a_result_is_left_out_before_a_queued_turn(own
         await until(lambda: _has_calls(own, 2))
     contents = [message["content"] for message in (await read_last_request(own.claude))["body"]["messages"]]
     assert contents == ["#sim words=2 rate=0 tool=look", words(2), "#sim words=1 rate=0"]
+
+
+async def test_a_queued_result_is_sent_with_the_container_in_which_code_waits(own: OwnSystem) -> None:
+    """A client sees the call of the code before the turn has ended."""
+    caller = {"type": "code_execution_20260120", "tool_id": "srvtoolu_1"}
+    blocks: list[dict[str, Any]] = [
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "code_execution", "input": {}},
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}, "caller": caller},
+    ]
+    first = new_writer(own.log)
+    await first.store_request()
+    await first.store(attempt(first.chain))
+    stop = {"stop_reason": "tool_use", "container": {"id": "container_1"}}
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": MESSAGE}]
+    for index, block in enumerate(blocks):
+        events.append({"type": "content_block_start", "index": index, "content_block": block})
+        events.append({"type": "content_block_stop", "index": index})
+    for event in [*events, {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 1}}]:
+        await first.store(Event(prev=first.chain.last, attempt=first.chain.attempt, event=raw(event)))
+    await first.store(build_end(await own.log.read_turn(first.key), "completed", None))
+    result = Message("user", [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "1"}])
+    for new, container in ((result, "container_1"), (Message("user", "Hi."), None)):
+        queued = new_writer(own.log)
+        await queued.store_request(messages=[new], parent=first.key.turn, is_queued=True)
+        prepared = await prepare_queued(own.log, queued.key, await own.log.read_turn(queued.key))
+        assert prepared is not None
+        assert prepared.request is not None
+        assert (prepared.request.options or {}).get("container") == container
 
 
 async def _has_calls(own: OwnSystem, count: int) -> bool:
