@@ -204,7 +204,7 @@ class Client:
         random, changed = self.random, list[str]()
         if not self.profile.changes or not self.branch:
             return ()
-        if self.protocol == "messages" and self._open_calls():
+        if self.protocol == "messages" and self._is_answer_open():
             return ()
         if random.random() < 0.15:
             self.system = f"Be brief. Today is day {self.number}."
@@ -215,8 +215,9 @@ class Client:
         if random.random() < 0.12:
             self.model = random.choice(CHECKED if random.random() < 0.7 else UNCHECKED)
             changed.append("model")
-        if self.protocol == "messages" and changed:
-            # Anthropic's page says that a client leaves its thinking out then.
+        if self.protocol == "messages" and changed and self.model in CHECKED:
+            # Anthropic's page "Preserved thinking" says that a client leaves its thinking out then. No other model
+            # checks it, and one of them may ask for it back: it is the client's history that stays as it is.
             self.has_stripped = True
             self.branch = [
                 asked._replace(record=msgspec.structs.replace(asked.record, content=without_thoughts(asked.record)))
@@ -233,6 +234,14 @@ class Client:
         if not self.branch or self.branch[-1].record.stop_reason != "tool_use":
             return []
         return [block for block in self.branch[-1].record.content if block["type"] == "tool_use"]
+
+    def _is_answer_open(self) -> bool:
+        """Returns whether the newest answer that the client sends back waits for results, or for what follows them.
+
+        A question beside the results, or after them, does not end the answer: the messages of the user are combined.
+        """
+        sent = (asked.record for asked in reversed(self.branch) if whole_answer(asked.record, call_ids(asked.record)))
+        return next((record.stop_reason == "tool_use" for record in sent), False)
 
     def _late_results(self) -> list[Json]:
         """Returns results of the newest answer's calls, if later questions have got no answer."""
@@ -384,6 +393,10 @@ def whole_answer(record: TurnRecord, answered: set[str]) -> list[Json]:
     ]
     content = without_trailing_thinking(content)
     return [{"role": "assistant", "content": content}] if content else []
+
+
+def call_ids(record: TurnRecord) -> set[str]:
+    return {block["id"] for block in record.content if block["type"] == "tool_use"}
 
 
 def without_thoughts(record: TurnRecord) -> list[Json]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.deploy.simulated_claude.thinking import (
-    EXPECTED,
     Place,
     can_read,
     find_open,
@@ -44,10 +43,7 @@ def judge(seed: int, world: World, profile: str, protocol: str, happened: Sequen
     """`happened`: what the session had, by name."""
     counts = Counter({"sessions": 1, "turns": world.posted, "calls": len(world.calls), f"protocol {protocol}": 1})
     counts.update(f"with {name}" for name in set(happened))
-    # A client of chat completions has no thinking to send back, and its history is not that of the session.
-    own = [one for one in world.claude.refused if protocol == "chat" and profile == "changing" and EXPECTED in one]
-    counts["refused, the client's own"] = len(own)
-    wrong = [f"refused: {one}" for one in world.claude.refused if one != OVERLOADED and one not in own]
+    wrong = [f"refused: {one}" for one in world.claude.refused if one != OVERLOADED]
     counts["refused"] = len(wrong)
     counts["refused for thinking"] = sum(FOREIGN in one for one in world.claude.refused)
     before: dict[str, BoundCall] = {}
