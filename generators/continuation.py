@@ -35,7 +35,14 @@ from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
 from tailrace.proto.system_messages import with_betas
-from tailrace.proto.thinking_prefix import BoundPrompt, bind, checks_thinking, is_extended, thinking_ids
+from tailrace.proto.thinking_prefix import (
+    BoundPrompt,
+    bind,
+    checks_thinking,
+    find_stored_thinking,
+    is_extended,
+    thinking_ids,
+)
 from tailrace.proto.usage import utf8_bytes
 
 # Models after 4.5 refuse a prefilled answer; Anthropic's migration guide recommends a user message like this instead.
@@ -176,10 +183,13 @@ def prepare_call(
 def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = False) -> BoundPrompt:
     """Returns the messages of `call` without the stored thinking that its model would refuse (PROTOCOL R140).
 
-    `is_refused`: the API has refused the call because of its thinking, so all thinking is left out.
+    That of the answer so far is stored, too: a continuation may have written it after its prompt, which a further
+    continuation does not send. `is_refused`: the API has refused the call because of its thinking, so all thinking is
+    left out.
     """
     assert turn.request is not None  # noqa: S101  # the fold of a turn that is run has one
-    stored = turn.request.thinking or []
+    blocks = turn.blocks if mode == "continue" else ()
+    stored = [*(turn.request.thinking or ()), *find_stored_thinking(turn.prefixes, map(content, blocks))]
     if is_refused:
         stored = [StoredThinking(name) for name in thinking_ids(call.messages)]
     bound = bind(
@@ -190,9 +200,9 @@ def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = Fals
         turn.request.previous,
         is_checked=is_refused or checks_thinking(call.model),
     )
-    block = len(turn.blocks) if mode == "continue" else 0
-    has_more = is_extended(turn.request.messages, call.messages)
-    return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=block, is_extended=has_more))
+    # The first thinking of a continuation is not stored (R20), and its later thinking names it.
+    has_more = bool(blocks and not turn.is_paused) or is_extended(turn.request.messages, call.messages)
+    return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=len(blocks), is_extended=has_more))
 
 
 def wants_refusal(options: dict[str, Any] | None) -> bool:

@@ -235,7 +235,8 @@ def choose_kept(
     wrote it, as far as these blocks are unchanged, too. So no block is missing between two others that the model wrote
     one after the other, and no block comes back between two others that the model wrote without it. A tool loop (or a
     pause) that the request continues is one answer: if a block of it cannot be sent, no block of it is. The thinking
-    before that answer stays, so that a prompt that was extended for a forced call costs no earlier thinking.
+    before that answer stays if its own prefix is unchanged. The page allows it: a block is bound to the blocks before
+    it, so thinking may be missing after it. So a prompt that was extended for a forced call costs no earlier thinking.
     """
     # The answer had to be continued without its thinking: what the client sends of it does not come back later, either.
     every, answers = thinking, _number_answers(messages)

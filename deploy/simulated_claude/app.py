@@ -291,8 +291,9 @@ def require_key(sent: Mapping[str, str]) -> None:
         raise Refusal("authentication_error", "invalid x-api-key")
 
 
-async def handle_refusal(_: HttpRequest, refusal: Exception) -> Response:
+async def handle_refusal(http: HttpRequest, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)  # noqa: S101 - Starlette's type is wider than its promise
+    http.app.state.stats.refused[refusal.message.rpartition(": ")[2]] += 1
     return error(refusal)
 
 

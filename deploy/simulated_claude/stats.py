@@ -8,7 +8,7 @@ TURNS_MAX = 20_000  # beyond that, turns with the oldest last calls are dropped
 
 
 class Stats(msgspec.Struct):
-    """Counters since the start or the last reset. Refused requests are not counted: they are free."""
+    """Counters since the start or the last reset. Refused requests are no calls: they are free."""
 
     calls: int = 0
     streams_open: int = 0
@@ -17,6 +17,7 @@ class Stats(msgspec.Struct):
     continuations_mismatched: int = 0  # the partial answer was not a prefix of the answer
     resumptions: int = 0  # calls whose last message is an answer that paused
     output_tokens: int = 0
+    refused: Counter[str] = msgspec.field(default_factory=Counter)  # requests, by the refusal without its path
     batches: int = 0
     creations: Counter[str] = msgspec.field(default_factory=Counter)  # of batches, by simulated fault
     by_fault: Counter[str] = msgspec.field(default_factory=Counter)

@@ -206,6 +206,9 @@ def refuse_changed_loop(body: Json, places: Sequence[Place]) -> None:
 def is_modified(places: Sequence[Place], open_places: Sequence[Place], lacks: Place) -> bool:
     """Returns whether a part of an answer's thinking is missing, and not all that its writer had.
 
+    The API asks for the blocks of an answer as it has sent them (message: NousResearch/hermes-agent#35265,
+    Yeachan-Heo/gajae-code#4262). When exactly a checking model refuses a part is not written: here, always.
+
     The thinking of the answer comes before a call that lacks its own, or was written after thinking that is missing.
     """
     seals = {seal_of(place.block) for place in places if place.is_thinking}
