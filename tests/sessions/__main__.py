@@ -1,10 +1,12 @@
-"""Plays random sessions in process against a Claude that checks thinking. Exit status 1 if one of them is wrong.
+"""Plays random sessions against a simulated Claude that checks thinking. Exit status 1 if one of them is wrong.
 
-python -m tests.sessions --seeds 0:10000 --processes 2
-python -m tests.sessions --seeds 7:8             one seed
+python -m tests.sessions --seeds 0:10000 --processes 2      in process
+python -m tests.sessions --seeds 7:8                        one seed
+python -m tests.sessions --seeds 0:300 --real               real processes, and kills
 """
 
 import argparse
+import asyncio
 import sys
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from multiprocessing import get_context
 from tests.schedules.__main__ import range_of
 from tests.sessions.judge import Verdict
 from tests.sessions.play import play_all
+from tests.sessions.real import play_real
 
 CHUNK = 50
 
@@ -43,9 +46,11 @@ def main() -> int:
         help="play these seeds (default: %(default)s)",
     )
     parser.add_argument("--processes", type=int, default=1, help="play in so many processes (default: %(default)s)")
+    parser.add_argument("--real", action="store_true", help="play with real processes, and kill generators")
     options = parser.parse_args()
     began, wrong, counts = time.monotonic(), 0, Counter[str]()
-    for number, verdict in enumerate(verdicts(options.seeds, options.processes), 1):
+    found = asyncio.run(play_real(options.seeds)) if options.real else verdicts(options.seeds, options.processes)
+    for number, verdict in enumerate(found, 1):
         counts.update(verdict.counts)
         wrong += bool(verdict.wrong)
         if verdict.wrong:

@@ -6,15 +6,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
-from starlette.datastructures import Headers
 
-from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.deploy.simulated_claude.thinking import EXPECTED, find_open, has_its_thinking, mark_call, read_places
 from tailrace.proto.conversation import without_trailing_thinking
-from tailrace.proto.models import find_model
 from tailrace.proto.records import TurnRecord
-from tailrace.protocols.ai_sdk import request as ai_sdk
-from tailrace.protocols.anthropic import request as anthropic
-from tailrace.protocols.openai import chat_request, responses_request
 from tests.sessions.stand_in import CONTAINER, Json, Special, sign
 
 SESSION = "s"
@@ -38,13 +33,19 @@ LOOSE: Json = {"type": "object"}
 CLEAR_AT = "mid-conversation-system-clear-at-2026-08-21"
 PER_TURN = "per-turn-control-2026-08-21"
 MARK: Json = {"type": "ephemeral"}
+KINDS_OF_THINKING = ("thinking", "redacted_thinking")
 SUMMARY = "They have spoken."
 # How an answer is disturbed, or what the client wants of it; plain answers are twice as frequent.
 KINDS = (
     *("plain", "plain", "plain", "tool", "tool", "tools", "server", "paused", "thoughts"),
     *("schema", "loose", "wrong", "forced", "forced_any", "cut", "kill", "drain", "cancel", "overloaded", "refuse"),
-    *("short", "blank", "redacted", "compaction", "code", "cleared", "effort", "marks", "queued", "restart"),
+    *("short", "blank", "redacted", "compaction", "code", "cleared", "effort", "marks", "restart", "fallback"),
+    *("steer", "queue", "interrupt", "branch", "older", "tampered", "stripped"),
 )
+# A second question while the answer runs: `steer`, or `on_busy`. They are requests of Tailrace's own API.
+SECOND_KINDS = ("steer", "queue", "interrupt", "branch")
+# Bad input, which only the own messages of a client of `/v1/messages` can have: the API's own refusal comes back.
+BAD_KINDS = ("tampered", "stripped")
 # Kinds in which nothing that the product adds stands in the prompt.
 STILL_KINDS = ("plain", "tool", "tools", "server", "thoughts", "marks", "redacted", "overloaded", "schema")
 
@@ -74,24 +75,40 @@ class Asked(NamedTuple):
     record: TurnRecord
 
 
+class Sent(NamedTuple):
+    """A request of the client."""
+
+    path: str
+    body: Json
+    headers: dict[str, str] | None = None
+
+
 class Step(NamedTuple):
     """The next turn: its request, and what happens to it."""
 
-    new_turn: NewTurn
+    sent: Sent
     kind: str
     messages: list[Json]
     changed: tuple[str, ...]
     """The changes that the client has made."""
     special: Special | None = None
     at_delta: int = 0
-    patched: bool = False
+    patch: Json | None = None
+    """The body of a PATCH of the session before the turn."""
+    second: "Step | None" = None
+    """A further question, which follows when the answer has so many deltas."""
+    refusal: str = ""
+    """What the API says to this bad input."""
 
 
 class Client:
     """The client of one session. `branch` is the conversation that it shows."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, session: str = SESSION, directives: str = "") -> None:
+        """`directives` are further ones of each question."""
         self.random = random
+        self._session = session
+        self._directives = directives
         self.profile = PROFILES[random.randrange(len(PROFILES))]
         self.protocol = random.choice(PROTOCOLS)
         self.model = random.choice(CHECKED if random.random() < 0.7 else UNCHECKED)
@@ -100,6 +117,8 @@ class Client:
         self.branch: list[Asked] = []
         self.number = 0
         self.betas: list[str] = []
+        self.patch: Json = {}
+        """The defaults of the session."""
         self.has_stripped = False
         """Whether the client has left its thinking out."""
 
@@ -116,6 +135,13 @@ class Client:
         if kind in ("paused", "blank") and self.protocol == "messages":
             # Its clients send a paused answer back themselves, and cannot send a blank text back.
             kind = "server"
+        is_possible = (kind not in BAD_KINDS or self.protocol == "messages") and (
+            kind not in SECOND_KINDS or self.protocol == "turns"
+        )
+        kind = kind if is_possible else "plain"
+        if self.protocol == "messages" and self.profile.name != "still" and self._is_answer_open():
+            # Few sessions have such an answer.
+            kind = random.choice((kind, "stripped"))
         # A client of chat completions has no thinking to send back with the calls of an open answer.
         calls = [] if self.protocol == "chat" and "branch" in changed else self._open_calls()
         results: list[Json] = []
@@ -157,8 +183,10 @@ class Client:
                 line = "fault=529x1"
             case "restart":
                 line, fields["on_interrupt"] = f"fault=cut@{random.randint(1, 20)}x1", "restart"
-            case "kill" | "drain" | "cancel":
+            case "kill" | "drain" | "cancel" | "steer" | "queue" | "interrupt" | "branch":
                 at_delta = random.randint(1, 20)
+                if kind in ("kill", "drain"):
+                    line = random.choice(("", "server=web_search*2", "server=web_search,code_execution pauses=1"))
             case "refuse":
                 line = f"refuse={random.randint(0, 12)}"
             case "short":
@@ -172,9 +200,12 @@ class Client:
                 special = answer_with({"type": "compaction", "content": SUMMARY}, thought(), say("Yes."))
             case "code":
                 special = code_answer if self.protocol in ("turns", "messages", "responses") else None
+            case "fallback":
+                special = fallback_answer(random.choice((*CHECKED, *UNCHECKED)))
             case "thoughts":
                 special = answer_with(thought("one"), say("1"), thought("two"), say("2"))
         text = f"Question {self.number} of {random.randint(0, 10**6)}.\n#sim words={words} thinking={thinking} {line}"
+        text += self._directives
         if special is not None:
             at_delta = 0
         messages: list[Json] = []
@@ -194,10 +225,24 @@ class Client:
                 self._use_beta(PER_TURN)
             elif kind == "marks":
                 messages[-1] = {"role": "user", "content": [say(text) | {"cache_control": MARK}]}
-        new_turn = getattr(self, f"_as_{self.protocol}")(messages, options, fields)
-        if kind == "queued" and self.protocol in ("turns", "responses"):
-            new_turn = msgspec.structs.replace(new_turn, on_busy="queue")
-        return Step(new_turn, kind, messages, changed, special, at_delta)
+        sent = self._send(messages, options, fields)
+        step = Step(sent, kind, messages, changed, special, at_delta, self.patch if "patch" in changed else None)
+        if kind in BAD_KINDS:
+            return spoil(step)
+        return step._replace(second=self._second(kind)) if kind in SECOND_KINDS else step
+
+    def _send(self, messages: list[Json], options: Json, fields: Json) -> Sent:
+        sent: Sent = getattr(self, f"_as_{self.protocol}")(messages, options, fields)
+        return sent
+
+    def _second(self, kind: str) -> Step:
+        """Returns the question that the user asks while the answer runs."""
+        text = f"And {self.number}?\n#sim words={self.random.randint(2, 9)} thinking={self.random.choice((0, 5))}"
+        messages: list[Json] = [{"role": "user", "content": text}]
+        if kind == "steer":
+            return Step(Sent("steer", {"message": text}), kind, messages, ())
+        body = self._own_fields() | {"session": self._session, "messages": messages, "on_busy": kind}
+        return Step(Sent("/v1/turns", body), kind, messages, ())
 
     def _change(self) -> tuple[str, ...]:
         """Changes the prompt, the tools or the model; returns what."""
@@ -209,6 +254,9 @@ class Client:
         if random.random() < 0.15:
             self.system = f"Be brief. Today is day {self.number}."
             changed.append("system")
+        if self.protocol != "messages" and self.system is None and random.random() < 0.3:
+            self.patch = {"system_prompt": f"Be kind. Today is day {self.number}."}
+            changed.append("patch")
         if random.random() < 0.12:
             self.tools = random.choice((None, [*TOOLS], [TOOLS[0]], [*TOOLS, DEFERRED], [*TOOLS[::-1]]))
             changed.append("tools")
@@ -264,29 +312,28 @@ class Client:
             found += [*asked.messages, *answer(asked.record, answered)]
         return found
 
-    def _as_turns(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+    def _as_turns(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         """Sends only what is new; now and then, the whole conversation or a `parent`."""
-        parent: Any = self.branch[-1].record.turn if self.branch else msgspec.UNSET
-        more: dict[str, Any] = {"session": SESSION, "create_session": True}
+        more: Json = {"session": self._session, "create_session": True}
         if self.random.random() < 0.2 and self.branch:
             before = self._whole(messages, plain_answer)
             messages, more["full_history"] = [*before, *messages], True
         elif self.branch:
-            more["parent"] = parent
+            more["parent"] = self.branch[-1].record.turn
         elif self.number > 1:
             more["parent"] = None
-        return NewTurn(
-            messages=msgspec.convert(messages, list[MessageParam]),
-            model=self.model,
-            system=self.system,
-            tools=self.tools,
-            options=options or None,
-            betas=list(self.betas) or None,
-            **more,
-            **fields,
-        )
+        body = self._own_fields() | {"messages": messages, "options": options or None} | more | fields
+        return Sent("/v1/turns", body)
 
-    def _as_messages(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+    def _own_fields(self) -> Json:
+        return {
+            "model": self.model,
+            "system": self.system,
+            "tools": self.tools,
+            "betas": list(self.betas) or None,
+        }
+
+    def _as_messages(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         """Anthropic's SDKs send the whole conversation, with the answers as they were."""
         before = self._whole(messages, whole_answer)
         if any("caller" in block for asked in self.branch for block in asked.record.content):
@@ -299,25 +346,20 @@ class Client:
             **({"tools": self.tools} if self.tools else {}),
             **options,
         }
-        headers = Headers({"x-session-id": SESSION, "anthropic-beta": ",".join(self.betas)})
-        new_turn = anthropic.build_turn(msgspec.convert(body, anthropic.MessagesRequest), body, headers)
-        return msgspec.structs.replace(new_turn, on_interrupt=fields.get("on_interrupt", "continue"))
+        return Sent("/v1/messages", body, {"x-session-id": self._session, "anthropic-beta": ",".join(self.betas)})
 
-    def _as_chat(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+    def _as_chat(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         sent = [one for message in [*self._whole(messages, plain_answer), *messages] for one in as_chat(message)]
         body = {
             "model": self.model,
             "messages": [*([{"role": "system", "content": self.system}] if self.system else []), *sent],
-            "session_id": SESSION,
+            "session_id": self._session,
             **openai_fields(options, self.tools, is_chat=True),
             **fields,
         }
-        chat = msgspec.convert(body, chat_request.ChatCompletionRequest)
-        model = find_model(self.model)
-        assert model is not None
-        return chat_request.build_turn(chat, model, body).turn
+        return Sent("/v1/chat/completions", body)
 
-    def _as_responses(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+    def _as_responses(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         fields = dict(fields)
         if "max_tokens" in fields:
             fields["max_output_tokens"] = fields.pop("max_tokens")
@@ -329,18 +371,16 @@ class Client:
             **openai_fields(options, self.tools, is_chat=False),
             **fields,
         }
-        model = find_model(self.model)
-        assert model is not None
-        return responses_request.build_turn(msgspec.convert(body, responses_request.ResponseRequest), model).turn
+        return Sent("/v1/responses", body)
 
-    def _as_ai_sdk(self, messages: list[Json], options: Json, fields: Json) -> NewTurn:
+    def _as_ai_sdk(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         ui: list[Json] = []
         for asked in self.branch:
             ui += add_results(ui, asked.messages)
             add_answer(ui, asked.record)
         ui += add_results(ui, messages)
         body = {
-            "id": SESSION,
+            "id": self._session,
             "messages": ui,
             "model": self.model,
             "system": self.system,
@@ -349,7 +389,32 @@ class Client:
             "trigger": "submit-message",
             **fields,
         }
-        return ai_sdk.build_turn(msgspec.convert(body, ai_sdk.UIChatRequest))
+        return Sent("/api/chat", body)
+
+
+def spoil(step: Step) -> Step:
+    """Returns the step with bad input, if its messages have what can be spoilt; else a plain one."""
+    body = step.sent.body
+    blocks = [place.block for place in read_places(body) if place.block.get("type") == "thinking"]
+    if step.kind == "tampered" and blocks:
+        spoilt = sent_with(body, lambda block: block | {"thinking": "altered"} if block is blocks[0] else block)
+        return step._replace(sent=step.sent._replace(body=spoilt), refusal="Invalid `signature` in `thinking` block.")
+    # The API would refuse each of these calls without its thinking. The simulated Claude does not know those that
+    # Tailrace has made of JSON (a forced call of a model that takes none).
+    is_needed = not all(has_its_thinking(place, []) for place in find_open(read_places(body)))
+    if step.kind == "stripped" and body["model"] in UNCHECKED and is_needed:
+        spoilt = sent_with(body, lambda block: None if block.get("type") in KINDS_OF_THINKING else block)
+        return step._replace(sent=step.sent._replace(body=spoilt), refusal=EXPECTED)
+    return step._replace(kind="plain")
+
+
+def sent_with(body: Json, change: Callable[[Json], Json | None]) -> Json:
+    """Returns a request with other blocks in its messages; None: without the block."""
+    messages = [
+        one if isinstance(one["content"], str) else one | {"content": [*filter(None, map(change, one["content"]))]}
+        for one in body["messages"]
+    ]
+    return body | {"messages": [one for one in messages if one["content"] or one["role"] == "system"]}
 
 
 def say(text: str) -> Json:
@@ -369,8 +434,21 @@ def code_answer(request: Json) -> list[Json]:
     number = len(request["messages"])
     caller = {"type": "code_execution_20250825", "tool_id": f"srvtoolu_{number}"}
     code = {"type": "server_tool_use", "id": caller["tool_id"], "name": "code_execution", "input": {"code": "look()"}}
-    call = {"type": "tool_use", "id": f"toolu_code{number}", "name": "look", "input": {}, "caller": caller}
-    return sign(request, [thought(), say("I look."), code, call])
+    thinking = thought()
+    # The simulated Claude knows by the id which thinking must come back with the call.
+    name = mark_call(f"toolu_simcode{number}", thinking["thinking"])
+    call = {"type": "tool_use", "id": name, "name": "look", "input": {}, "caller": caller}
+    return sign(request, [thinking, say("I look."), code, call])
+
+
+def fallback_answer(model: str) -> Special:
+    """Returns an answer that another model gives after a refusal, on the server of the API."""
+
+    def answer(request: Json) -> list[Json]:
+        change = {"type": "fallback", "from": {"model": request["model"]}, "to": {"model": model}}
+        return sign(request | {"model": model}, [change, thought(), say("Yes.")])
+
+    return answer
 
 
 def plain_answer(record: TurnRecord, answered: set[str]) -> list[Json]:

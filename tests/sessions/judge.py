@@ -22,12 +22,15 @@ from tailrace.deploy.simulated_claude.thinking import (
     seal_of,
     state_before,
 )
+from tailrace.proto.ids import TurnId
 from tailrace.proto.thinking_prefix import find_open_answer
 from tests.sessions.stand_in import Json
 from tests.sessions.world import BoundCall, World
 
 # The simulated fault of a call.
 OVERLOADED = "Overloaded"
+NOTHING = "\0"
+REFUSED = "backend_refused_request"
 FOREIGN = "bound to a different conversation"
 
 
@@ -39,13 +42,18 @@ class Verdict(NamedTuple):
     counts: Counter[str]
 
 
-def judge(seed: int, world: World, profile: str, protocol: str, happened: Sequence[str]) -> Verdict:
-    """`happened`: what the session had, by name."""
+def judge(seed: int, world: World, profile: str, protocol: str) -> Verdict:
     counts = Counter({"sessions": 1, "turns": world.posted, "calls": len(world.calls), f"protocol {protocol}": 1})
-    counts.update(f"with {name}" for name in set(happened))
-    wrong = [f"refused: {one}" for one in world.claude.refused if one != OVERLOADED]
+    counts.update(f"with {name}" for name in world.happened)
+    bad = {TurnId(turn) for turn, said in world.claude.refused if world.bad.get(TurnId(turn), NOTHING) in said}
+    wrong = [f"refused: {said}" for turn, said in world.claude.refused if said != OVERLOADED and turn not in bad]
     counts["refused"] = len(wrong)
-    counts["refused for thinking"] = sum(FOREIGN in one for one in world.claude.refused)
+    counts["refused for thinking (calls of the net)"] = sum(FOREIGN in said for _, said in world.claude.refused)
+    counts["refused, bad input"] = len(bad)
+    # The API does not see a tampered block that the product leaves out: it was written after an addition.
+    unseen = {call.turn for call in world.calls if call.bound.left_out}
+    wrong += [f"{turn}: accepted in spite of its bad input" for turn in world.bad if turn not in bad | unseen]
+    wrong += [f"{turn}: ended as {world.ends.get(turn)}" for turn in bad if world.ends.get(turn) != REFUSED]
     before: dict[str, BoundCall] = {}
     for call in world.calls:
         sent, whole = as_body(call, is_bound=True), as_body(call, is_bound=False)
@@ -82,13 +90,18 @@ def needless(world: World, call: BoundCall) -> Iterator[str]:
     the rest: the product has added to that turn alone.
     """
     kept = {id_of(place.block) for place in thoughts(as_body(call, is_bound=True))}
+    # Nothing is known of thinking of an older version, and no earlier thinking may come back without it.
+    order: list[str] = list(world.history.order)
+    older = max((order.index(turn) for turn in world.history.older), default=-1)
     body = as_body(call, is_bound=False)
     now = list(plain_places(body))
-    for place in thoughts(body):
-        if (name := id_of(place.block)) in kept or name not in world.claude.written:
+    places = read_places(body)
+    for number, place in enumerate(places):
+        name = id_of(place.block)
+        if not place.is_thinking or name in kept or name not in world.claude.written:
             continue
-        turn, written, has_blank = world.claude.written[name]
-        if is_of_extended_loop(world, turn):
+        turn, written = world.claude.written[name]
+        if is_of_extended_loop(world, turn) or order.index(turn) <= older:
             continue
         was = list(plain_places(msgspec.json.decode(written)))
         asked = next(one.request for one in world.calls if one.turn == turn)
@@ -96,12 +109,16 @@ def needless(world: World, call: BoundCall) -> Iterator[str]:
         same = next((n for n, (one, other) in enumerate(zip(was, now, strict=False)) if one != other), None)
         if same is not None and same < len(before):
             yield f"thinking of {turn} is left out: block {same} of {len(before)} before its question has changed"
-        elif same is None and len(was) <= len(now) and not has_blank:
+        elif same is None and fits(body, places[:number], place):
             yield f"thinking of {turn} is left out although nothing before it has changed"
 
 
 def is_of_extended_loop(world: World, turn: str) -> bool:
-    """Returns whether the product has added to the prompt of a call in the tool loop of a turn, which is one answer."""
+    """Returns whether the product has added to the prompt of a call in the tool loop of a turn.
+
+    Such an addition costs the thinking of the loop, which is one answer: "a tool-use loop is one assistant turn", and
+    its thinking comes back complete (Anthropic's page "Thinking in tool and multi-turn workflows").
+    """
     calls: dict[str, BoundCall] = {one.turn: one for one in world.calls}
     parents = {name: str(one.request.parent) for name, one in calls.items()}
     asked = {name: one.request.messages for name, one in calls.items()}
@@ -164,7 +181,8 @@ def most_words(body: Json) -> int:
     """Returns the most words of thinking that the simulated Claude would have accepted in a request.
 
     Each accepted block stands after what it was written after, and its signature names the block before it. In an open
-    tool loop all of it comes back, or none.
+    tool loop all of it comes back, or none. What stands before the loop may come back without the loop's: a block names
+    the one before it, and not the ones after it, so nothing that is missing behind it makes it invalid.
     """
     places = read_places(body)
     opened = list(find_open(places))

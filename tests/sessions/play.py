@@ -14,7 +14,8 @@ from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.generators import attempt_runner
 from tailrace.generators.continuation import bind_thinking
 from tailrace.proto.errors import Refused
-from tests.sessions.client import Asked, Client
+from tailrace.proto.ids import TurnKey
+from tests.sessions.client import SESSION, Asked, Client, Step
 from tests.sessions.judge import Verdict, judge
 from tests.sessions.world import World
 
@@ -58,28 +59,56 @@ async def play(seed: int) -> Verdict:
     """Plays the session of a seed."""
     world = World(seed)
     client = Client(world.random)
-    happened: list[str] = []
     with patch.object(attempt_runner, "bind_thinking", partial(world.note_bound, bind_thinking)):
         for _ in range(world.random.randint(*TURNS)):
             step = client.next()
-            happened += [step.kind, *(f"change of {one}" for one in step.changed)]
+            world.happened.update(f"change of {one}" for one in step.changed)
             try:
-                key = await world.post(step.new_turn)
+                await play_step(world, client, step)
             except Refused as refused:
-                happened.append(f"refused by the gateway: {refused.code}")
-                continue
-            world.claude.special = step.special
-            match step.kind:
-                case "kill" if step.at_delta:
-                    world.claude.at_delta = step.at_delta, world.kill
-                case "drain" if step.at_delta:
-                    world.claude.at_delta = step.at_delta, world.drain
-                case "cancel" if step.at_delta:
-                    world.claude.at_delta = step.at_delta, partial(world.cancel, key)
-            record = await world.run(key)
-            world.claude.at_delta = world.claude.special = None
-            client.branch.append(Asked(step.messages, record))
-    return judge(seed, world, client.profile.name, client.protocol, happened)
+                world.happened.add(f"refused by the gateway: {refused.code}")
+    return judge(seed, world, client.profile.name, client.protocol)
+
+
+async def play_step(world: World, client: Client, step: Step) -> None:
+    """Posts a turn, and runs it and what is asked meanwhile. Raises Refused."""
+    if step.patch is not None:
+        world.history.systems[SESSION] = step.patch["system_prompt"]
+    key = await world.post(step.sent)
+    world.happened.add(f"model {client.model}")
+    if not step.at_delta:
+        world.happened.add(step.kind)
+    if step.refusal:
+        world.bad[key.turn] = step.refusal
+    second: list[TurnKey] = []
+    world.claude.special = step.special
+    if step.at_delta:
+        world.claude.at_delta = step.at_delta, partial(disturb, world, step, key, second)
+    record = await world.run(key)
+    world.claude.at_delta = world.claude.special = None
+    if step.kind == "older":
+        world.history.older.add(key.turn)
+    if step.kind != "branch" or not second:
+        client.branch.append(Asked(step.messages, record))
+    for key in second:
+        assert step.second is not None
+        client.branch.append(Asked(step.second.messages, await world.run(key)))
+
+
+async def disturb(world: World, step: Step, key: TurnKey, second: list[TurnKey]) -> None:
+    """Does what the kind of the turn says, while its answer runs."""
+    world.happened.add(step.kind)
+    match step:
+        case Step(kind="kill"):
+            await world.kill(again=world.random.randint(0, 3))
+        case Step(kind="drain"):
+            await world.drain()
+        case Step(kind="cancel"):
+            await world.cancel(key)
+        case Step(kind="steer", second=Step(sent)):
+            second.append(await world.steer(sent, key))
+        case Step(second=Step(sent)):
+            second.append(await world.post(sent))
 
 
 def play_all(seeds: range) -> list[Verdict]:

@@ -29,6 +29,9 @@ VERSION = "2026-10-21"
 DATA = b"data: "
 CONTAINER = "container_sim0x" + "0" * 20
 
+# So many turns of the loop later, further events of a model call are stored.
+LOOPS_UNTIL_STORED = 10
+
 Json = dict[str, Any]
 Special = Callable[[Json], list[Json]]
 """Returns the blocks of an answer to a request."""
@@ -43,8 +46,6 @@ class Written(NamedTuple):
 
     turn: str
     request: bytes
-    has_blank: bool
-    """Whether a text of white space stands before it in its answer."""
 
 
 class StandIn:
@@ -53,8 +54,8 @@ class StandIn:
     provider = "anthropic"
 
     def __init__(self) -> None:
-        self.refused: list[str] = []
-        """The messages of refused requests."""
+        self.refused: list[tuple[str, str]] = []
+        """The turns of refused requests, and the messages of the refusals."""
         self.written: dict[str, Written] = {}
         """Where each signature was written."""
         self.special: Special | None = None
@@ -73,10 +74,10 @@ class StandIn:
         try:
             lines = self._answer(body, ",".join(call.betas or ()), call.api_version or VERSION)
         except Refusal as refused:
-            self.refused.append(refused.message)
+            self.refused.append((call.turn, refused.message))
             message = explain(refused.type, refused.message)
             raise api_error(code_for(refused.status, refused.type), message) from refused
-        deltas, order, due, is_complete, has_blank = 0, EventOrder(), self.at_delta, False, False
+        deltas, order, due, is_complete = 0, EventOrder(), self.at_delta, False
         self.at_delta = None
         for line in lines:
             event = read_event(line)
@@ -84,17 +85,16 @@ class StandIn:
                 continue
             for one in order.accept(event):
                 match one.event:
-                    case events.BlockDelta(_, events.TextDelta(text)):
-                        has_blank |= text.isspace()
                     case events.BlockDelta(_, events.SignatureDelta(signature)):
-                        self.written.setdefault(signature, Written(call.turn, body, has_blank))
+                        self.written.setdefault(signature, Written(call.turn, body))
                 if (wait := put(one)) is not None:
                     await wait()
             is_complete = event.kind == "message_stop"
             deltas += event.kind == "content_block_delta"
             if due is not None and deltas >= due[0]:
                 # The events so far are stored, or some of them.
-                await asyncio.sleep(0)
+                for _ in range(LOOPS_UNTIL_STORED * (deltas % 4)):
+                    await asyncio.sleep(0)
                 await due[1]()
                 due = None
         if not is_complete:

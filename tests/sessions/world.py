@@ -7,6 +7,9 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
+import msgspec
+from starlette.datastructures import Headers
+
 from tailrace.features.failover.circuit_breaker import CircuitBreakers
 from tailrace.features.generators import FEATURES
 from tailrace.features.queued_turns.generator import prepare_queued
@@ -25,16 +28,21 @@ from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import TurnRunner
 from tailrace.proto.chain import START
 from tailrace.proto.conversation import build_context
-from tailrace.proto.entries import Message, Mode, Request
+from tailrace.proto.entries import Mode, Request
 from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.models import Model, find_model
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
 from tailrace.proto.thinking_prefix import BoundPrompt
 from tailrace.proto.usage import Usage
+from tailrace.protocols.ai_sdk import request as ai_sdk
+from tailrace.protocols.anthropic import request as anthropic
+from tailrace.protocols.openai import chat_request, responses_request
 from tailrace.testing import MemoryLog, MemoryStore
 from tests.harness.turn_builder import NOON
-from tests.sessions.stand_in import Killed, StandIn
+from tests.sessions.client import Sent
+from tests.sessions.stand_in import Json, Killed, StandIn
 
 TENANT = Tenant("t")
 DEFAULTS = Settings()
@@ -62,11 +70,14 @@ class BoundCall(NamedTuple):
 class History:
     """Persistence's answers to the queries of a submission, from rows in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: MemoryLog) -> None:
+        self.log = log
         self.store = MemoryStore()
         self.systems: dict[str, str | list[dict[str, Any]] | None] = {}
         """The session's prompt of each session."""
         self.order: list[TurnId] = []
+        self.older: set[TurnId] = set()
+        """The turns whose generator was of a version that stored no prefixes."""
 
     async def query(self, tenant: Tenant, query: Any) -> Any:
         match query:
@@ -81,9 +92,13 @@ class History:
         raise NotImplementedError(query)
 
     async def record(self, turn: TurnId) -> TurnRecord:
-        found = await self.store.turn(TurnKey(TENANT, turn))
+        key = TurnKey(TENANT, turn)
+        found = await self.store.turn(key)
+        if found is None or found.outcome == "running":
+            await self.store.record([self.store.build_row(key, await self.log.read_turn(key))])
+            found = await self.store.turn(key)
         assert found is not None
-        return found
+        return msgspec.structs.replace(found, prefixes=[]) if turn in self.older else found
 
     def session(self, name: str, *, may_create: bool) -> SessionRecord:
         if name not in self.systems:
@@ -132,10 +147,17 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.log = MemoryLog()
-        self.history = History()
+        self.history = History(self.log)
         self.claude = StandIn()
         self.calls: list[BoundCall] = []
         self.posted = 0
+        self.bad: dict[TurnId, str] = {}
+        """The turns with bad input, and what the API says to it."""
+        self.ends: dict[TurnId, str] = {}
+        """The error code of each turn that has ended with one."""
+        self.happened: set[str] = set()
+        """What the session had, by name."""
+        self.running_turn = TurnId("")
         history: Any = self.history
         self._conversations = Conversations(self.log, history)
 
@@ -146,11 +168,12 @@ class World:
         bound = bind(call, turn, mode, **options)
         if not options:
             assert turn.request is not None
-            self.calls.append(BoundCall(self.history.order[-1], call, turn.request, mode, bound))
+            self.calls.append(BoundCall(self.running_turn, call, turn.request, mode, bound))
         return bound
 
-    async def post(self, new_turn: NewTurn) -> TurnKey:
+    async def post(self, sent: Sent) -> TurnKey:
         """Stores a turn as the gateway does. Raises Refused."""
+        new_turn = parse(sent)
         check_turn(new_turn)
 
         async def may_interrupt() -> bool:
@@ -163,22 +186,40 @@ class World:
         self.history.systems.setdefault(entry.session, None)
         await self.log.append(key, START, entry)
         self.history.order.append(key.turn)
-        await self._record(key)
+        return key
+
+    async def steer(self, sent: Sent, steered: TurnKey) -> TurnKey:
+        """Stores the turn of a message behind a running turn, and ends that one, as `POST …/steer` does."""
+        request = (await self.log.read_turn(steered)).request
+        assert request is not None
+        fields = {name: getattr(request, name) for name in ("session", "model", "system", "tools", "betas")}
+        body = {"messages": [{"role": "user", "content": sent.body["message"]}], "on_busy": "queue", **fields}
+        key = await self.post(Sent("/v1/turns", body))
+        await cancel(self.log, steered, "steer", None, key.turn)
         return key
 
     async def run(self, key: TurnKey) -> TurnRecord:
         """Runs a turn to its end, with a further generator after each one that is killed or stopped."""
+        self.running_turn = key.turn
         for _ in range(60):
             running = asyncio.ensure_future(self._new_runner().run(key))
             self.running = running
             with suppress(Killed, FenceLost, asyncio.CancelledError, BaseExceptionGroup):
                 await running
-            if (await self.log.read_turn(key)).end is not None:
+            turn = await self.log.read_turn(key)
+            if turn.attempt > 1:
+                self.happened.add("a further attempt")
+            if turn.end is not None:
                 break
-        await self._record(key)
-        return await self.history.record(key.turn)
+        record = await self.history.record(key.turn)
+        if record.error is not None:
+            self.ends[key.turn] = record.error.code
+        return record
 
-    async def kill(self) -> None:
+    async def kill(self, again: int = 0) -> None:
+        """The generator dies, and so do the next `again` ones after some more deltas."""
+        if again:
+            self.claude.at_delta = self.random.randint(1, 12), partial(self.kill, again - 1)
         raise Killed
 
     async def drain(self) -> None:
@@ -203,10 +244,27 @@ class World:
             deadline_s=FUTURE,
         )
 
-    async def _record(self, key: TurnKey) -> None:
-        row = self.history.store.build_row(key, await self.log.read_turn(key))
-        await self.history.store.record([row])
+
+def parse(sent: Sent) -> NewTurn:
+    """Returns the turn that the gateway makes of a request."""
+    body = sent.body
+    match sent.path:
+        case "/v1/messages":
+            fields = msgspec.convert(body, anthropic.MessagesRequest)
+            return anthropic.build_turn(fields, body, Headers(sent.headers or {}))
+        case "/v1/chat/completions":
+            chat = msgspec.convert(body, chat_request.ChatCompletionRequest)
+            return chat_request.build_turn(chat, model_of(body), body).turn
+        case "/v1/responses":
+            response = msgspec.convert(body, responses_request.ResponseRequest)
+            return responses_request.build_turn(response, model_of(body)).turn
+        case "/api/chat":
+            return ai_sdk.build_turn(msgspec.convert(body, ai_sdk.UIChatRequest))
+        case _:
+            return msgspec.convert(body, NewTurn)
 
 
-def say(text: str) -> Message:
-    return Message("user", text)
+def model_of(body: Json) -> Model:
+    found = find_model(body["model"])
+    assert found is not None
+    return found
