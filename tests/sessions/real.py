@@ -148,11 +148,14 @@ class RealSession:
         _, generator = await self._system.generator_of(key)
         if generator.is_gone or (await self._system.log.read_turn(key)).end is not None:
             return
+        pid = generator.pid
         generator.signal(SIGKILL)
         self.counts["kills"] += 1
         async with self._starting:
-            await until(lambda: generator.is_gone)
-            await generator.start()
+            if generator.pid == pid:
+                # No other session, which has killed it at the same time, has started it again.
+                await until(lambda: generator.is_gone)
+                await generator.start()
 
     async def _ended(self, key: TurnKey) -> TurnRecord:
         async def ended() -> Turn | None:
