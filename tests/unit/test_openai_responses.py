@@ -100,7 +100,10 @@ def read(sent: Data) -> Any:
     """Returns the completed response that the SDK's accumulator builds, or None. Events out of order are an error."""
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=omit, text_format=omit)
     events = [
-        one for event in sent if event["type"] != "error" for one in state.handle_event(EVENTS.validate_python(with_openais_reason(event)))
+        one
+        for event in sent
+        if event["type"] != "error"
+        for one in state.handle_event(EVENTS.validate_python(with_openais_reason(event)))
     ]
     return next((one.response for one in events if one.type == "response.completed"), None)
 
@@ -113,7 +116,9 @@ def test_every_event_matches_the_sdks_types(log: Handwritten) -> None:
         *whole,
         *data(sse.encode(render_snapshot(KEY, log.turn, len(events_of(log.stored))))),
     ]:
-        assert set(unknown_fields(EVENTS.validate_python(with_openais_reason(event), strict=True))) <= {".response.warnings"}
+        assert set(unknown_fields(EVENTS.validate_python(with_openais_reason(event), strict=True))) <= {
+            ".response.warnings"
+        }
 
 
 @given(answers())
