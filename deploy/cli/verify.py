@@ -56,7 +56,7 @@ Report = Callable[[str], None]
 
 
 class Difference(NamedTuple):
-    """What is wrong with a turn."""
+    """A difference between log and database."""
 
     tenant: str
     turn: str
@@ -73,7 +73,7 @@ class Verification(NamedTuple):
 
 
 class LogTurn:
-    """What the log has of a turn."""
+    """The entries of a turn in the log, folded."""
 
     def __init__(self) -> None:
         self.found = Continuity()

@@ -22,7 +22,7 @@ import httpx2
 import msgspec
 
 from tests.harness.system import System
-from tests.kills.steers import REPEAT_S, ROLES, WAIT_S_MAX, kill_at_random
+from tests.kills.steers import REPEAT_S, WAIT_S_MAX, run_with_kills
 
 SESSIONS = 5
 STEERS, QUEUED = 2, 2
@@ -126,18 +126,9 @@ async def measure(folder: Path, messages: int, *, sessions: int, kill_every_s: f
         await system.start(gateways=2, generators=2)
         each = [messages // sessions + (number < messages % sessions) for number in range(sessions)]
         made = [Session(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
-        kills = Counter[str](dict.fromkeys(ROLES if kill_every_s else (), 0))
-        killing = asyncio.create_task(kill_at_random(system, kills, chance, kill_every_s)) if kill_every_s else None
-        try:
-            async with asyncio.TaskGroup() as group:
-                for session, number in zip(made, each, strict=True):
-                    group.create_task(session.run(number))
-        finally:
-            if killing is not None:
-                killing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await killing
-        await system.wait_until_healed()
+        kills = await run_with_kills(
+            system, [session.run(number) for session, number in zip(made, each, strict=True)], chance, kill_every_s
+        )
         parents = [await session.parents(system.clients[0]) for session in made]
         counts = Counter(parent for found in parents for parent in found.values() if parent is not None)
         return Result(

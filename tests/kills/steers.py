@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -203,18 +203,9 @@ async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: flo
         await system.start(gateways=2, generators=2)
         each = [steers // sessions + (number < steers % sessions) for number in range(sessions)]
         made = [Session(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
-        kills = Counter[str](dict.fromkeys(ROLES if kill_every_s else (), 0))
-        killing = asyncio.create_task(kill_at_random(system, kills, chance, kill_every_s)) if kill_every_s else None
-        try:
-            async with asyncio.TaskGroup() as group:
-                for session, number in zip(made, each, strict=True):
-                    group.create_task(session.run(number))
-        finally:
-            if killing is not None:
-                killing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await killing
-        await system.wait_until_healed()
+        kills = await run_with_kills(
+            system, [session.run(number) for session, number in zip(made, each, strict=True)], chance, kill_every_s
+        )
         said = [await session.conversation(system) for session in made]
         accepted = [[text for text, _ in session.accepted] for session in made]
         return Result(
@@ -235,7 +226,29 @@ async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: flo
         )
 
 
-async def kill_at_random(system: System, kills: Counter[str], chance: random.Random, every_s: float) -> None:
+async def run_with_kills(
+    system: System, runs: Iterable[Coroutine[Any, Any, None]], chance: random.Random, every_s: float
+) -> Counter[str]:
+    """Runs `runs` at once while processes are killed, and waits until the system is healed; returns kills by role.
+
+    With `every_s` 0, no process is killed.
+    """
+    kills = Counter[str](dict.fromkeys(ROLES if every_s else (), 0))
+    killing = asyncio.create_task(_kill_at_random(system, kills, chance, every_s)) if every_s else None
+    try:
+        async with asyncio.TaskGroup() as group:
+            for run in runs:
+                group.create_task(run)
+    finally:
+        if killing is not None:
+            killing.cancel()
+            with suppress(asyncio.CancelledError):
+                await killing
+    await system.wait_until_healed()
+    return kills
+
+
+async def _kill_at_random(system: System, kills: Counter[str], chance: random.Random, every_s: float) -> None:
     """Kills a process of a random role every so many seconds, and starts it again at once."""
     while True:
         await asyncio.sleep(every_s * 2 * chance.random())

@@ -98,7 +98,7 @@ class Step(NamedTuple):
     second: "Step | None" = None
     """A further question, which follows when the answer has so many deltas."""
     refusal: str = ""
-    """What the API says to this bad input."""
+    """A part of the API's message for this bad input."""
 
 
 class Client:

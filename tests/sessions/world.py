@@ -156,7 +156,7 @@ class World:
         self.ends: dict[TurnId, str] = {}
         """The error code of each turn that has ended with one."""
         self.happened: set[str] = set()
-        """What the session had, by name."""
+        """The names of the events that the session had."""
         self.running_turn = TurnId("")
         history: Any = self.history
         self._conversations = Conversations(self.log, history)
