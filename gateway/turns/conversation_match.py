@@ -87,9 +87,12 @@ def append_to_history(context: Context, new: list[Message]) -> Position:
 
 
 def _answered_turns(context: Context) -> int:
-    """Returns the number of turns up to the last one with an answer."""
+    """Returns the number of turns up to the last one whose answer every client sends back."""
     count = len(context.turns)
-    while count and all(message.role != "assistant" for message in _messages_of_turn(context, count - 1)):
+    while count and all(
+        message.role != "assistant" or _is_answer_without_text(message)
+        for message in _messages_of_turn(context, count - 1)
+    ):
         count -= 1
     return count
 

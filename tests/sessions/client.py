@@ -142,8 +142,10 @@ class Client:
         if self.protocol == "messages" and self.profile.name != "still" and self._is_answer_open():
             # Few sessions have such an answer.
             kind = random.choice((kind, "stripped"))
-        # A client of chat completions has no thinking to send back with the calls of an open answer.
-        calls = [] if self.protocol == "chat" and "branch" in changed else self._open_calls()
+        # A client of chat completions has no thinking to send back with the calls of an open answer. Messages of the
+        # user alone continue the session (append_to_history), also if the client has meant an edit.
+        is_lost = self.protocol == "chat" and ("branch" in changed or self._has_only_questions())
+        calls = [] if is_lost else self._open_calls()
         results: list[Json] = []
         is_careful = self.profile.name == "still" or self.protocol == "messages"
         if calls and (is_careful or random.random() < 0.8):
@@ -282,6 +284,11 @@ class Client:
         if not self.branch or self.branch[-1].record.stop_reason != "tool_use":
             return []
         return [block for block in self.branch[-1].record.content if block["type"] == "tool_use"]
+
+    def _has_only_questions(self) -> bool:
+        """Returns whether the client has sent no answer before the newest question, but questions."""
+        earlier = [asked.record for asked in self.branch[:-1]]
+        return bool(earlier) and not any(plain_answer(record, set()) for record in earlier)
 
     def _is_answer_open(self) -> bool:
         """Returns whether the newest answer that the client sends back waits for results, or for what follows them.

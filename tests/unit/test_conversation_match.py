@@ -220,6 +220,13 @@ def test_a_question_without_an_answer_is_added_once(case: str) -> None:
     assert append_to_history(context, added) == position_after(context, added[count:])
 
 
+def test_a_question_whose_answer_is_only_a_call_is_added_once() -> None:
+    """Clients leave out a call that gets no result."""
+    call = Message("assistant", [{"type": "tool_use", "id": "call", "name": "look", "input": {}}])
+    context = Context(SESSION, TurnId("t2"), [Q1, A1, Q2, call], turns=[(TurnId("t1"), 2), (TurnId("t2"), 4)])
+    assert append_to_history(context, [Q2, Q4]) == position_after(context, [Q4])
+
+
 @pytest.mark.rule("R112")
 def test_a_history_follows_a_refused_turn_without_its_question() -> None:
     """The client sends the question again each time, and the model would refuse it each time."""
