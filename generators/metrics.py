@@ -35,7 +35,8 @@ THINKING_LEFT_OUT = Counter(
 )
 THINKING_REFUSED = Counter(
     "tailrace_generator_thinking_refused_total",
-    "Calls that the model's API refused because of stored thinking, and that were repeated without it; 0 is normal",
+    "Calls that the model's API refused because of their thinking, and that were repeated without it; 0 is normal, "
+    "except for clients that send thinking behind a changed prompt",
 )
 BACKEND_FAILURES = Counter("tailrace_generator_backend_failures_total", "Attempts that broke off, by code", ["code"])
 FAILOVERS = Counter(

@@ -18,7 +18,7 @@ from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import Context, SessionRecord, TurnRecord
 from tailrace.proto.server_tools import is_executed_tool
-from tailrace.proto.thinking_prefix import find_stored_thinking
+from tailrace.proto.thinking_prefix import find_stored_thinking, thinking_ids
 
 Block = dict[str, Any]
 
@@ -61,9 +61,12 @@ def read_history(branch: Iterable[TurnRecord]) -> History:
             found.containers[turn.turn] = container
         found.messages.extend(of_turn)
         found.ends.append((turn.turn, len(found.messages)))
-        found.thinking.extend(find_stored_thinking(turn.prefixes, map(_as_sent, turn.content)))
         if turn.prefixes:
             found.prompts[turn.turn] = turn.prefixes[-1]
+            if not turn.prefixes[0].thinking:
+                # The API has refused the thinking that the client has sent, if any.
+                found.thinking.extend(map(StoredThinking, thinking_ids(turn.input)))
+        found.thinking.extend(find_stored_thinking(turn.prefixes, map(_as_sent, turn.content)))
         if not of_turn:
             answer = _answer(turn)
             found.left_out[turn.turn] = turn.input if answer is None else [*turn.input, answer]

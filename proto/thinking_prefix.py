@@ -102,8 +102,9 @@ def bind(
     """
     found = find_prefixes(system, tools, messages)
     kept = {(one.message, one.block) for one in found.thinking}
+    known = {one.id: one for one in stored}
     if is_checked and stored:
-        kept = choose_kept(messages, found.thinking, {one.id: one for one in stored})
+        kept = choose_kept(messages, found.thinking, known)
     last = found.messages[-1]
     is_whole = len(kept) == len(found.thinking)
     if not is_whole:
@@ -118,19 +119,32 @@ def bind(
         last = msgspec.structs.replace(
             last,
             changed=(*changed, "thinking") if is_cut else changed,
-            unchanged=_unchanged_bytes(previous, found, changed, is_cut=is_cut),
+            unchanged=_unchanged_bytes(previous, found, changed, known, is_cut=is_cut),
         )
     return BoundPrompt(messages, last, len(found.thinking) - len(kept))
 
 
-def _unchanged_bytes(previous: Prefix, now: Prefixes, changed: tuple[PromptPart, ...], *, is_cut: bool) -> int:
-    """Returns how many bytes of a prompt come before the first difference that is known."""
+def _unchanged_bytes(
+    previous: Prefix,
+    now: Prefixes,
+    changed: tuple[PromptPart, ...],
+    stored: Mapping[str, StoredThinking],
+    *,
+    is_cut: bool,
+) -> int:
+    """Returns how many bytes of a prompt come before the first difference that is known.
+
+    If messages have changed, the newest thinking in `stored` whose prefix has not shows up to where they are the same.
+    """
     if "tools" in changed:
         return 0
     if "system" in changed:
         return now.tools_bytes
-    if "messages" in changed or is_cut:
+    if is_cut:
         return now.head_bytes
+    if "messages" in changed:
+        same = (one.prefix.bytes for one in now.thinking if _is_unchanged(one, stored.get(one.id)))
+        return max(same, default=now.head_bytes)
     return now.messages[count_unchanged(previous, now) - 1].bytes
 
 
@@ -214,6 +228,11 @@ def as_stored(one: Thinking) -> StoredThinking:
     return StoredThinking(one.id, _join(one.prefix.system, one.prefix.tools, one.prefix.messages), one.prefix.thinking)
 
 
+def _is_unchanged(one: Thinking, was: StoredThinking | None) -> bool:
+    """Returns whether a thinking block has the prefix that it had when the model wrote it."""
+    return was is not None and was.prefix == as_stored(one).prefix
+
+
 def _join(system: str, tools: str, messages: str) -> str:
     return _digest([system.encode(), tools.encode(), messages.encode()])
 
@@ -271,7 +290,7 @@ def _walk_back(thinking: Sequence[Thinking], stored: Mapping[str, StoredThinking
             # Which block it follows is unknown, too.
             wanted = None
             kept.add((one.message, one.block))
-        elif wanted in (None, one.id) and was.prefix == as_stored(one).prefix:
+        elif wanted in (None, one.id) and _is_unchanged(one, was):
             kept.add((one.message, one.block))
             wanted = was.after
     return kept

@@ -192,6 +192,24 @@ async def test_thinking_of_a_client_is_passed_on_unchanged(shared_gateway: Gatew
             body["messages"] += [{"role": "assistant", "content": answered.json()["content"]}, user(THINKS)]
 
 
+@pytest.mark.rule("R140")
+async def test_thinking_of_another_conversation_is_refused_once(shared_gateway: Gateway, claude: str) -> None:
+    """A client has begun a session with it. Later turns leave it out, and keep that of their own answers."""
+    begun = await talk(shared_gateway, new_id(), system="Be brief.")
+    body: Json = {"session": new_id(), "create_session": True, "model": MODEL}
+    for number, messages in enumerate(([*begun, user(THINKS)], [user(THINKS)], [user(THINKS)])):
+        before = await count_refused(claude)
+        assert (await run_turn(shared_gateway, body | {"messages": messages}))["outcome"] == "completed"
+        assert await count_refused(claude) - before == (number == 0)
+    assert kinds_of(await last_call(claude)) == ["text", "thinking", "text", "thinking", "text"]
+
+
+async def count_refused(claude: str) -> int:
+    """Returns how many requests the API has refused."""
+    async with httpx2.AsyncClient(trust_env=False) as asking:
+        return sum((await asking.get(f"{claude}/_sim/stats")).json()["refused"].values())
+
+
 async def test_a_client_sees_which_thinking_the_api_has_dropped(shared_gateway: Gateway) -> None:
     """In each format that has the field, and in the record. The choice `drop_block` and its beta are passed on."""
     client, wanted = shared_gateway.client, {"block_binding": {"prefix_mismatch_behavior": "drop_block"}}

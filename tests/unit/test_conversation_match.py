@@ -100,6 +100,19 @@ def test_another_image_with_the_same_text_is_another_question(size: int) -> None
     assert match_history(context, changed) == build_position(None, [], changed)
 
 
+def test_a_client_may_keep_only_the_calls_of_an_answer() -> None:
+    """The session's answer has the thinking, without which the API may refuse the result."""
+    text, call = {"type": "text", "text": "a1"}, {"type": "tool_use", "id": "call", "name": "look", "input": {}}
+    held = [HELD[0], Message("assistant", [text, call])]
+    context = Context(SESSION, TurnId("t1"), held, turns=TURNS[:1])
+    result = Message("user", [{"type": "tool_result", "tool_use_id": "call", "content": "1"}])
+    sent = [HELD[0], Message("assistant", [call]), result]
+    position = match_history(context, sent)
+    assert (position.parent, position.before, position.new) == ("t1", held, [result])
+    other = Message("assistant", [call | {"id": "other"}])
+    assert match_history(context, [HELD[0], other, result]).parent is None
+
+
 def test_the_sessions_messages_replace_the_clients() -> None:
     """Clients leave out signatures and citations, which the API requires."""
     thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}

@@ -321,6 +321,15 @@ def test_a_call_says_which_part_of_the_prompt_has_changed(
     assert (bound.prefix.changed, bound.prefix.unchanged) == (changed, expected[unchanged])
 
 
+def test_the_newest_unchanged_thinking_shows_how_much_of_the_messages_has_not_changed() -> None:
+    """For example after a refused question, which the next prompt does not have."""
+    stored = list(recorded(BEFORE).values())
+    refused = with_messages(*BEFORE.messages, Message("user", "refused"))
+    before = bind(*refused, stored, None, is_checked=True).prefix
+    now = bind(*with_messages(*BEFORE.messages, Message("user", "other")), stored, before, is_checked=True).prefix
+    assert (now.changed, now.unchanged) == (("messages",), find_prefixes(*BEFORE).thinking[-1].prefix.bytes)
+
+
 def test_a_call_without_the_thinking_of_the_call_before_says_so() -> None:
     stored = list(recorded(BEFORE).values())
     before = bind(*BEFORE, stored, None, is_checked=True).prefix
