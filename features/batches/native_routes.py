@@ -45,7 +45,7 @@ class AcceptedBatch(msgspec.Struct, frozen=True):
     of: int
     """The number of inputs."""
     links: dict[str, str]
-    """Paths by name: the batch, its results, and its cancellation."""
+    """Paths by name: the batch, its events, its results, and its cancellation."""
 
 
 class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None
     """When the batch ended; null while it runs, and if its end is not known."""
     links: dict[str, str]
-    """Paths by name: the batch, its results, and its cancellation."""
+    """Paths by name: the batch, its events, its results, and its cancellation."""
 
 
 class BatchList(Page[BatchRecord], frozen=True, kw_only=True):
@@ -205,6 +205,7 @@ def batch_record(stored: StoredBatch) -> BatchRecord:
 
 
 def links_of(turn: TurnId) -> dict[str, str]:
+    """Returns the paths of a batch by name: the batch, its events, its results, and its cancellation."""
     path = f"/v1/turn-batches/{turn}"
     return {
         "self": path,

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
+from tailrace.features.api_reference.gateway import document
 from tailrace.proto import subjects
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.errors import FenceLost
@@ -45,6 +46,14 @@ async def request_of(log: TurnLog, tenant: Tenant, accepted: dict[str, Any]) -> 
 
 
 # POST
+
+
+async def test_a_post_has_the_links_of_its_example_in_the_openapi_document(gateway: Gateway) -> None:
+    accepted = await post(gateway, **BODY)
+    operation = msgspec.json.decode(document())["paths"]["/v1/turns"]["post"]
+    example = operation["responses"]["202"]["content"]["application/json"]["example"]
+    shown = {name: path.replace(example["turn"], accepted["turn"]) for name, path in example["links"].items()}
+    assert accepted["links"] == shown
 
 
 async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway, log: TurnLog, tenant: Tenant) -> None:

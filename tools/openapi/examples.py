@@ -9,6 +9,8 @@ other.
 
 from typing import Any
 
+from tailrace.features.batches.native_routes import links_of
+from tailrace.proto.ids import TurnId
 from tailrace.protocols.common.examples import ANSWER, BATCH, FILE, MODEL, PARENT, QUESTION, SESSION, TURN, UNIX_S
 
 Json = dict[str, Any]
@@ -78,7 +80,9 @@ EXAMPLES: Json = {
     "LongPromptUsdPrices.input": 6.0, "input_file_id": FILE, "input_tokens": 12,
     "instructions": "Answer in one sentence.", "job_id": TURN,
     "key": KEY, "last_event_at": TIME, "last_id": MODEL, "last_used": TIME, "length": 3, "life_s": 3600,
-    "line": "sonnet", "links": {"turn": TURN_PATH, "events": f"{TURN_PATH}/events"}, "log_entries": 28,
+    "line": "sonnet", "links": {"self": TURN_PATH, "events": f"{TURN_PATH}/events", "cancel": f"{TURN_PATH}/cancel"},
+    "AcceptedBatch.links": links_of(TurnId(BATCH)), "BatchRecord.links": links_of(TurnId(BATCH)),
+    "WebhookPayload.links": {"self": TURN_PATH}, "log_entries": 28,
     "max_completion_tokens": 1024, "max_cost": 0.05, "max_input_tokens": 1000000, "max_output_tokens": 1024,
     "max_tokens": 1024, "mediaType": "image/png", "message": QUESTION, "Problem.message": "The body is not valid JSON.",
     "Failure.message": "The model's API did not answer.", "messageId": "msg-1", "message_batch": f"msgbatch_{BATCH}",
