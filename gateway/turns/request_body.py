@@ -112,7 +112,7 @@ class NewTurn(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether `messages` are the whole conversation, perhaps without answers that have no text. The turn continues the
     last turn up to which the session is equal; equal messages are not stored again."""
     verbatim: bool = False
-    """Whether the model gets exactly `messages`, independent of the session."""
+    """With `full_history`: whether the model gets exactly `messages`, in place of the session's own messages."""
     project: str | None = None
     """The project of the session."""
     on_disconnect: str = "continue"
