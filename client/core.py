@@ -235,7 +235,7 @@ class Core:
         after: dict[str, str] = {}
         while True:
             page = await self.request("GET", path, params={**params, **after})
-            # The list of a session's turns has `turns` instead of `data`.
+            # In an older gateway, the list of a session's turns has `turns` instead of `data`.
             found = page.get("data", page.get("turns")) if isinstance(page, dict) else None
             if not isinstance(found, list):
                 raise TailraceError("the gateway sent no list: is the URL that of Tailrace?")

@@ -328,7 +328,7 @@ class SessionReader {
   async #page(after) {
     const page = await request(`${this.#path}/turns?order=desc&limit=${TURNS_AT_ONCE}${after && `&after=${encodeURIComponent(after)}`}`, this.#options);
     this.#next = page.next;
-    return page.turns.reverse();
+    return (page.data ?? page.turns).reverse();
   }
 
   async #readTurn(turn) {

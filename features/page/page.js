@@ -181,7 +181,7 @@ async function readTurns(isEarlier = false) {
   // A question of another tab hides neither the running answer to one of this tab nor a newer one (ids sort by time).
   const isKept = isEarlier || chat.turns.get(chat.leaf)?.asked !== undefined && isBusy();
   // A question that was just sent has no id yet: it may be one of these.
-  const unknown = known.has("") ? [] : page.turns.filter(({ turn }) => !known.has(turn)).reverse();
+  const unknown = known.has("") ? [] : (page.data ?? page.turns).filter(({ turn }) => !known.has(turn)).reverse();
   if (isEarlier) chat.turns = new Map();
   for (const record of unknown) addTurn(record);
   if (isEarlier) for (const [id, turn] of known) chat.turns.set(id, turn);
@@ -807,7 +807,7 @@ function titleOf(one) {
   if (!firstQuestions.has(one.id)) {
     firstQuestions.set(one.id, "");
     const found = request(`/v1/sessions/${encodeURIComponent(one.id)}/turns?limit=1`);
-    const keep = ({ turns }) => {
+    const keep = ({ data, turns = data }) => {
       firstQuestions.set(one.id, titleFrom(textOf(turns[0]?.input ?? [])));
       if (one.id === chat.id) Object.assign(chat, { title: titleOf(one) });
       drawChat();

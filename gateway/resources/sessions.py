@@ -32,7 +32,7 @@ from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claims
-from tailrace.proto.records import GetSession, ListSessions, ListSessionTurns, SessionRecord, TurnPage
+from tailrace.proto.records import GetSession, ListSessions, ListSessionTurns, SessionRecord, TurnRecord
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, ListBranches
 
 TITLE_CHARS_MAX = 500
@@ -69,10 +69,17 @@ class ChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
-    """Sessions, newest first; `sessions` repeats `data`."""
+    """Sessions, newest first."""
 
-    sessions: list[SessionRecord]
-    """The same as `data`, as other servers for Claude name it."""
+    sessions: list[SessionRecord] | UnsetType = UNSET
+    """In a page that was requested by its number: the same as `data`, as other servers for Claude name it."""
+
+
+class SessionTurns(Page[TurnRecord], frozen=True, kw_only=True):
+    """The turns of a session; `turns` repeats `data`."""
+
+    turns: list[TurnRecord]
+    """The same as `data`, for older clients. The next release leaves it out."""
 
 
 class BranchList(Page[Branch], frozen=True, kw_only=True):
@@ -92,7 +99,7 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(
         SessionList(
             data=found.sessions,
-            sessions=found.sessions,
+            sessions=found.sessions if page.is_numbered else UNSET,
             next=found.next,
             pagination=page.pagination(found.total, len(found.sessions), has_more=found.next is not None),
         )
@@ -163,7 +170,7 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
     query = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
     found = await history.query(tenant, query)
     current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
-    return json_response(msgspec.structs.replace(found, turns=current))
+    return json_response(SessionTurns(data=current, turns=current, next=found.next))
 
 
 async def branches(request: ApiRequest, history: HistoryClient) -> Response:
@@ -230,7 +237,13 @@ ROUTES = [
     Route("PATCH", "/v1/sessions/{session}", patch, "manage", SESSIONS, body=ChangeBody, result=SessionRecord),
     Route("DELETE", "/v1/sessions/{session}", delete, "manage", SESSIONS, result=DeletedObject),
     Route(
-        "GET", "/v1/sessions/{session}/turns", turns, "read", SESSIONS, result=TurnPage, parameters=(TURN_ORDER, *PAGE)
+        "GET",
+        "/v1/sessions/{session}/turns",
+        turns,
+        "read",
+        SESSIONS,
+        result=SessionTurns,
+        parameters=(TURN_ORDER, *PAGE),
     ),
     Route("GET", "/v1/sessions/{session}/branches", branches, "read", SESSIONS, result=BranchList, parameters=PAGE),
 ]

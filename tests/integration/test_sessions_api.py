@@ -40,10 +40,13 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
         "total_cost": 0.0,
     }
     assert await get(gateway, path) == session
-    listed = {"object": "list", "data": [session], "has_more": False, "next": None, "sessions": [session]}
+    listed = {"object": "list", "data": [session], "has_more": False, "next": None}
     pagination = {"page": 1, "per_page": 50, "total_items": 1, "total_pages": 1, "has_next": False, "has_prev": False}
     assert await get(gateway, "/v1/sessions") == {**listed, "pagination": pagination}
-    assert await get(gateway, f"{path}/turns") == {"turns": [], "next": None}
+    numbered = await get(gateway, "/v1/sessions?page=1")
+    assert numbered == {**listed, "pagination": pagination, "sessions": [session]}
+    empty = {"object": "list", "data": [], "has_more": False, "next": None}
+    assert await get(gateway, f"{path}/turns") == {**empty, "turns": []}
     begun = (await post_until_ended(gateway))["session"]
     for name in (begun, session["id"]):
         answer = await gateway.client.post("/v1/sessions", json={"id": name, "title": "Lakes"})
@@ -61,14 +64,17 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     turns = [first["turn"]] + [(await post_until_ended(gateway, session=session))["turn"] for _ in range(3)]
     records = [await get(gateway, f"/v1/turns/{turn}") for turn in turns]
     for limit in (1, 2, 50):
-        found = await pages(gateway, f"{path}/turns", "turns", limit)
+        found = await pages(gateway, f"{path}/turns", "data", limit)
         assert [one for page in found for one in page] == records
-    newest = await pages(gateway, f"{path}/turns", "turns", 3, order="desc")
+    newest = await pages(gateway, f"{path}/turns", "data", 3, order="desc")
     assert [one for page in newest for one in page] == records[::-1]
+    # Older clients read `turns`.
+    whole = await get(gateway, f"{path}/turns")
+    assert whole["turns"] == whole["data"] == records
     assert (await gateway.client.get(f"{path}/turns?order=up")).status_code == 400
     sessions = [session, (await post_until_ended(gateway))["session"], (await post_until_ended(gateway))["session"]]
     for limit in (1, 2, 200):
-        found = await pages(gateway, "/v1/sessions", "sessions", limit)
+        found = await pages(gateway, "/v1/sessions", "data", limit)
         assert [one["session"] for page in found for one in page] == sessions[::-1]
         assert all(len(page) <= limit for page in found)
 

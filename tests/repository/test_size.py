@@ -14,7 +14,7 @@ from tools.code_lines import CORE, count_code_lines, count_folder
 
 CHECKOUT = Path(__file__).parents[2]
 # Damage of the log is found, noted and ended (R144): 183 lines.
-CORE_LINES_MAX = 17_478
+CORE_LINES_MAX = 17_486
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 154, "model": 32}
 COUNTS = 3

@@ -122,7 +122,7 @@ EXAMPLES: Json = {
     "Supports.forced_tools": False, "Supports.sampling": False, "Supports.prefill": False,
     "top_p": 0.9, "total_cost": 0.0021, "total_items": 3, "total_messages": 24,
     "total_pages": 1,
-    "total_tokens": 264, "turn": TURN, "turns": 12, "Branch.turns": [TURN], "TurnPage.turns": [], "type": "text",
+    "total_tokens": 264, "turn": TURN, "turns": 12, "Branch.turns": [TURN], "SessionTurns.turns": [], "type": "text",
     "WebhookPayload.type": "turn.completed", "Problem.type": "invalid_request_error", "InputItem.type": "message",
     "unit": "s", "until": UNIX_S + 3600, "updated_at": TIME,
     "url": IMAGE, "usd_per_million_tokens_of_a_long_prompt": None, "user": "user-7", "values": [0.4],
