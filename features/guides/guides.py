@@ -15,6 +15,8 @@ EXCERPT_CHARS = 160
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 # A line that is only a link to the generated tables of a guide, which are shown in its place.
 _TABLES = re.compile(r"^\[[^\]]+\]\((tables/\w+\.md)\)$", re.MULTILINE)
+# A row of the index about a page that the package does not have.
+_ABSENT_PAGE = re.compile(r"^\| \[[^\]]+\]\([^)]*/[^)]*\) \|.*\n", re.MULTILINE)
 _DIVIDER = re.compile(r"^\|[-:| ]+$", re.MULTILINE)
 _HEADING = re.compile(r"#{1,4} ")
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\([^)]*\)")
@@ -114,7 +116,8 @@ def _text(name: str) -> str:
         # The links in a table are relative to its folder.
         return (folder / link[1]).read_text("utf-8").replace("](../", "](").strip()
 
-    return _TABLES.sub(tables, (folder / f"{name}.md").read_text("utf-8"))
+    text = _TABLES.sub(tables, (folder / f"{name}.md").read_text("utf-8"))
+    return _ABSENT_PAGE.sub("", text) if name == INDEX else text
 
 
 def _point(link: Token) -> None:

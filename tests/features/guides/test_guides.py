@@ -27,6 +27,16 @@ def test_a_link_to_a_file_that_the_package_does_not_have_is_text() -> None:
     assert {href for href in hrefs if not href.startswith(("https://", "http://", "#", "/guides/"))} == set()
 
 
+def test_the_index_names_only_pages_that_it_links_to() -> None:
+    """README, ARCHITECTURE and others are in the repository alone. Each table still has rows."""
+    html = guides.read(guides.INDEX).html
+    assert re.findall("<a>[^<]*", html) == []
+    assert "<tbody>" in html
+    assert html.count("<thead>") == html.count("<tbody>")
+    listed = set(re.findall(r'href="/guides/(\w+)"', html))
+    assert listed == set(guides.names()) - {guides.INDEX}
+
+
 def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None:
     """Words in a heading come first. Upper and lower case are the same."""
     hits = guides.search("Last-Event-ID cursor")
