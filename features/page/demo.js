@@ -13,7 +13,8 @@ const WITHOUT_TOKEN = "To kill processes from here, open the address that tailra
 
 const count = (number) => number.toLocaleString("en");
 
-/** The panel. `watcher`: the functions that page.js calls, `begin()` starts a long answer. */
+/** The panel. `watcher`: the functions that page.js calls, `begin()` starts a long answer, `remark()` shows anew whether the
+ * answer waits for another generator. */
 export class Demo {
   /** The turn that is followed, its last event's cursor, the generator that writes it.
    * A generator's id is the name of its process with a suffix, which is new at each start. */
@@ -27,10 +28,14 @@ export class Demo {
   #isCut = false;
   #broken = { cuts: 0, kills: 0 };
   #killed = null;
+  #wasOrphaned = false;
+  /** The request for the generator that is under way. */
+  #asked = null;
   #second = null;
   #problem = "";
 
-  constructor(watcher, tokenName, begin) {
+  constructor(watcher, tokenName, begin, remark) {
+    this.remark = remark;
     this.token = () => storage.getItem(tokenName) ?? "";
     this.openName = `${tokenName}-open`;
     Object.assign(watcher, {
@@ -39,6 +44,7 @@ export class Demo {
       state: (turn, state) => state === "reconnecting" && turn === this.#turn && this.#note("the connection is lost", "bad"),
       ended: (turn, shown) => this.#ended(turn, shown),
       shown: (turn) => this.#follow(turn),
+      isOrphaned: () => this.#isOrphaned(),
     });
     document.head.append(element("link", { rel: "stylesheet", href: "/page/demo.css" }));
     this.begin = button("Start a long answer", begin, "main");
@@ -118,6 +124,8 @@ export class Demo {
     this.#cursor = event.cursor;
     this.#line(event.cursor, event.text ?? event.type);
     if (event.type === "start") this.#draw();
+    // It is perhaps the first one of the next generator.
+    if (this.#isOrphaned()) this.#readGenerator().then(() => this.#draw(), () => {});
   }
 
   #ended(turn, shown) {
@@ -176,8 +184,17 @@ export class Demo {
     }
   }
 
-  /** Asks the log which generator writes the answer. */
-  async #readGenerator() {
+  /** Returns whether the generator that wrote the answer was killed here, and no other one has gone on yet. */
+  #isOrphaned() {
+    return Boolean(this.#turn?.isRunning && this.#killed && this.#generator === this.#killed);
+  }
+
+  /** Asks the log which generator writes the answer, once at a time. */
+  #readGenerator() {
+    return (this.#asked ??= this.#askGenerator().finally(() => (this.#asked = null)));
+  }
+
+  async #askGenerator() {
     const turn = this.#turn;
     if (!turn?.id || !turn.isRunning) return;
     const { attempts } = await request(`/v1/turns/${turn.id}/timeline`);
@@ -202,6 +219,7 @@ export class Demo {
     await this.#ask("POST", `?${new URLSearchParams({ process: name, pid })}`).catch((error) => {
       if (!error.status) return;
       this.#broken.kills -= 1;
+      if (generator) this.#killed = null;
       this.#note(`${name} was not killed: ${error.message}`, "bad");
     });
     this.#draw();
@@ -214,7 +232,8 @@ export class Demo {
 
   #draw() {
     const isRunning = Boolean(this.#turn?.isRunning);
-    const writes = this.#generator !== this.#killed && this.#generatorName();
+    const isOrphaned = this.#isOrphaned();
+    const writes = !isOrphaned && this.#generatorName();
     const has = { [writes]: "writes the answer", [this.#gatewayName()]: "streams it to you" };
     const items = this.#processes.map(({ name, pid }) => {
       const isUp = this.#isKnown && pid;
@@ -235,6 +254,9 @@ export class Demo {
     const hint = this.#problem || (this.token() ? (isRunning ? RUNNING : before) : WITHOUT_TOKEN);
     this.hint.hidden = !this.proof.hidden && !this.#problem;
     if (this.hint.textContent !== hint) this.hint.textContent = hint;
+    if (isOrphaned === this.#wasOrphaned) return;
+    this.#wasOrphaned = isOrphaned;
+    this.remark();
   }
 
   // The second reader: a connection of its own, from the start of the answer.

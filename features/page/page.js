@@ -11,6 +11,7 @@ const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 const TITLE_CHARS_MAX = 60;
 const TURNS_AT_ONCE = 50;
 const CAUGHT_UP_MS = 2500;
+const ORPHANED = "waiting for another generator";
 const SHARED_S = 86_400;
 const SHARED_CHARS_MAX = 500;
 const FOUND_MAX = 50;
@@ -45,7 +46,7 @@ let files = [];
 let edited = null;
 
 /** Hooks for the demo. */
-const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {}, shown() {} };
+const watcher = { fetch: (url, init) => fetch(url, init), event() {}, state() {}, ended() {}, shown() {}, isOrphaned: () => false };
 
 function emptyChat() {
   const empty = { id: null, isNew: true, title: "", earlier: null, turns: new Map(), leaf: null, model: "", system: "" };
@@ -82,14 +83,17 @@ const speak = (text) => (byId("spoken").textContent = text);
 
 let caughtUp = 0;
 
-/** Shows `live` or `reconnecting`; `caught up` for a moment after a lost connection; nothing when no answer runs. */
+/** Shows `live` or `reconnecting`; `caught up` for a moment after a lost connection; nothing when no answer runs.
+ * While the generator of the answer is known to be gone, a connection brings nothing: the answer waits for another one. */
 function mark(state) {
   clearTimeout(caughtUp);
   const shown = byId("mark");
-  const isBack = state === "live" && shown.textContent === "reconnecting";
-  const words = isBack ? "caught up" : (state ?? "");
-  Object.assign(shown, { hidden: !words, textContent: words, className: `mark ${words.replace(" ", "-")}` });
+  const isOrphaned = state === "live" && watcher.isOrphaned();
+  const isBack = state === "live" && !isOrphaned && shown.textContent === "reconnecting";
+  const words = isOrphaned ? ORPHANED : isBack ? "caught up" : (state ?? "");
+  Object.assign(shown, { hidden: !words, textContent: words, className: `mark ${words.replaceAll(" ", "-")}` });
   if (state === "reconnecting") speak("Reconnecting.");
+  if (isOrphaned) speak("Waiting for another generator.");
   if (isBack) speak("Caught up.");
   if (isBack) caughtUp = setTimeout(() => mark(isBusy() ? "live" : null), CAUGHT_UP_MS);
 }
@@ -1029,7 +1033,10 @@ function takeDemoToken() {
 async function startDemo() {
   const { Demo } = await import("./demo.js");
   if (!watcher.demo) {
-    watcher.demo = new Demo(watcher, DEMO, () => submit([{ role: "user", content: EXAMPLES.at(-1) }], chat.leaf, EXAMPLES.at(-1)));
+    const ask = () => submit([{ role: "user", content: EXAMPLES.at(-1) }], chat.leaf, EXAMPLES.at(-1));
+    // A connection that is lost says so itself, and what came after it when it is back.
+    const remark = () => byId("mark").textContent !== "reconnecting" && mark(isBusy() ? "live" : null);
+    watcher.demo = new Demo(watcher, DEMO, ask, remark);
     const running = runningTurn();
     drawSend();
     // The demo can cut only a connection that was opened through it.

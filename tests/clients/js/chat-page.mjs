@@ -1064,7 +1064,10 @@ const STEPS = {
     const pids = await parts.locator(".pid").allTextContents();
     await page.waitForSelector(".parts .used:has-text('writes the answer')");
     await press("Kill this generator");
+    await marked(page, "waiting for another generator");
+    await shoot("orphaned");
     await page.waitForSelector(".ids .good:has-text('takes over')");
+    await marked(page, "live");
     await shoot("taken-over");
     await press("Kill this gateway");
     await marked(page, "reconnecting");
