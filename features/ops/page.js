@@ -283,10 +283,10 @@ function show(className, words, links) {
 function drawNotices(all) {
   const notices = overview.problems.map((problem) => element("p", { className: "notice", textContent: problem }));
   const turns = all.find((chart) => chart.title === "Turns by outcome");
-  if (!turns.lines.length && !overview.problems.length) {
+  if (!turns.lines.some((line) => maximum(line) > 0) && !overview.problems.length) {
     const key = storage.getItem(KEY) ? "-H 'Authorization: Bearer YOUR-KEY' " : "";
     const command = `curl -N ${location.origin}/v1/turns ${key}-H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{"message": "Why is the sky blue?"}'`;
-    notices.push(element("p", { className: "notice" }, "No turn has ended yet. Send one, and the panels fill within seconds:", element("code", { textContent: command })));
+    notices.push(element("p", { className: "notice" }, "No turn has ended in this period. Send one, and the panels fill within seconds:", element("code", { textContent: command })));
   }
   byId("notices").replaceChildren(...notices);
 }

@@ -23,6 +23,10 @@ async def test_the_page_asks_for_a_key_and_draws_all_panels(
     for page in pages:
         assert (page["complaints"], page["elsewhere"], page["isWide"]) == ([], [], False)
         assert page["login"] == ["refused", 401, 200]
+        assert page["links"] == ["/", "/guides", "/docs"]
+        # A chart without values takes little space, behind those with values.
+        assert 0 < page["tallest"] < 60
+        assert page["areEmptyLast"]
         assert list(page["panels"]) == [panel.title for one in DASHBOARDS for panel in one.panels]
         assert page["away"].startswith("The gateway returns no values (Failed to fetch).")
         # A gateway of another version may have other panels.

@@ -38,6 +38,12 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
     notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
     counted: [...document.querySelectorAll("article")].filter((one) => one.querySelector(".foot").textContent.includes("counted since")).map((one) => one.querySelector(".about").textContent),
     isWide: document.documentElement.scrollWidth > innerWidth,
+    links: [...document.querySelectorAll("main > .elsewhere a")].map((one) => one.pathname),
+    tallest: Math.max(...[...document.querySelectorAll(".empty .plot")].map((one) => one.clientHeight)),
+    areEmptyLast: [...document.querySelectorAll(".grid")].every((grid) => {
+      const tops = (found) => [...grid.querySelectorAll(found)].map((one) => one.getBoundingClientRect().top);
+      return Math.max(...tops("article:not(.empty)")) <= Math.min(...tops(".empty"));
+    }),
     background: getComputedStyle(document.body).backgroundColor,
   }));
   await page.route("**/ops/values", (route) => route.abort());
