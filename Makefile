@@ -197,7 +197,7 @@ clean: ## remove .venv and the caches; keep .tailrace
 # (pytest-cov needs coverage[toml]), and refuse it for want of a hash.
 # --no-user, --target=, --prefix: pip's configuration may name another folder for packages, the user's (which pip refuses
 # in a venv) or one from which the venv would not import.
-install = $(1)/bin/python -m pip install --no-user --target= --prefix="$$PWD/$(1)" --quiet --disable-pip-version-check --no-deps --require-hashes
+install = $(1)/bin/python tools/install_packages.py --no-user --target= --prefix="$$PWD/$(1)" --disable-pip-version-check --no-deps --require-hashes
 
 $(RUNTIME): requirements.lock | .venv/bin/python
 	@echo "Installing what Tailrace needs to run into .venv (about 160 MB, once; 1 to 3 minutes)." >&2

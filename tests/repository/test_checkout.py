@@ -64,6 +64,8 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
     for lock in ("requirements.lock", "requirements-docs.lock"):
         (tmp_path / lock).write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
     shutil.copy(CHECKOUT / "Makefile", tmp_path)
+    (tmp_path / "tools").mkdir()
+    shutil.copy(CHECKOUT / "tools/install_packages.py", tmp_path / "tools")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / ".venv"], check=True)
     configuration = tmp_path / "pip.conf"
     environ = os.environ | {"PIP_CONFIG_FILE": str(configuration)}
@@ -74,7 +76,9 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
         (".venv-docs", f"prefix = {tmp_path}/other"),
     ):
         configuration.write_text(f"[global]\nno-index = true\n{option}\n")
-        subprocess.run(["make", f"{venv}/installed"], cwd=tmp_path, env=environ, check=True)
+        command = ["make", f"{venv}/installed"]
+        made = subprocess.run(command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True, check=True)
+        assert "installed 1 of 1 packages" in made.stderr
         python = tmp_path / venv / "bin" / "python"
         where = subprocess.run(
             [python, "-c", "import demo; print(demo.__file__)"], cwd="/", capture_output=True, check=True
