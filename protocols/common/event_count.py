@@ -3,9 +3,9 @@
 import asyncio
 
 from tailrace.gateway.http import sse
+from tailrace.gateway.streaming import writer
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import StreamContext
-from tailrace.gateway.streaming.writer import FRAMES_MAX
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 
 DONE = b"[DONE]"
@@ -26,7 +26,7 @@ async def _count(streams: StreamContext, key: TurnKey, dialect: Dialect, *, afte
     async with streams.fan_out.subscribe(key, cursor, from_start=True) as feed:
         count = position = 0
         while position < len(feed.entries):
-            frames = feed.frames(dialect, position, FRAMES_MAX)
+            frames = feed.frames(dialect, position, writer.FRAMES_MAX)
             count += sum(count_data_events(frame.events) for frame in frames)
             position += len(frames)
             # Lets other tasks run between the pieces of a long answer.

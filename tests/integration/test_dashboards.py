@@ -30,6 +30,7 @@ from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS
 from tests.clients import node
 from tests.clients.node import find_browser
@@ -37,6 +38,7 @@ from tests.harness import turn_builder
 from tests.harness.freeze import freeze
 from tests.harness.processes import Process, as_user, generator_environ
 from tests.harness.prometheus import Prometheus, Series, needs_prometheus
+from tests.harness.readers import read_all_entries
 from tests.harness.system import Settings, System
 from tests.harness.turn_writer import Writer
 from tests.harness.until import until
@@ -235,6 +237,17 @@ async def forks(loaded: LoadedSystem) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def damaged_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
+    """The log loses an entry of an ended turn, which a client then reads."""
+    key = await loaded.post("words=5 rate=0")
+    await loaded.read(key)
+    stored = await read_all_entries(loaded.system.log, key)
+    await Leader(loaded.system.connection, STREAM).delete(stored[-2].seq)
+    await loaded.client.get(f"/v1/turns/{key.turn}")
+    yield
+
+
+@asynccontextmanager
 async def late_tokens(loaded: LoadedSystem) -> AsyncGenerator[None]:
     async with loaded.again(0.6, lambda: loaded.answer("words=5 wait=6")):
         yield
@@ -424,8 +437,11 @@ ROUNDS = (
             slow_log, ("LogSlow ticket", "ResumesLate page", "ResumesLate ticket"), ("Append", "Resume to first byte")
         ),
     ),
-    # The last one: it stops a generator, which changes what is orphaned.
-    (Fault(refused_key, ("ModelKeyRefused page",), ("Refused keys of models",)),),
+    # The last ones: the first stops a generator, which changes what is orphaned, and the other one cannot be undone.
+    (
+        Fault(refused_key, ("ModelKeyRefused page",), ("Refused keys of models",)),
+        Fault(damaged_log, ("TurnsDamaged ticket",), ()),
+    ),
 )
 
 

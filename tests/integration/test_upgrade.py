@@ -51,8 +51,9 @@ WITH_MORE = {"thinking": {"tailrace"}, "tool": {"delta", "content"}, "cited": {"
 CHANGED_STREAMS = {(name, turn): found for name in ("0001_first", BATCHES) for turn, found in WITH_MORE.items()}
 # Have an event each 0.25 s: the entries of the recording are stored faster than the model once sent them.
 CHANGED_STREAMS[SEARCH, "taken_over"] = {"state", "job"}
-# A cancel is an `invalid_request_error`, as in the table of errors: it was an `api_error`.
-CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic"} for name in ("0001_first", BATCHES, SEARCH)}
+# A cancel is an `invalid_request_error`, as in the table of errors: it was an `api_error`. A cancelled response has a
+# reason.
+CHANGED_STREAMS |= {(name, "cancelled"): {"anthropic", "openai-responses"} for name in ("0001_first", BATCHES, SEARCH)}
 # The reasoning of `/v1/responses` has the prefix `thinking:`, by which Tailrace knows its own.
 for _name in ("0001_first", BATCHES, SEARCH):
     CHANGED_STREAMS.setdefault((_name, "thinking"), set()).add("openai-responses")
