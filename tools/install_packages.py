@@ -39,7 +39,7 @@ class Progress:
             if found := FOUND.match(line):
                 self._found, self._name = self._found + 1, found[1]
             elif line.startswith(INSTALLING):
-                self._before, self._installing = self._installed(), line.count(",") + 1
+                self._installing = line.count(",") + 1
 
     def __str__(self) -> str:
         if self._installing:
