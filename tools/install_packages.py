@@ -20,7 +20,7 @@ INSTALLING = "Installing collected packages: "
 
 
 class Progress:
-    """What pip has done so far, by its output. `locked`: the number of packages in the lock file."""
+    """Counts the packages that pip has found and installed. `locked` is the number in the lock file."""
 
     def __init__(self, locked: int, site: Path) -> None:
         self._locked = locked
