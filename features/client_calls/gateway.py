@@ -150,7 +150,9 @@ async def get_sessions(request: ApiRequest, history: HistoryClient) -> Response:
     if AGE_S.fullmatch(age_s := parameters.get("min_age_s", "0")) is None:
         raise Refused("request_invalid", "`min_age_s` must be a number of seconds of at most nine digits")
     found = await history.query(request.tenant, ListParked(after, limit, parameters.get("user"), int(age_s)))
-    return json_response(sessions.SessionList(data=found.sessions, next=found.next, pagination=None))
+    return json_response(
+        sessions.SessionList(data=found.sessions, sessions=found.sessions, next=found.next, pagination=None)
+    )
 
 
 get_sessions.__doc__ = f"""{sessions.sessions.__doc__}

@@ -69,10 +69,10 @@ class ChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class SessionList(NumberedPage[SessionRecord], frozen=True, kw_only=True):
-    """Sessions, newest first."""
+    """Sessions, newest first; `sessions` repeats `data`."""
 
-    sessions: list[SessionRecord] | UnsetType = UNSET
-    """In a page that was requested by its number: the same as `data`, as other servers for Claude name it."""
+    sessions: list[SessionRecord]
+    """The same as `data`, as other servers for Claude name it. The next release sends it only with `page`."""
 
 
 class SessionTurns(Page[TurnRecord], frozen=True, kw_only=True):
@@ -99,7 +99,7 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(
         SessionList(
             data=found.sessions,
-            sessions=found.sessions if page.is_numbered else UNSET,
+            sessions=found.sessions,
             next=found.next,
             pagination=page.pagination(found.total, len(found.sessions), has_more=found.next is not None),
         )

@@ -50,7 +50,7 @@ asks = pytest.mark.parametrize("ask", [ask_chat, ask_responses, ask_messages])
 
 async def turns_of(gateway: Gateway) -> list[dict[str, Any]]:
     """Returns the sessions of the tenant: one for each turn, because no request names one."""
-    found: list[dict[str, Any]] = (await gateway.client.get("/v1/sessions")).json()["sessions"]
+    found: list[dict[str, Any]] = (await gateway.client.get("/v1/sessions")).json()["data"]
     return found
 
 
