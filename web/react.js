@@ -215,7 +215,6 @@ class SessionReader {
   #isEnded = false;
   #isResting = false;
   #resting;
-  #expected = 0;
 
   constructor(session, options, show) {
     this.#path = pathOf(session);
@@ -226,9 +225,8 @@ class SessionReader {
     this.#restOrWake();
   }
 
-  /** A question was accepted: the session exists. */
+  /** A question was accepted, whose answer the stream brings. */
   expect() {
-    this.#expected += 1;
     if (this.#isEnded || this.#isResting) this.#follow();
   }
 
@@ -249,19 +247,16 @@ class SessionReader {
   };
 
   #follow() {
-    const expected = this.#expected;
     this.#isEnded = this.#isResting = false;
     this.#show({ state: "connecting" });
     const onEvent = (event) => (this.#take(event), this.#restOrWake());
     const onState = (state) => this.#isResting || this.#show({ state });
     const after = this.#stream?.cursor;
-    const stream = follow(`${this.#path}/events`, { ...this.#options, after, onEvent, onState });
+    const stream = follow(`${this.#path}/events?wait=true`, { ...this.#options, after, onEvent, onState });
     this.#stream = stream;
     stream.done.catch((error) => {
       if (stream !== this.#stream) return;
-      if (error.status !== 404) this.#fail(error);
-      else if (expected !== this.#expected) return this.#follow();
-      else this.#show({ state: "idle" });
+      this.#fail(error);
       this.#isEnded = true;
     });
   }
@@ -273,10 +268,12 @@ class SessionReader {
   #take(event) {
     const { turn, type } = event;
     if (type === "session") {
-      // The stream has all turns from now on: those before it are in the list.
-      if (!this.#isRead) this.#readTurns().catch((error) => this.#fail(error));
+      // The stream has all turns from now on: those before it are in the list, which a new session lacks.
+      if (!event.exists) this.#show({ state: "idle" });
+      else if (!this.#isRead) this.#readTurns().catch((error) => this.#fail(error));
       this.#isRead = true;
     } else if (type === "start" && !this.#turns.has(turn)) {
+      this.#show({ state: "live" });
       this.#set({ turn, session: event.session, model: event.model, input: [], text: "", outcome: "running", error: null });
       this.#readTurn(turn).catch((error) => this.#fail(error));
     } else {

@@ -38,6 +38,7 @@ from tailrace.gateway.streaming.reader import Reader, StreamContext, random_life
 from tailrace.gateway.streaming.response import serve
 from tailrace.gateway.streaming.stream_record import StreamRecord
 from tailrace.gateway.streaming.writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
+from tailrace.gateway.turns.request_body import check_session
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.records import GetSession, ListTurnsSince
@@ -64,22 +65,32 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
     """`GET /v1/sessions/{session}/events`: streams all running and new turns of a session, from the cursor on.
 
     The stream stays open between turns. Its `id:` is a position in the session, and `Last-Event-ID` continues
-    there.
+    there. With `wait=true`, the session may begin later.
     """
     text = last_event_id(request, AFTER)
     if text and CURSOR_TEXT.fullmatch(text) is None:
         raise Refused(
             "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"
         )
-    query = GetSession(request.path_params["session"])
-    session = (await streams.history.query(request.tenant, query)).session
-    return SessionStream(Reader(streams, request), new_turns, session, text or None)
+    name, exists = request.path_params["session"], True
+    try:
+        await streams.history.query(request.tenant, GetSession(name))
+    except Refused as refused:
+        if refused.code != "session_not_found" or request.query_params.get("wait") != "true":
+            raise
+        check_session("session", name)
+        exists = False
+    # All turns of a session that does not exist yet are new.
+    cursor = text or (None if exists else str(BEFORE_FIRST))
+    return SessionStream(Reader(streams, request), new_turns, SessionId(name), cursor, exists=exists)
 
 
 class SessionStream(StreamedResponse):
     """Streams the turns of one session to one client, until it disconnects."""
 
-    def __init__(self, reader: Reader, new_turns: NewTurns, session: SessionId, cursor: str | None) -> None:
+    def __init__(
+        self, reader: Reader, new_turns: NewTurns, session: SessionId, cursor: str | None, *, exists: bool
+    ) -> None:
         super().__init__(HEADERS)
         self._reader = reader
         self._streams = reader.streams
@@ -87,6 +98,8 @@ class SessionStream(StreamedResponse):
         self._new_turns = new_turns
         self._session = session
         self._cursor = cursor
+        self._exists = exists
+        """Whether the session existed when the stream was requested."""
         self._since = BEFORE_FIRST
         self._positions: dict[TurnId, TurnPosition] = {}
         self._following: dict[TurnId, asyncio.Task[None]] = {}
@@ -177,7 +190,7 @@ class SessionStream(StreamedResponse):
     async def _send_opening(self, send: Send) -> None:
         """Begins to follow the running turns, and sends the first event, which lists them."""
         running = await self._follow_new(send)
-        begin = {"type": "session", "session": self._session, "running": running}
+        begin = {"type": "session", "session": self._session, "running": running, "exists": self._exists}
         retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
         async with self._writing:
             await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
@@ -313,9 +326,17 @@ RESUMING_POSITION = (
     *LAST_EVENT_ID_IN_QUERY,
 )
 
+WAIT = query("wait", "`true`: a session that does not exist yet is followed from its first turn on, instead of a 404.")
+
 ROUTES = [
     Route(
-        "GET", "/v1/sessions/{session}/events", get_events, "read", SESSIONS, streams=SSE, parameters=RESUMING_POSITION
+        "GET",
+        "/v1/sessions/{session}/events",
+        get_events,
+        "read",
+        SESSIONS,
+        streams=SSE,
+        parameters=(WAIT, *RESUMING_POSITION),
     ),
 ]
 

@@ -206,22 +206,26 @@ const DOINGS = {
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
   async tabs(open, given) {
-    const page = await open(url);
-    await begin(page, given);
-    await until(page, "seen.state === 'idle'");
+    const [page, tab] = [await open(url), await open(url)];
+    const streams = streamsOf(tab);
+    const logged = [];
+    for (const one of [page, tab]) {
+      one.on("console", (message) => message.type() === "error" && logged.push(message.text()));
+      await begin(one, given);
+      await until(one, "seen.state === 'idle'");
+    }
     const [turn, same] = await page.evaluate((line) => Promise.all([globalThis.hook.ask(line), globalThis.hook.ask(line)]), given.line);
     await until(page, "seen.texts[0]?.length > 80");
+    const early = await until(tab, "seen.texts[0]?.length > 80");
+    const errors = [...logged];
     const refused = await ask(page, "too early");
     const { error } = await until(page, "seen.error");
     await page.reload();
-    const tab = await open(url);
-    const streams = streamsOf(tab);
-    await begin(tab, given);
     const whole = "seen.turns.length === given && seen.turns.every((turn) => turn.outcome !== 'running' && turn.input.length)";
     await until(page, whole.replace("given", 1));
     await ask(page, given.next);
     const [first, second] = await Promise.all([page, tab].map((one) => until(one, whole.replace("given", 2))));
-    return { turn, same, refused, error, first, second, streams: [...streams.values()] };
+    return { turn, same, errors, early: early.state, refused, error, first, second, streams: [...streams.values()] };
   },
 };
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -28,9 +29,11 @@ class Page:
     def __init__(self, client: httpx2.AsyncClient, session: str) -> None:
         self.client = client
         self.path = f"/v1/sessions/{session}/events"
+        self.parameters: dict[str, str] = {}
         self.cursor = ""
         self.events: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self.begins: list[list[str]] = []
+        self.exists: list[bool] = []
 
     def has_ended(self, turn: str) -> bool:
         return any(event["type"] in ENDS for event in self.events[turn])
@@ -39,7 +42,7 @@ class Page:
         """Reads over one connection, at most so many events, or until these turns have ended."""
         rest = b""
         headers = {"last-event-id": self.cursor} if self.cursor else {}
-        async with self.client.stream("GET", self.path, headers=headers) as response:
+        async with self.client.stream("GET", self.path, params=self.parameters, headers=headers) as response:
             assert response.status_code == 200, await response.aread()
             async for received in response.aiter_raw():
                 *blocks, rest = (rest + received).split(b"\n\n")
@@ -49,6 +52,7 @@ class Page:
                     self.cursor = fields.get(b"id", b"").decode() or self.cursor
                     if event["type"] == "session":
                         self.begins.append(event["running"])
+                        self.exists.append(event["exists"])
                     else:
                         self.events[event["turn"]].append(event)
                         most -= 1
@@ -153,6 +157,39 @@ async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: 
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
     answer = await gateway.client.get("/v1/sessions/unknown/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+
+
+async def test_a_stream_waits_for_a_session_that_does_not_exist_yet(
+    gateway: Gateway, persistence: Process, generator: Process
+) -> None:
+    """It has each event of the first turn once, also of a turn that has begun and ended before a reconnect."""
+    waiting, late = (Page(gateway.client, "begins-later") for _ in range(2))
+    waiting.parameters = late.parameters = {"wait": "true"}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await late.read()
+    assert (late.begins, late.exists, late.cursor) == ([[]], [False], "0")
+    asked: list[str] = []
+
+    async def ask_when_read() -> None:
+        await until(lambda: bool(waiting.begins))
+        new = {"session": "begins-later", "create_session": True}
+        asked.append((await post(gateway, message="#sim words=5 rate=50", **new))["turn"])
+
+    await asyncio.gather(waiting.read(3), ask_when_read())
+    (turn,) = asked
+    own = await own_events(gateway, turn)
+    for page in (waiting, late):
+        await page.read(10**6, turn)
+        assert page.events == {turn: own}
+        assert page.exists == [False, True]
+
+
+async def test_a_stream_waits_for_no_session_that_cannot_exist(gateway: Gateway, persistence: Process) -> None:
+    """Nor does it wait without `wait=true`, which is for new chats."""
+    for session, query, status in (("a%20b", "?wait=true", 400), ("stats", "?wait=true", 400), ("new", "?wait=1", 404)):
+        answer = await gateway.client.get(f"/v1/sessions/{session}/events{query}")
+        assert answer.status_code == status, answer.text
 
 
 async def test_the_timeline_says_how_a_session_stream_was_closed(
