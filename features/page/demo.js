@@ -16,18 +16,18 @@ const count = (number) => number.toLocaleString("en");
 /** The panel. `watcher`: the functions that page.js calls, `begin()` starts a long answer, `remark()` shows anew whether the
  * answer waits for another generator. */
 export class Demo {
-  /** The turn that is followed, its last event's cursor, the generator that writes it.
-   * A generator's id is the name of its process with a suffix, which is new at each start. */
+  /** The turn that is followed, its last event's cursor, the generator that writes it, and the process id of that generator, 0
+   * if it has ended. A generator's id is the name of its process with a suffix, which is new at each start. */
   #turn = null;
   #cursor = "";
   #generator = null;
+  #pid = null;
   #processes = [];
   /** Whether the last request for the processes was answered. */
   #isKnown = false;
   #cuts = new Set();
   #isCut = false;
   #broken = { cuts: 0, kills: 0 };
-  #killed = null;
   #wasOrphaned = false;
   /** The request for the generator that is under way. */
   #asked = null;
@@ -49,7 +49,7 @@ export class Demo {
     document.head.append(element("link", { rel: "stylesheet", href: "/page/demo.css" }));
     this.begin = button("Start a long answer", begin, "main");
     this.cut = button("Cut my connection", () => this.#cut());
-    this.killGenerator = button("Kill this generator", () => this.#kill(this.#generatorName(), this.#generator));
+    this.killGenerator = button("Kill this generator", () => this.#kill(this.#writer()?.name));
     this.killGateway = button("Kill this gateway", () => this.#kill(this.#gatewayName()));
     this.second = button("Second reader", () => this.#toggleSecond());
     this.second.ariaPressed = "false";
@@ -113,7 +113,7 @@ export class Demo {
     if (turn === this.#turn) return;
     this.#closeSecond();
     Object.assign(this.#broken, { cuts: 0, kills: 0 });
-    [this.#turn, this.#cursor, this.#generator] = [turn, turn?.cursor ?? "", null];
+    [this.#turn, this.#cursor, this.#generator, this.#pid] = [turn, turn?.cursor ?? "", null, null];
     this.ids.replaceChildren();
     this.proof.hidden = true;
     this.#draw();
@@ -184,9 +184,9 @@ export class Demo {
     }
   }
 
-  /** Returns whether the generator that wrote the answer was killed here, and no other one has gone on yet. */
+  /** Returns whether the generator that wrote the answer has ended, here or outside, and no other one has gone on yet. */
   #isOrphaned() {
-    return Boolean(this.#turn?.isRunning && this.#killed && this.#generator === this.#killed);
+    return Boolean(this.#turn?.isRunning && this.#pid !== null && this.#writer()?.pid !== this.#pid);
   }
 
   /** Asks the log which generator writes the answer, once at a time. */
@@ -200,28 +200,33 @@ export class Demo {
     const { attempts } = await request(`/v1/turns/${turn.id}/timeline`);
     const generator = attempts.at(-1)?.generator ?? null;
     if (turn !== this.#turn || generator === this.#generator) return;
+    // After the generator is known: the process that writes has the id of now.
+    await this.#readProcesses();
+    if (turn !== this.#turn) return;
     const isTakeover = Boolean(this.#generator);
     this.#generator = generator;
-    if (isTakeover) this.#note(`${this.#generatorName() ?? generator} takes over`, "good");
+    this.#pid = this.#writer() ? (this.#writer().pid ?? 0) : null;
+    if (isTakeover) this.#note(`${this.#writer()?.name ?? generator} takes over`, "good");
   }
 
-  #generatorName() {
-    return this.#processes.find(({ name }) => this.#generator === name || this.#generator?.startsWith(`${name}-`))?.name;
+  /** Returns the process that the generator of the answer has, or had. */
+  #writer() {
+    return this.#processes.find(({ name }) => this.#generator === name || this.#generator?.startsWith(`${name}-`));
   }
 
-  async #kill(name, generator = null) {
+  async #kill(name) {
     const { pid } = this.#processes.find((one) => one.name === name) ?? {};
     if (!pid) return;
     this.#broken.kills += 1;
-    this.#killed = generator ?? this.#killed;
     this.#note(`${name} is killed`, "bad");
     // The answer may be lost with the gateway that sends it.
     await this.#ask("POST", `?${new URLSearchParams({ process: name, pid })}`).catch((error) => {
       if (!error.status) return;
       this.#broken.kills -= 1;
-      if (generator) this.#killed = null;
       this.#note(`${name} was not killed: ${error.message}`, "bad");
     });
+    // `up` lists a process until it has ended.
+    for (const one of this.#processes) if (one.pid === pid) one.pid = null;
     this.#draw();
   }
 
@@ -233,7 +238,7 @@ export class Demo {
   #draw() {
     const isRunning = Boolean(this.#turn?.isRunning);
     const isOrphaned = this.#isOrphaned();
-    const writes = !isOrphaned && this.#generatorName();
+    const writes = !isOrphaned && this.#writer()?.name;
     const has = { [writes]: "writes the answer", [this.#gatewayName()]: "streams it to you" };
     const items = this.#processes.map(({ name, pid }) => {
       const isUp = this.#isKnown && pid;

@@ -1106,6 +1106,12 @@ const STEPS = {
     await press("Cut my connection");
     await marked(page, "reconnecting");
     await page.waitForSelector(".ids .good:has-text('goes on after')");
+    await marked(page, "live");
+    // A generator that is killed by another program is missed, too.
+    const writer = page.locator(".parts .used:has-text('writes the answer')");
+    process.kill(Number(await writer.locator(".pid").textContent()), "SIGKILL");
+    await marked(page, "waiting for another generator");
+    await marked(page, "live");
     await press("Stop");
     await page.waitForSelector(".meta:has-text('stopped')");
     await page.getByRole("link", { name: "Timeline" }).first().click();
