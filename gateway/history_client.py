@@ -34,7 +34,7 @@ class HistoryClient:
                 record = await self.query(key.tenant, GetTurn(key.turn))
         except (Refused, TimeoutError):
             return False
-        return record.outcome != "running" and record.error != LOST_FAILURE
+        return record.has_end
 
     async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         """Returns a turn that has left the log."""

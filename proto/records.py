@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
+from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Failure, Message, Outcome, Prefix, StoredThinking
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, contents
@@ -135,6 +136,11 @@ class TurnRecord(TurnDetails, frozen=True, kw_only=True, omit_defaults=False):
         msgspec.structs.force_setattr(self, "duration_s", seconds_between(self.asked_at, self.ended_at))
         unchanged = count_unchanged_tokens(self.prefixes, self.usage)
         msgspec.structs.force_setattr(self, "unchanged_prompt_tokens", unchanged)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the turn's `end` was recorded, and not only that the turn left the log without one."""
+        return self.outcome != "running" and self.error != LOST_FAILURE
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):

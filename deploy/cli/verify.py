@@ -16,7 +16,6 @@ from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import has_cursor, table
 from tailrace.proto import entries, subjects
 from tailrace.proto.damage import Continuity
-from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Request, StoredEntry
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import text_proof
@@ -101,8 +100,7 @@ class LogTurn:
         if record is None:
             return None if self.request is None or self.request.batch else ("not in the database", "")
         if self.end is None:
-            is_lost = record.outcome != "running" and record.error != LOST_FAILURE
-            return ("lost end", f"the database has {record.outcome}") if is_lost else None
+            return ("lost end", f"the database has {record.outcome}") if record.has_end else None
         if self.end.outcome != record.outcome:
             return "other answer", f"{self.end.outcome} in the log, {record.outcome} in the database"
         if (self.end.text_chars, self.end.text_sha256) != text_proof(record.text):

@@ -37,13 +37,13 @@ async def find_differences(server: NatsServer) -> Verification:
 async def test_each_loss_is_found_and_named(
     own_server: NatsServer, own_gateway: Gateway, own_log: TurnLog, tenant: Tenant, persistence_in_loop: Persistence
 ) -> None:
-    keys = [await write_turn(own_log, *TEXTS, tenant=tenant) for _ in range(8)]
+    keys = [await write_turn(own_log, *TEXTS, tenant=tenant) for _ in range(9)]
     running = new_writer(own_log, tenant)
     await running.open(*TEXTS)
     await get(own_gateway, "/v1/sessions?limit=1")
-    assert await find_differences(own_server) == Verification(9, 0, [])
+    assert await find_differences(own_server) == Verification(10, 0, [])
     leader = Leader(own_log.connection, STREAM)
-    delta, end, request, gone, changed, unrecorded, *_ = keys
+    delta, end, request, gone, changed, unrecorded, no_row, *_ = keys
     lost = {key: await read_all_entries(own_log, key) for key in keys}
     for seq in (lost[delta][5].seq, lost[end][-1].seq, lost[request][0].seq):
         assert await leader.delete(seq)
@@ -51,9 +51,10 @@ async def test_each_loss_is_found_and_named(
     with sqlite3.connect(persistence_in_loop.database) as database:
         database.execute("UPDATE turns SET text = 'Light' WHERE turn = ?", (changed.turn,))
         database.execute("UPDATE turns SET outcome = 'failed' WHERE turn = ?", (unrecorded.turn,))
+        database.execute("DELETE FROM turns WHERE turn = ?", (no_row.turn,))
     database.close()
     found = await find_differences(own_server)
-    assert (found.turns, found.left_out) == (9, 0)
+    assert (found.turns, found.left_out) == (10, 0)
     assert {one.turn: one.fault for one in found.differences} == {
         delta.turn: "lost entry",
         end.turn: "lost end",
@@ -61,6 +62,7 @@ async def test_each_loss_is_found_and_named(
         gone.turn: "not in the log",
         changed.turn: "other answer",
         unrecorded.turn: "other answer",
+        no_row.turn: "not in the database",
     }
 
 
