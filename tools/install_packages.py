@@ -3,6 +3,7 @@
 `python tools/install_packages.py OPTIONS -r LOCK`: with the standard library alone, in a venv that has nothing but pip.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # A terminal shows one line that changes. A file gets a line in every ten seconds.
-EVERY_S = 1.0 if sys.stderr.isatty() else 10.0
-BEGIN, END = ("\r", "\x1b[K") if sys.stderr.isatty() else ("", "\n")
+IS_TERMINAL = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+EVERY_S = 1.0 if IS_TERMINAL else 10.0
+# Back to the start of the line, so that a warning of pip does not follow the text.
+END = "\x1b[K\r" if IS_TERMINAL else "\n"
 LOCKED = re.compile(r"^[\w.-]+==", re.MULTILINE)
 FOUND = re.compile(r"(?:Collecting|Ignoring|Requirement already satisfied:) ([\w.-]+)")
 INSTALLING = "Installing collected packages: "
@@ -31,7 +34,8 @@ class Progress:
         self._before = self._installed()
 
     def _installed(self) -> set[Path]:
-        return set(self._site.glob("*.dist-info"))
+        # pip renames what it replaces: `~ip-26.2.dist-info`.
+        return set(self._site.glob("[!~]*.dist-info"))
 
     def read(self, lines: Iterable[str]) -> None:
         """Reads pip's output to its end."""
@@ -47,6 +51,14 @@ class Progress:
         return f"  package {self._found} of {self._locked}: {self._name}" if self._found else "  pip starts"
 
 
+def fit(text: str) -> str:
+    """Returns as much of `text` as one line of the terminal holds: the next text could not replace two lines."""
+    if not IS_TERMINAL:
+        return text
+    # Some terminals do not know their size: 0 columns.
+    return text[: (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1]
+
+
 def main(options: list[str]) -> int:
     """Returns pip's exit status. Its errors go to stderr as they come."""
     locked = len(LOCKED.findall(Path(options[-1]).read_text(encoding="utf-8")))
@@ -57,8 +69,8 @@ def main(options: list[str]) -> int:
         reading.start()
         while reading.is_alive():
             reading.join(EVERY_S)
-            print(f"{BEGIN}{progress}", end=END, file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
+            print(fit(str(progress)), end=END, file=sys.stderr, flush=True)
+    if IS_TERMINAL:
         print(file=sys.stderr)
     return pip.returncode
 

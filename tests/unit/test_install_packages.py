@@ -1,7 +1,10 @@
 """tools/install_packages.py: which package of how many `make setup` has reached."""
 
+import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from tools.install_packages import Progress
@@ -20,6 +23,8 @@ def test_progress_names_the_package_of_the_lock_file_and_then_counts_what_is_ins
     progress.read(["Installing collected packages: anyio, new\n"])
     assert str(progress) == "  installed 0 of 2 packages"
     (tmp_path / "anyio-4.1.dist-info").mkdir()
+    # What pip renames before it removes it.
+    (tmp_path / "~ld-1.dist-info").mkdir()
     assert str(progress) == "  installed 1 of 2 packages"
 
 
@@ -30,3 +35,20 @@ def test_a_failed_installation_has_the_status_and_the_error_of_pip(tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "No matching distribution found for no-such-package==1.0" in done.stderr
+
+
+def test_the_progress_is_one_line_of_a_narrow_terminal(tmp_path: Path) -> None:
+    """A text that is longer than the line would begin a new line at each change."""
+    (tmp_path / "x.lock").write_text("")
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 10))
+    command: list[str | Path] = [sys.executable, SCRIPT, "--no-index", "--quiet", "-r", tmp_path / "x.lock"]
+    environ = {**os.environ, "TERM": "xterm", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    subprocess.run(command, stderr=end, env=environ, check=False)
+    os.close(end)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    *texts, last = shown.split("\x1b[K\r")
+    assert texts
+    assert all(one.endswith("  pip sta") for one in texts)
+    assert last == "\r\n"
