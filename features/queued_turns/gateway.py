@@ -11,7 +11,7 @@ from tailrace.proto.runtime.settings import NoSettings
 
 def check_queue(new_turn: NewTurn) -> None:
     """Raises Refused for a turn that brings its own history: a queued turn gets the history of the turn before it."""
-    if new_turn.full_history or new_turn.verbatim:
+    if new_turn.full_history:
         raise Refused(
             "request_invalid",
             "`on_busy: queue` continues the conversation of the session, so send only the new messages and no history",

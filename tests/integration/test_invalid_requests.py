@@ -21,6 +21,7 @@ BODIES = {
     "long integer inside": (b'{"message": "hi", "system": [{"a": %b}]}' % DIGITS, "request_invalid"),
     "long exponent": (b'{"message": "hi", "system": [{"a": 1e%b}]}' % DIGITS, "request_invalid"),
     "many betas": (json.dumps({"message": "hi", "betas": ["a"] * 65}).encode(), "request_invalid"),
+    "verbatim without full_history": (b'{"message": "hi", "verbatim": true}', "request_invalid"),
     "deep inside": (b'{"message": "hi", "system": [{"a": %b}]}' % nested_list(90_000), "json_invalid"),
 }
 
