@@ -2,16 +2,19 @@
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 
 import msgspec
 import structlog
 
-from tailrace.features.client_calls.records import DecidedTurn, GetContinuation, ListDecided
+from tailrace.features.client_calls.records import Block, DecidedTurn, GetContinuation, ListDecided
 from tailrace.features.common.follow_up import settings_of
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import LOCAL, Tenant, TurnId
 
@@ -35,6 +38,12 @@ class Continuations:
         self._submitter = gateway.submitter
         self._blobs = gateway.blob_store
         self._find_key = gateway.authenticator.find_key
+
+    async def require_files(self, tenant: Tenant, result: list[Block], body_bytes: int) -> None:
+        """Raises Refused if a result refers to a file that the next turn could not read; LogUnavailable."""
+        if has_files([result]):
+            async with AsyncExitStack() as held:
+                await self._submitter.steps.open_files(tenant, body_bytes, held).insert([Message("user", result)])
 
     async def start(self, tenant: Tenant, session: str) -> TurnId:
         """Starts the next turn of a session of which all calls are decided; returns its id. Raises Refused, LogError.

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from tailrace.features.client_calls.continuations import PATH, Continuations
 from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
-from tailrace.features.client_calls.result_content import check_result
+from tailrace.features.client_calls.result_content import check_result, without_marks
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.feature import Feature, Parts
@@ -81,6 +81,10 @@ async def post_decision(
     decision = decision_of(body)
     if len(raw) > RESULT_BYTES_MAX:
         raise Refused("body_too_large", TOO_LARGE)
+    if isinstance(decision.result, list):
+        await continuations.require_files(tenant, decision.result, len(raw))
+    if body.result not in (UNSET, decision.result):
+        request.response_headers.append({"tailrace-ignored": "cache_control"})
     asked = DecideCall(session, request.path_params["call"], decision, principal.key, principal.user, body.turn)
     async with admissions.count(principal, len(raw)):
         found = await history.query(tenant, asked)
@@ -132,7 +136,7 @@ def decision_of(body: DecisionBody) -> Decision:
     refuse_blob_references(body.result)
     if isinstance(body.result, list):
         check_result(body.result, is_error=body.is_error)
-    return Decision(result=body.result, is_error=body.is_error)
+    return Decision(result=without_marks(body.result), is_error=body.is_error)
 
 
 async def get_sessions(request: ApiRequest, history: HistoryClient) -> Response:

@@ -145,14 +145,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
             {"type": "image", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
             {"type": "document", "source": {"type": "content", "content": [{"type": "nope"}]}},
             {"type": "search_result", "source": "a", "title": "b", "content": "c"},
+            {"type": "search_result", "source": "a", "title": "b", "content": []},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/bmp", "data": "Qk0="}},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}},
+            {"type": "image", "source": {"type": "url", "url": "a.png"}},
+            {"type": "document", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
+            {"type": "document", "source": {"type": "text", "media_type": "text/html", "data": "a"}},
+            {"type": "document", "source": {"type": "content", "content": []}},
+            {"type": "tool_reference", "tool_name": ""},
         )
     ),
     ({"result": [TEXT, IMAGE], "is_error": True}, "result"),
 ]
 # A block of each type that Anthropic's API accepts in a result, with fields that Tailrace does not know.
 GOOD = [
-    TEXT | {"cache_control": {"type": "ephemeral"}},
+    TEXT,
     IMAGE,
+    # A wrong label: the next turn has the type of the bytes.
+    {"type": "image", "source": {"type": "base64", "media_type": "image/jpg", "data": "/9j/4AAQSkZJRg=="}},
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
     {"type": "document", "title": "a", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
     {"type": "document", "source": {"type": "content", "content": [TEXT, IMAGE]}},
@@ -166,6 +176,27 @@ GOOD = [
 @pytest.mark.parametrize("block", GOOD, ids=lambda block: str(block["type"]))
 def test_a_decision_may_have_each_block_of_a_result(block: dict[str, Any]) -> None:
     assert decision_of(DecisionBody(result=[TEXT, block])).result == [TEXT, block]
+
+
+async def test_marks_of_the_prompt_cache_in_a_decision_are_ignored_and_named(gateway: Gateway) -> None:
+    """A call has at most four: otherwise the next turn would fail."""
+    session, call, _ = await park(gateway)
+    marked = TEXT | {"cache_control": {"type": "ephemeral"}}
+    answer = await gateway.client.post(f"/v1/sessions/{session}/calls/{call}", json={"result": 5 * [marked]})
+    assert (answer.status_code, answer.headers["tailrace-ignored"]) == (200, "cache_control")
+    await gateway.client.get(f"/v1/turns/{answer.json()['next']}/events")
+    following = await get(gateway, f"/v1/turns/{answer.json()['next']}")
+    assert following["outcome"] == "completed"
+    assert following["input"][0]["content"][0]["content"] == 5 * [TEXT]
+
+
+async def test_a_decision_with_an_unknown_file_is_refused_and_the_session_still_waits(gateway: Gateway) -> None:
+    session, call, _ = await park(gateway)
+    image = {"type": "image", "source": {"type": "file", "file_id": "file_unknown"}}
+    status, refused = await decide(gateway, session, call, result=[image])
+    assert (status, refused["error"]["code"]) == (404, "file_not_found")
+    status, decided = await decide(gateway, session, call, result="blue")
+    assert (status, decided["waits_because"]) == (200, None)
 
 
 async def test_an_invalid_decision_is_refused_and_stores_nothing(gateway: Gateway) -> None:
