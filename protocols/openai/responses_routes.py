@@ -33,7 +33,7 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto import odd_json
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
 from tailrace.proto.ids import TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore
 from tailrace.protocols.common.built_turn import BuiltTurn
@@ -187,7 +187,11 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
         return EventStream(Reader(streams, request), key, OPENAI_RESPONSES, snapshot=renderer)
     if flag(request, "snapshot"):
         raise Refused("request_invalid", "`snapshot` begins at the start: send it without `starting_after`")
-    start = partial(find_start, streams, key, parse_cursor(after) + 1)
+    try:
+        seen = parse_cursor(after) + 1
+    except CursorUnknown as error:
+        raise Refused("cursor_invalid", "`starting_after` is the `sequence_number` of an event, 0 or higher") from error
+    start = partial(find_start, streams, key, seen)
     stream = HeldStream if request.method == "GET" else EventStream
     return stream(Reader(streams, request), start, OPENAI_RESPONSES)
 

@@ -339,7 +339,7 @@ async def test_the_beta_resource_of_the_sdk_uses_the_same_routes(sdk: AsyncOpenA
     ("query", "message"),
     [
         ("?stream=maybe", "`stream`"),
-        ("?stream=true&starting_after=-1", "cursor"),
+        ("?stream=true&starting_after=-1", "`sequence_number`"),
         ("?stream=true&starting_after=1&snapshot=1", "without"),
         ("/input_items?limit=0", "limit"),
         ("/input_items?limit=101", "from 1 to 100"),
