@@ -7,11 +7,9 @@ repeated at any gateway, with its key. At the end each accepted message is one t
 one parent: otherwise they would be branches that do not know of each other.
 """
 
-import argparse
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
@@ -21,8 +19,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from tests.harness.system import System
-from tests.kills.steers import REPEAT_S, WAIT_S_MAX, run_with_kills
+from tests.kills.steers import REPEAT_S, WAIT_S_MAX, run_command, run_sessions
 
 SESSIONS = 5
 STEERS, QUEUED = 2, 2
@@ -121,14 +118,7 @@ class Session:
 
 async def measure(folder: Path, messages: int, *, sessions: int, kill_every_s: float, seed: int) -> Result:
     """Sends the messages in a system of its own, and counts."""
-    chance = random.Random(seed)
-    async with System(folder, sync="default") as system:
-        await system.start(gateways=2, generators=2)
-        each = [messages // sessions + (number < messages % sessions) for number in range(sessions)]
-        made = [Session(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
-        kills = await run_with_kills(
-            system, [session.run(number) for session, number in zip(made, each, strict=True)], chance, kill_every_s
-        )
+    async with run_sessions(Session, folder, messages, sessions, kill_every_s, seed) as (system, made, kills):
         parents = [await session.parents(system.clients[0]) for session in made]
         counts = Counter(parent for found in parents for parent in found.values() if parent is not None)
         return Result(
@@ -138,30 +128,9 @@ async def measure(folder: Path, messages: int, *, sessions: int, kill_every_s: f
             ),
             forks=[turn for turn, count in counts.items() if count > 1],
             repeated=sum(session.repeated for session in made),
-            kills=dict(kills),
+            kills=kills,
         )
-
-
-def main() -> int:
-    """Runs the measurement and prints its result. Returns the exit status: 1 after a fork or a lost message."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.kills.lines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--messages", type=int, default=500, help="messages in all (default: 500)")
-    parser.add_argument("--sessions", type=int, default=SESSIONS)
-    parser.add_argument("--kill-every", type=float, default=2.0, metavar="SECONDS", help="0: no kills (default: 2)")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        result = asyncio.run(
-            measure(
-                Path(folder), given.messages, sessions=given.sessions, kill_every_s=given.kill_every, seed=given.seed
-            )
-        )
-    print(f"{result.report()}\n{time.monotonic() - began:.0f} s")
-    return 0 if result.is_green else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("lines", __doc__, "messages", SESSIONS, measure))

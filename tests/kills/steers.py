@@ -2,9 +2,10 @@
 
     python -m tests.kills.steers --steers 500
 
-Each session has a client that steers the newest turn again and again, and a reader that goes on over all answers. A
-request without an answer is repeated at any gateway, with its key. Prints how many messages were accepted, are in the
-conversation once, and are lost; the kills; and the time from the request to the first delta of its answer.
+Each session has a client that steers the newest turn again and again, at most 64 times, and a reader that goes on over
+all answers. A request without an answer is repeated at any gateway, with its key. Prints how many messages were
+accepted, are in the conversation once, and are lost; the kills; and the time from the request to the first delta of its
+answer.
 """
 
 import argparse
@@ -15,12 +16,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import httpx2
 import msgspec
@@ -36,6 +37,16 @@ LAST = "#sim words=3 rate=0 tag={name}"
 WAIT_S_MAX = 240.0
 REPEAT_S = 0.2
 ROLES = ("gateway", "generator", "persistence", "nats-server")
+
+
+class Sender(Protocol):
+    """A session that sends so many messages."""
+
+    def run(self, messages: int, /) -> Coroutine[Any, Any, None]: ...
+
+
+S = TypeVar("S", bound=Sender)
+Measure = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,14 +209,7 @@ class Session:
 
 async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: float, seed: int) -> Result:
     """Runs the steers in a system of its own, and counts."""
-    chance = random.Random(seed)
-    async with System(folder, sync="default") as system:
-        await system.start(gateways=2, generators=2)
-        each = [steers // sessions + (number < steers % sessions) for number in range(sessions)]
-        made = [Session(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
-        kills = await run_with_kills(
-            system, [session.run(number) for session, number in zip(made, each, strict=True)], chance, kill_every_s
-        )
+    async with run_sessions(Session, folder, steers, sessions, kill_every_s, seed) as (system, made, kills):
         said = [await session.conversation(system) for session in made]
         accepted = [[text for text, _ in session.accepted] for session in made]
         return Result(
@@ -221,12 +225,29 @@ async def measure(folder: Path, steers: int, *, sessions: int, kill_every_s: flo
             repeated=sum(session.repeated for session in made),
             readers=sum(session.is_whole() for session in made),
             wrong=[session.describe() for session in made if not session.is_whole()],
-            kills=dict(kills),
+            kills=kills,
             delta_s=[one for session in made for one in session.delta_s],
         )
 
 
-async def run_with_kills(
+@asynccontextmanager
+async def run_sessions(
+    make: Callable[[list[httpx2.AsyncClient], str, random.Random], S],
+    folder: Path,
+    messages: int,
+    sessions: int,
+    kill_every_s: float,
+    seed: int,
+) -> AsyncIterator[tuple[System, list[S], dict[str, int]]]:
+    """Yields a system of its own, its sessions, which have sent so many messages in all, and the kills by role."""
+    async with System(folder, sync="default") as system:
+        await system.start(gateways=2, generators=2)
+        made = [make(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
+        runs = [one.run(messages // sessions + (number < messages % sessions)) for number, one in enumerate(made)]
+        yield system, made, dict(await _run_with_kills(system, runs, random.Random(seed), kill_every_s))
+
+
+async def _run_with_kills(
     system: System, runs: Iterable[Coroutine[Any, Any, None]], chance: random.Random, every_s: float
 ) -> Counter[str]:
     """Runs `runs` at once while processes are killed, and waits until the system is healed; returns kills by role.
@@ -275,24 +296,29 @@ async def _start_again(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         await asyncio.sleep(REPEAT_S)
 
 
-def main() -> int:
-    """Runs the measurement and prints its result. Returns the exit status: 1 unless each message was applied once."""
+def run_command(name: str, description: str | None, sent: str, sessions: int, measure: Measure) -> int:
+    """Runs a measurement of this folder as a command, and prints its result. Returns the exit status: 0 if it is green.
+
+    `sent` is the option for the number of messages.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m tests.kills.steers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m tests.kills.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steers", type=int, default=500, help="messages in all (default: 500)")
-    parser.add_argument("--sessions", type=int, default=SESSIONS, help="conversations, 64 messages at most each")
+    parser.add_argument(f"--{sent}", dest="sent", type=int, default=500, help="messages in all (default: 500)")
+    parser.add_argument("--sessions", type=int, default=sessions, help=f"conversations (default: {sessions})")
     parser.add_argument("--kill-every", type=float, default=2.0, metavar="SECONDS", help="0: no kills (default: 2)")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         result = asyncio.run(
-            measure(Path(folder), given.steers, sessions=given.sessions, kill_every_s=given.kill_every, seed=given.seed)
+            measure(Path(folder), given.sent, sessions=given.sessions, kill_every_s=given.kill_every, seed=given.seed)
         )
     print(f"{result.report()}\n{time.monotonic() - began:.0f} s")
     return 0 if result.is_green else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("steers", __doc__, "steers", SESSIONS, measure))
