@@ -31,10 +31,9 @@ class HistoryClient:
         """Returns whether the database has the turn's end; False also if persistence does not answer."""
         try:
             async with asyncio.timeout(HAS_END_S):
-                record = await self.query(key.tenant, GetTurn(key.turn))
+                return (await self.query(key.tenant, GetTurn(key.turn))).has_end
         except (Refused, TimeoutError):
             return False
-        return record.has_end
 
     async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         """Returns a turn that has left the log."""

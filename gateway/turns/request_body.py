@@ -184,11 +184,8 @@ def _check_conversation(new_turn: NewTurn) -> None:
     if not new_turn.store:
         refuse_fields(new_turn, "session", "parent", "full_history", "project", "webhook")
     if new_turn.verbatim and not new_turn.full_history:
-        raise Refused(
-            "request_invalid",
-            "`verbatim` has no effect without `full_history`: send both with the whole conversation, or neither",
-            param="verbatim",
-        )
+        why = "`verbatim` has no effect without `full_history`: send both with the whole conversation, or neither"
+        raise Refused("request_invalid", why, param="verbatim")
     if new_turn.project is not None:
         check_name("project", new_turn.project)
     if new_turn.user is not None:

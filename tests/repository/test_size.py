@@ -13,8 +13,8 @@ import pytest
 from tools.code_lines import CORE, count_code_lines, count_folder
 
 CHECKOUT = Path(__file__).parents[2]
-# Damage of the log is found, noted and ended (R144): 183 lines.
-CORE_LINES_MAX = 17_486
+# Damage of the log is found, noted and ended (R144): 183 lines. A row that has its end: 2. `verbatim` alone: 3.
+CORE_LINES_MAX = 17_491
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 154, "model": 32}
 COUNTS = 3
