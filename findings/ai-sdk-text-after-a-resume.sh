@@ -65,8 +65,12 @@ console.log(JSON.stringify(answers.flatMap((message) => message.parts.filter((pa
 process.exit(0);
 JAVASCRIPT
 }
-seen=$(answer '@ai-sdk/react@2.0.280' 'ai@5.0.277'; answer '@ai-sdk/react@3.0.328' 'ai@6.0.326'; answer '@ai-sdk/react@4.0.177' 'ai@7.0.173')
-paste -d ' ' <(printf 'AI SDK %s:\n' 5 6 7) <(echo "$seen")
-[ "$seen" = '["One two","One two three."]
+{
+  answer '@ai-sdk/react@2.0.280' 'ai@5.0.277'
+  answer '@ai-sdk/react@3.0.328' 'ai@6.0.326'
+  answer '@ai-sdk/react@4.0.177' 'ai@7.0.173'
+} > "$folder/seen"
+paste -d ' ' <(printf 'AI SDK %s:\n' 5 6 7) "$folder/seen"
+[ "$(cat "$folder/seen")" = '["One two","One two three."]
 ["One two","One two three."]
 ["One two three."]' ]

