@@ -24,6 +24,7 @@ from tailrace.generators.continuation import (
     prepare_call,
     wants_refusal,
 )
+from tailrace.generators.delta_ticks import DeltaTicks
 from tailrace.generators.dropped_text import DroppedTextMeter
 from tailrace.generators.error_frames import free_frames
 from tailrace.generators.event_writer import EventWriter, append_when_not_full, as_stored
@@ -82,9 +83,9 @@ class AttemptRunner:
         name: str,
         filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink],
-        delta_interval_s: float,
+        ticks: DeltaTicks,
     ) -> None:
-        """`name` identifies this process in the log. See EventWriter for `delta_interval_s`.
+        """`name` identifies this process in the log. See EventWriter for `ticks`.
 
         `filters` change each call, in this order. The last of `sinks` receives the model's events first, and each sink
         passes them on to the sink before it.
@@ -93,7 +94,7 @@ class AttemptRunner:
         self._name = name
         self._filters = filters
         self._sinks = sinks
-        self._delta_interval_s = delta_interval_s
+        self._ticks = ticks
 
     async def run(self, planned: PlannedAttempt, traceparent: str | None) -> tuple[Turn, BackendError | None]:
         """Returns the fold after an attempt, and the error that broke the answer off, if any.
@@ -128,7 +129,7 @@ class AttemptRunner:
     ) -> tuple[Turn, BackendError | None]:
         """Calls the model and appends its events; returns as `run` does. `ends` has every end after `planned.turn`."""
         key, turn, action, route, *_ = planned
-        writer = EventWriter(self._log, key, folding, self._delta_interval_s)
+        writer = EventWriter(self._log, key, folding, self._ticks)
         call, continuation = prepare_call(turn, action.mode, self._filters)
         try:
             async with asyncio.TaskGroup() as group:

@@ -13,6 +13,7 @@ import structlog
 from tailrace.generators import metrics
 from tailrace.generators.backends.model_event import ModelEvent, events_lost
 from tailrace.generators.delta_buffer import DeltaBuffer
+from tailrace.generators.delta_ticks import DeltaTicks
 from tailrace.proto import events
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event, StoredEntry
@@ -25,11 +26,6 @@ from tailrace.proto.nats.log_server import PublishUnclear
 logger = structlog.get_logger()
 
 FULL_WAIT_S = 1.0
-# After an append that took this long, the next delta waits for others until JOIN_S after that append began. So slow
-# appends, of a busy disk or process, become fewer, each with more deltas. On an idle machine an append takes 1 ms, and
-# 7 ms if each has an fsync.
-SLOW_APPEND_S = 0.02
-JOIN_S = 0.05
 # With `original`, an entry has the event twice, one of them as a JSON string: together below 1 MB.
 ORIGINAL_CHARS_MAX = 300_000
 
@@ -75,21 +71,21 @@ class EventWriter:
     event that completes the message, and at its end.
     """
 
-    def __init__(self, log: TurnLog, key: TurnKey, folding: Folding, delta_interval_s: float = 0.0) -> None:
-        """Each stored event is added to `folding`.
-
-        `delta_interval_s` is the time after an append of a delta in which the next deltas wait for others.
-        """
+    def __init__(self, log: TurnLog, key: TurnKey, folding: Folding, ticks: DeltaTicks) -> None:
+        """Each stored event is added to `folding`. `ticks` is the same for all writers of the process."""
         self._log = log
         self._key = key
         self._folding = folding
-        self._delta_interval_s = delta_interval_s
+        self._ticks = ticks
         self._loop = asyncio.get_running_loop()
         self._buffer = DeltaBuffer()
         self._appending: _Appending | None = None
         self._join_until = 0.0
         """Until when a delta waits for others, in the loop's time."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._calls_at = 0.0
+        """When `ticks` calls this writer, if a delta waits."""
+        self._follows_delta = False
+        """Whether the event that was stored last is a delta."""
         self._is_closed = False
         self._is_over = False
         self._is_unsent = False
@@ -107,9 +103,12 @@ class EventWriter:
         Raises BackendError (`events_lost`) if an event that was put before is not stored.
         """
         self._put_checksum = extend_checksum(self._put_checksum, event)
+        is_busy = type(event.event) is events.BlockDelta and self._ticks.count_delta(self._loop.time())
         if self._appending is None and not self._join_until and not self._is_over:
-            self._publish(event, time.monotonic())
-            return
+            if not is_busy or not self._follows_delta:
+                self._publish(event, time.monotonic())
+                return
+            self._join_until = self._ticks.next_tick(self._loop.time())
         self._buffer.put(event, time.monotonic())
         if self._appending is None:
             self._append_next()
@@ -144,8 +143,6 @@ class EventWriter:
                     await self._changed
         finally:
             self._is_over = True
-            if self._timer is not None:
-                self._timer.cancel()
 
     def _take_error(self) -> Exception:
         # The error refers to this writer, so the writer must not refer to the error (error_frames.py).
@@ -195,16 +192,19 @@ class EventWriter:
 
     def _waits_for_others(self) -> bool:
         """Returns whether the next event is a delta that still waits. Another event, or the close, ends its wait."""
-        is_over = self._is_closed or not self._buffer.is_one_delta or self._loop.time() >= self._join_until
-        if is_over and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif not is_over and self._timer is None:
-            self._timer = self._loop.call_at(self._join_until, self._end_wait)
-        return not is_over
+        if self._is_closed or not self._buffer.is_one_delta or self._loop.time() >= self._join_until:
+            return False
+        if self._calls_at != self._join_until:
+            self._calls_at = self._join_until
+            self._ticks.call_at(self._loop, self._join_until, self._end_wait)
+        return True
 
-    def _end_wait(self) -> None:
-        self._timer = None
+    def _end_wait(self, until: float) -> None:
+        """Ends the wait until `until`, in the loop's time, unless another event or the close has ended it."""
+        if self._appending is not None or self._join_until != until:
+            return
+        # The loop may call a little before the time.
+        self._join_until = 0.0
         try:
             self._append_next()
         except Exception as error:  # noqa: BLE001  # `run` raises it
@@ -251,16 +251,18 @@ class EventWriter:
         metrics.APPEND_S.observe(stored_at - published_at)
         # A delta after another event does not wait.
         self._join_until = 0.0
-        if type(event.event) is events.BlockDelta:
-            join_s = max(JOIN_S if self._loop.time() - began_at >= SLOW_APPEND_S else 0.0, self._delta_interval_s)
-            self._join_until = began_at + join_s if join_s else 0.0
+        self._follows_delta = type(event.event) is events.BlockDelta
+        if self._follows_delta:
+            self._join_until = self._ticks.wait_after(
+                began_at, self._loop.time(), is_waiting=bool(self._buffer.waiting)
+            )
             metrics.DELTA_STORED_S.observe(stored_at - put_at)
         self._folding.add(StoredEntry(seq, datetime.now(UTC), entry), event.event)
 
 
 async def write_all(log: TurnLog, key: TurnKey, folding: Folding, several: Iterable[ModelEvent]) -> None:
     """Appends events, and adds each to `folding`. Raises as TurnLog.append does."""
-    writer = EventWriter(log, key, folding)
+    writer = EventWriter(log, key, folding, DeltaTicks())
     for event in several:
         writer.put(event)
     writer.close()

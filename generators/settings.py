@@ -78,7 +78,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
             ge=0,
             le=1,
             description="time after a stored delta in which further deltas of its content block wait and become one "
-            "event, which saves CPU time (docs/SIZING.md); 0: each delta is stored at once",
+            "event, which saves CPU time (docs/SIZING.md); 0: deltas wait only in a busy process, for at most 33 ms",
         ),
     ] = 0.0
     attempts_max: Annotated[

@@ -16,6 +16,7 @@ from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, WrapSink
 from tailrace.generators.backend_order import REPEATED_FAULTS
 from tailrace.generators.continuation import FilterCall
+from tailrace.generators.delta_ticks import DeltaTicks
 from tailrace.generators.event_writer import append_when_not_full, as_stored, write_all
 from tailrace.generators.model_caller import ModelCaller
 from tailrace.generators.plan import Acknowledge, AppendEvents, Complete, Fail, Leave, MakeAttempt
@@ -66,7 +67,7 @@ class TurnRunner:
         self._prepare = prepare
         self._observe = observe or (lambda *_: nullcontext())
         self._deadline_s = deadline_s
-        self._attempts = AttemptRunner(log, name=name, filters=filters, sinks=sinks, delta_interval_s=delta_interval_s)
+        self._attempts = AttemptRunner(log, name=name, filters=filters, sinks=sinks, ticks=DeltaTicks(delta_interval_s))
 
     async def run(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.

@@ -1,8 +1,11 @@
 """Structured logging (structlog) to standard error: one line per event, without prompts, answers and keys."""
 
+import asyncio
+import atexit
 import io
 import logging
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -17,20 +20,61 @@ LogFormat = Literal["json", "console", "colour"]
 FIRST = ("turn", "tenant", "session", "model", "attempt")
 
 
+# How long lines below `warning` wait for others, to be written with one call. A kill loses them.
+WRITE_AFTER_S = 0.05
+
+
 class _LossyOutput(io.TextIOBase):
     """Standard error, for log lines. A line that cannot be written is lost.
 
     A full disk or a closed pipe must not break the work.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[str] = []
+        # Other threads write, too; and a signal's handler, in the middle of a line.
+        self._lock = threading.RLock()
+        atexit.register(self.flush)
+
+    def write_soon(self, text: str) -> None:
+        """Writes `text` within WRITE_AFTER_S, together with others; at once outside an event loop."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.write(text)
+            return
+        with self._lock:
+            if not self._waiting:
+                loop.call_later(WRITE_AFTER_S, self.flush)
+            self._waiting.append(text)
+
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            sys.stderr.write(text)
+        with self._lock, suppress(OSError):
+            waiting, self._waiting = self._waiting, []
+            sys.stderr.write("".join([*waiting, text]))
+            sys.stderr.flush()
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
+        if self._waiting:
+            self.write("")
+
+
+class _Lines:
+    """What structlog writes its lines to."""
+
+    def __init__(self, output: _LossyOutput) -> None:
+        self._output = output
+
+    def info(self, line: str) -> None:
+        self._output.write_soon(f"{line}\n")
+
+    def warning(self, line: str) -> None:
+        self._output.write(f"{line}\n")
+
+    msg = debug = info
+    error = critical = exception = warning
 
 
 def is_coloured(out: TextIO, environ: Mapping[str, str]) -> bool:
@@ -58,11 +102,11 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         )
     )
     rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_escape_controls, last]
-    output = cast("TextIO", _LossyOutput())
+    output = _LossyOutput()
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=output),
+        logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
@@ -70,7 +114,7 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
     )
-    foreign = logging.StreamHandler(output)
+    foreign = logging.StreamHandler(cast("TextIO", output))
     foreign.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [foreign]

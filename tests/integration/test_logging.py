@@ -94,6 +94,9 @@ async def run(own_server: NatsServer, tmp_path: Path, tenant: Tenant) -> AsyncIt
         await until(lambda: [fact for fact in started["generators"].find_lines("attempt") if fact["turn"] == cancelled])
         await client.post(f"/v1/turns/{cancelled}/cancel")
         await until(lambda: len(started["persistence"].find_lines("turn recorded")) >= 2)
+        # Lines of the level `info` are written a little later.
+        await until(lambda: all(started["gateway"].find_lines(one) for one in ("stream ended", "turn cancelled")))
+        await until(lambda: started["generators"].find_lines("turn ended"))
         secrets = CANARIES | {"password of NATS": own_server.spec.passwords[ROOT_USER]}
         yield Run(completed, cancelled, started, secrets)
 

@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tailrace.features.structured_output.json_schema import SchemaChecker
-from tailrace.generators import attempt_runner
+from tailrace.generators import attempt_runner, delta_ticks
 from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.proto import chain as proto_chain
 from tailrace.proto import events
@@ -31,6 +31,8 @@ HANDLES_MAX = 50_000
 SOON_S = 0.0005
 # In every so many schedules, each event counts as large: the answer is read on when the event is stored.
 LARGE_EVERY = 4
+# In every so many schedules, the generators are always busy: deltas wait for the next common moment.
+BUSY_EVERY = 3
 FREEZE_S_MAX = 6.0
 # The share of schedules with a second reader, whose connection is never cut.
 SECOND_READER = 0.3
@@ -96,6 +98,7 @@ class Schedule:
         with (
             patch.object(SchemaChecker, "find_mismatch", model.find_mismatch),
             patch.object(attempt_runner, "LARGE_BYTES", 0 if self.seed % LARGE_EVERY == 0 else LARGE_BYTES),
+            patch.object(delta_ticks, "BUSY_DELTAS", 0 if self.seed % BUSY_EVERY == 0 else delta_ticks.BUSY_DELTAS),
             only_failures(world.failures),
         ):
             self.is_over = world.run_while(self._is_running, HANDLES_MAX)

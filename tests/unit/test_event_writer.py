@@ -5,13 +5,15 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from tailrace.generators import event_writer
+from tailrace.generators import delta_ticks, event_writer
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.generators.delta_buffer import DeltaBuffer
-from tailrace.generators.event_writer import JOIN_S, EventWriter
+from tailrace.generators.delta_ticks import JOIN_S, DeltaTicks
+from tailrace.generators.event_writer import EventWriter
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event
 from tailrace.proto.errors import BackendError, FenceLost, LogFull
@@ -64,12 +66,12 @@ class HeldLog(MemoryLog):
 class Writing:
     """A writer of a turn with one attempt, and its task."""
 
-    def __init__(self, delta_interval_s: float) -> None:
+    def __init__(self, ticks: DeltaTicks) -> None:
         self.log = HeldLog()
         self.log.store(KEY, request())
         self.log.store(KEY, Attempt(prev=Seq(1), attempt=1, generator="g", backend="claude", mode="fresh"))
         self.folding = Folding(fold(self.log.stored[KEY]))
-        self.writer = EventWriter(self.log, KEY, self.folding, delta_interval_s)
+        self.writer = EventWriter(self.log, KEY, self.folding, ticks)
         self.task = asyncio.create_task(self.writer.run())
 
     def put(self, *several: ModelEvent) -> None:
@@ -82,8 +84,8 @@ class Writing:
 
 
 @asynccontextmanager
-async def writing(delta_interval_s: float = 0.0) -> AsyncIterator[Writing]:
-    opened = Writing(delta_interval_s)
+async def writing(delta_interval_s: float = 0.0, ticks: DeltaTicks | None = None) -> AsyncIterator[Writing]:
+    opened = Writing(ticks or DeltaTicks(delta_interval_s))
     await asyncio.sleep(0)
     yield opened
     opened.task.cancel()
@@ -230,6 +232,47 @@ async def test_after_a_slow_append_a_delta_waits() -> None:
         own.put(delta("b"))
         assert own.log.texts == ["a"]
         await until(lambda: own.log.texts == ["a", "b"])
+
+
+async def test_the_deltas_of_a_busy_process_are_published_together() -> None:
+    ticks = DeltaTicks()
+    with patch.object(delta_ticks, "BUSY_DELTAS", 1):
+        async with writing(ticks=ticks) as own, writing(ticks=ticks) as other:
+            for one in (own, other):
+                one.put(START)
+                one.log.acknowledge()
+                one.put(delta("a"))
+                one.log.acknowledge()
+                one.put(delta("b"))
+                assert one.log.texts == ["a"]
+            await until(lambda: own.log.texts == ["a", "b"])
+            assert other.log.texts == ["a", "b"]
+            # A delta that came while an append was in flight waits, too.
+            own.put(delta("c"))
+            own.log.acknowledge()
+            assert own.log.texts == ["a", "b"]
+            await until(lambda: own.log.texts == ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("end", ["another event", "the close"])
+async def test_nothing_but_a_delta_behind_a_delta_waits_in_a_busy_process(end: str) -> None:
+    with patch.multiple(delta_ticks, BUSY_DELTAS=1, TICK_S=3600):
+        async with writing(ticks=DeltaTicks()) as own:
+            own.put(START, delta("a"))
+            own.log.acknowledge()
+            assert own.log.texts == ["a"]
+            own.log.acknowledge()
+            own.put(delta("b"))
+            assert own.log.texts == ["a"]
+            if end == "the close":
+                own.writer.close()
+                assert own.log.texts == ["a", "b"]
+                return
+            own.put(STOP, START, delta("c"))
+            assert own.log.texts == ["a", "b"]
+            for _ in range(3):
+                own.log.acknowledge()
+            assert own.log.texts == ["a", "b", "c"]
 
 
 async def test_a_writer_is_drained_when_all_events_are_stored() -> None:

@@ -39,3 +39,43 @@ def test_a_line_on_a_terminal_has_local_time_with_milliseconds(form: LogFormat, 
     assert re.fullmatch(
         r"\d\d:\d\d:\d\d\.\d{3} \[info +\] turn ended turn=t1 attempt=2 outcome=completed role=gateway\n", plain
     )
+
+
+def test_lines_of_an_event_loop_are_written_together_and_a_warning_at_once() -> None:
+    """No line is lost or moved: a warning writes the lines before it, and the exit of the process the last ones."""
+    script = """
+import asyncio, os, sys, threading
+import structlog
+from tailrace.proto.runtime.logging_setup import WRITE_AFTER_S, configure
+
+writes = []
+
+class Counted:
+    def write(self, text):
+        writes.append([line.split()[3] for line in text.splitlines()])
+    def flush(self):
+        pass
+
+async def log():
+    sys.stderr = Counted()
+    logger = structlog.get_logger()
+    logger.info("a"); logger.info("b")
+    assert writes == []
+    await asyncio.sleep(2 * WRITE_AFTER_S)
+    assert writes == [["a", "b"]], writes
+    logger.info("c"); logger.warning("d")
+    assert writes[1:] == [["c", "d"]], writes
+    logger.info("e")
+    thread = threading.Thread(target=logger.info, args=["f"])
+    thread.start(); thread.join()
+    assert writes[2:] == [["e", "f"]], writes
+    await asyncio.sleep(2 * WRITE_AFTER_S)
+    assert writes[3:] == [], writes
+    logger.info("g")
+    sys.stderr = sys.__stderr__
+
+configure("gateway", "console", "info")
+asyncio.run(log())
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=True, text=True)
+    assert re.fullmatch(r"\S+ \[info +\] g +role=gateway\n", found.stderr)

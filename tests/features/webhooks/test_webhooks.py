@@ -662,7 +662,7 @@ async def test_urls_of_receivers_are_not_logged(own: WebhookSystem, receiver: Re
         for url in urls:
             await own.write(url, text=text)
         await own.wait_until_drained()
-        printed = process.printed.read_text()
+    printed = process.printed.read_text()
     assert [len(process.find_lines(event)) for event in ("webhook delivered", "webhook given up")] == [1, 3]
     assert "canary" not in printed
     assert KEY not in printed
