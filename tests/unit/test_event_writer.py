@@ -12,7 +12,7 @@ import pytest
 from tailrace.generators import delta_ticks, event_writer
 from tailrace.generators.backends.model_event import ModelEvent, from_event, stop_message
 from tailrace.generators.delta_buffer import DeltaBuffer
-from tailrace.generators.delta_ticks import JOIN_S, DeltaTicks
+from tailrace.generators.delta_ticks import SLOW_APPEND_S, DeltaTicks
 from tailrace.generators.event_writer import EventWriter
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Event
@@ -223,21 +223,25 @@ async def test_a_delta_waits_for_others_after_an_append_of_a_delta(end: str) -> 
 
 
 async def test_after_a_slow_append_a_delta_waits() -> None:
-    async with writing() as own:
-        own.put(START)
-        own.log.acknowledge()
-        own.put(delta("a"))
-        await asyncio.sleep(JOIN_S / 2)
-        own.log.acknowledge()
-        own.put(delta("b"))
-        assert own.log.texts == ["a"]
-        await until(lambda: own.log.texts == ["a", "b"])
+    # Longer than the pauses of a busy machine.
+    with patch.object(delta_ticks, "JOIN_S", 1.0):
+        async with writing() as own:
+            own.put(START)
+            own.log.acknowledge()
+            own.put(delta("a"))
+            await asyncio.sleep(2 * SLOW_APPEND_S)
+            own.log.acknowledge()
+            own.put(delta("b"))
+            assert own.log.texts == ["a"]
+            await until(lambda: own.log.texts == ["a", "b"])
 
 
 async def test_the_deltas_of_a_busy_process_are_published_together() -> None:
-    ticks = DeltaTicks()
-    with patch.object(delta_ticks, "BUSY_DELTAS", 1):
+    # Longer than the pauses of a busy machine.
+    with patch.multiple(delta_ticks, BUSY_DELTAS=1, TICK_S=1.0):
+        ticks, now = DeltaTicks(), asyncio.get_running_loop().time()
         async with writing(ticks=ticks) as own, writing(ticks=ticks) as other:
+            await asyncio.sleep(ticks.next_tick(now) - now)
             for one in (own, other):
                 one.put(START)
                 one.log.acknowledge()
