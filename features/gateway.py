@@ -36,6 +36,7 @@ from tailrace.gateway.feature import Features
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.proto.runtime.settings import extend
+from tailrace.protocols.ag_ui.gateway import FEATURE as AG_UI
 from tailrace.protocols.ai_sdk.gateway import FEATURE as AI_SDK
 from tailrace.protocols.anthropic.gateway import FEATURE as ANTHROPIC
 from tailrace.protocols.openai.gateway import FEATURE as OPENAI
@@ -47,6 +48,7 @@ FEATURES: Features = (
     API_REFERENCE,
     TUTORIALS,
     AI_SDK,
+    AG_UI,
     MODELS,
     TURN_LISTS,
     BATCHES,

@@ -1,7 +1,7 @@
 """Routes of calls of client tools that wait for a decision: the sessions, the calls, and the decision about one."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
@@ -11,19 +11,21 @@ from starlette.responses import Response
 from tailrace.features.client_calls.continuations import PATH, Continuations
 from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
 from tailrace.features.client_calls.result_content import check_result, without_marks
-from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
+from tailrace.gateway.http.read_body import convert
 from tailrace.gateway.http.route import SESSIONS, Route, query
 from tailrace.gateway.resources import sessions
 from tailrace.gateway.resources.paging import page_of
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
@@ -68,31 +70,71 @@ async def get_calls(request: ApiRequest, history: HistoryClient) -> Response:
     return json_response(await history.query(request.tenant, asked))
 
 
-async def post_decision(
-    request: ApiRequest, admissions: Admissions, history: HistoryClient, continuations: Continuations
-) -> Response:
+class Decisions:
+    """Stores decisions, and starts the turns that follow."""
+
+    def __init__(self, gateway: Gateway, continuations: Continuations) -> None:
+        self._admissions = gateway.admissions
+        self._history = gateway.history
+        self._continuations = continuations
+
+    async def store(self, principal: Principal, session: str, call: str, body: DecisionBody, size: int) -> SessionCalls:
+        """Stores a decision whose body has `size` bytes; returns the calls of the turn. Raises Refused."""
+        decision = decision_of(body)
+        if size > RESULT_BYTES_MAX:
+            raise Refused("body_too_large", TOO_LARGE)
+        if isinstance(decision.result, list):
+            await self._continuations.require_files(principal.tenant, decision.result, size)
+        asked = DecideCall(session, call, decision, principal.key, principal.user, body.turn)
+        async with self._admissions.count(principal, size):
+            found = await self._history.query(principal.tenant, asked)
+        kind = "denied" if decision.result is None else "result"
+        logger.info(
+            "call decided", tenant=principal.tenant, session=session, call=call, decision=kind, by=principal.key
+        )
+        return found
+
+    async def start(self, tenant: Tenant, found: SessionCalls) -> TurnId | None:
+        """Returns the turn that follows a turn of which all calls are decided. Raises Refused, LogError."""
+        if found.next is not None:
+            return found.next
+        try:
+            return await self._continuations.start(tenant, found.session)
+        except Refused as refused:
+            if refused.code != "call_not_found":
+                raise
+            # The session waits no more: another request or process has started the turn meanwhile.
+            return (await self._history.query(tenant, ListCalls(found.session, found.turn))).next
+
+    async def decide_call(
+        self, principal: Principal, session: str, call: str, fields: dict[str, Any]
+    ) -> TurnKey | None:
+        """See OptionalSteps."""
+        found = await self.store(
+            principal, session, call, convert(fields, DecisionBody), len(msgspec.json.encode(fields))
+        )
+        following = None if found.undecided else await self.start(principal.tenant, found)
+        return None if following is None else TurnKey(principal.tenant, following)
+
+
+async def post_decision(request: ApiRequest, decisions: Decisions) -> Response:
     """`POST /v1/sessions/{session}/calls/{call}`: decides about a call: its result, or that it is denied.
 
     When all calls of the turn are decided, the next turn starts, once: `next` is its id. A repeated request changes
     nothing and gets the same answer. With a JWT that names a user, the session must be of this user.
     """
-    tenant, session, principal = request.tenant, request.path_params["session"], request.principal
+    session, call = request.path_params["session"], request.path_params["call"]
     body, raw = await request.read(DecisionBody)
-    decision = decision_of(body)
-    if len(raw) > RESULT_BYTES_MAX:
-        raise Refused("body_too_large", TOO_LARGE)
-    if isinstance(decision.result, list):
-        await continuations.require_files(tenant, decision.result, len(raw))
-    if body.result not in (UNSET, decision.result):
+    found = await decisions.store(request.principal, session, call, body, len(raw))
+    if body.result is not UNSET and body.result != without_marks(body.result):
         request.response_headers.append({"tailrace-ignored": "cache_control"})
-    asked = DecideCall(session, request.path_params["call"], decision, principal.key, principal.user, body.turn)
-    async with admissions.count(principal, len(raw)):
-        found = await history.query(tenant, asked)
-    kind = "denied" if decision.result is None else "result"
-    logger.info("call decided", tenant=tenant, session=session, call=asked.call, decision=kind, by=principal.key)
     following, why = found.next, None
-    if following is None and not found.undecided:
-        following, why = await _start(continuations, history, tenant, found)
+    if not found.undecided:
+        try:
+            following = await decisions.start(request.tenant, found)
+        except (Refused, LogError) as error:
+            # The decision is stored, and the turn starts later.
+            why = str(error)
     return json_response(
         DecidedCall(
             session=found.session,
@@ -104,19 +146,6 @@ async def post_decision(
             waits_because=why,
         )
     )
-
-
-async def _start(
-    continuations: Continuations, history: HistoryClient, tenant: Tenant, found: SessionCalls
-) -> tuple[TurnId | None, str | None]:
-    """Starts the next turn. Returns its id, or why it starts later: the decision is stored in either case."""
-    try:
-        return await continuations.start(tenant, found.session), None
-    except (Refused, LogError) as error:
-        if not isinstance(error, Refused) or error.code != "call_not_found":
-            return None, str(error)
-        # The session waits no more: another request or process has started the turn meanwhile.
-        return (await history.query(tenant, ListCalls(found.session, found.turn))).next, None
 
 
 def decision_of(body: DecisionBody) -> Decision:
@@ -188,7 +217,9 @@ def wrap(route: Route) -> Route:
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the service that starts decided turns, at once and, after a failure, in the background."""
     continuations = Continuations(gateway)
-    return Parts(services=(continuations,), background=(continuations.run,))
+    decisions = Decisions(gateway, continuations)
+    steps = OptionalSteps(decide_call=decisions.decide_call)
+    return Parts(services=(decisions,), background=(continuations.run,), steps=steps)
 
 
 FEATURE = Feature(NoSettings, start, routes=ROUTES, wrap=wrap)

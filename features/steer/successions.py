@@ -11,7 +11,7 @@ from tailrace.proto.errors import CursorUnknown, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 
-# The dialects whose clients know the event for it. In all others, the stream ends with the steered turn.
+# The dialects whose clients know the event for it. Others go on with `goes_on`, or end with the steered turn.
 DIALECTS = frozenset({"tailrace"})
 
 
@@ -38,7 +38,7 @@ class Successions:
         except (TurnUnknown, CursorUnknown):
             # It was deleted, or has left the log: the reader has all.
             return False
-        if found.cursor == BEFORE_FIRST:
+        if found.cursor == BEFORE_FIRST and not stream.dialect.goes_on:
             # The end of the turn before has announced the request.
             stream.position = max(stream.position, 1)
         return True
@@ -52,7 +52,7 @@ class Successions:
         of the turn, if the reader has received it on this connection. A credential for one turn, such as a ticket, does
         not read the next one.
         """
-        if cursor == BEFORE_FIRST or dialect.name not in DIALECTS or principal.turn is not None:
+        if cursor == BEFORE_FIRST or principal.turn is not None or not (dialect.goes_on or dialect.name in DIALECTS):
             return None
         if end is not None:
             return None if end.successor is None else NextTurn(TurnKey(key.tenant, end.successor), BEFORE_FIRST)

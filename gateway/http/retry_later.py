@@ -29,6 +29,8 @@ def is_resuming_reader(scope: Scope) -> bool:
     """Returns whether an EventSource sends the request to resume after the last id that it has received."""
     request = HTTPConnection(scope)
     is_reader = scope["method"] == "GET" and sse.MEDIA_TYPE in accept_header(request.headers)
+    # TanStack AI repeats the POST that began its run, or the GET that joined it.
+    is_reader = is_reader or "x-run-id" in request.headers or "runId" in request.query_params
     return is_reader and bool(last_event_id(request))
 
 

@@ -31,6 +31,8 @@ class Event(NamedTuple):
     data: bytes
     seq: int | None = None
     name: bytes | None = None
+    leading_id: bytes | None = None
+    """The id in place of `seq`, as the first field: TanStack AI attaches an id to the next data line."""
 
 
 Events = tuple[Event, ...]
@@ -49,8 +51,10 @@ def encode(events: Events, id_prefix: bytes = b"") -> bytes:
     dispatched.
     """
     blocks: list[bytes] = []
-    for data, seq, name in events:
+    for data, seq, name, leading_id in events:
         first = b"" if name is None else b"event: %b\n" % name
+        if leading_id is not None:
+            first = b"id: %b%b\n" % (id_prefix, leading_id)
         last = b"" if seq is None else b"id: %b%d\n" % (id_prefix, seq)
         blocks.append(b"%bdata: %b\n%b\n" % (first, odd_json.unwrap(data), last))
     return b"".join(blocks)

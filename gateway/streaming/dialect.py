@@ -46,6 +46,8 @@ class Dialect(NamedTuple):
     The number: how many of its events the reader has."""
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
+    variant: str = ""
+    """What this dialect depends on besides the turn. The dialects of one name and variant render a turn alike."""
     media_type: str = sse.MEDIA_TYPE
     heartbeat: bytes = sse.HEARTBEAT
     """Sent when a stream is silent; empty where the dialect has no legal form for it."""
@@ -59,6 +61,8 @@ class Dialect(NamedTuple):
     """Whether the frame of an entry depends on earlier entries, so that a turn is always rendered from its start."""
     sends_retry: bool = False
     """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""
+    goes_on: bool = False
+    """Whether a stream goes on with the successor of a steered turn, from its request on."""
     with_ids: "Dialect | None" = None
     """The variant with `id:` lines, for clients that accept server-sent events; None: all clients get this one."""
 

@@ -129,9 +129,9 @@ class TurnFeed:
 
         An entry is rendered once in each dialect, when the first reader needs it.
         """
-        rendered = self._rendered.get(dialect.name)
+        rendered = self._rendered.get(dialect.name + dialect.variant)
         if rendered is None:
-            rendered = self._rendered[dialect.name] = _DialectFrames([], dialect.start(self.key))
+            rendered = self._rendered[dialect.name + dialect.variant] = _DialectFrames([], dialect.start(self.key))
         end = min(start + most, len(self.entries))
         for stored in self.entries[len(rendered.frames) : end]:
             frame, rendered.state = dialect.render(rendered.state, stored)

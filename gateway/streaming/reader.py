@@ -14,6 +14,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.http_protocol import watch_disconnect
+from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.streaming.reader_counts import Groups, ReaderCounts
@@ -74,6 +75,8 @@ class Reader:
         self.id_prefix = id_prefix
         self.accept = accept
         self.requested_at = time.monotonic()
+        self.part = split_part(last_event_id(request, AFTER).removeprefix(id_prefix.decode()))[1]
+        """How many events of the entry at its cursor the client has received; 0: all."""
         self.principal = request.principal
         # A proxy has one address for all its users. A credential names the tenant, which is counted instead.
         self._address = None if self.principal.key is not None else request.client.host if request.client else ""

@@ -150,6 +150,8 @@ class EventStream(StreamedResponse):
         self.feed: TurnFeed
         self._is_joined = False
         """Whether the response reads `feed`."""
+        self._part = 0
+        """How many events of the entry at `position` the client has received."""
         self.position = 0
         """The index of the first entry that may hold an event for this client."""
 
@@ -242,6 +244,7 @@ class EventStream(StreamedResponse):
             self.position,
             id_prefix=reader.id_prefix,
             to_skip=start.seen or 0,
+            part=self._part,
             snapshot=self._snapshot,
             observe=self._record.note_write,
         )
@@ -256,6 +259,8 @@ class EventStream(StreamedResponse):
             self._streams.fan_out.leave(self.feed)
         self._is_joined = True
         self.feed, self.position = feed, feed.start_index(cursor, self.dialect)
+        self._part = self.reader.part if cursor == self._cursor and self.position else 0
+        self.position -= bool(self._part)
         self._headers["tailrace-turn"] = key.turn
 
     async def _go_on(self, key: TurnKey, cursor: Seq, end: End | None = None) -> bool:

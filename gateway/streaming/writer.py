@@ -86,11 +86,13 @@ class TurnWriter(FrameWriter):
         *,
         id_prefix: bytes = b"",
         to_skip: int = 0,
+        part: int = 0,
         snapshot: Snapshot | None = None,
         observe: WriteObserver = lambda _entries, _start, _end: None,
     ) -> None:
         """Writes the frames from the index `position` on, without their first `to_skip` events.
 
+        `part`: the number of events of the first frame that the client has received.
         With `snapshot`, the turn so far is written as the events that `snapshot` returns; the frames after them follow.
         """
         super().__init__(send, dialect, id_prefix)
@@ -98,6 +100,7 @@ class TurnWriter(FrameWriter):
         self.position = position
         """The index of the turn's next entry."""
         self._to_skip = to_skip
+        self._part = part
         self._snapshot = snapshot
         self._observe = observe
         self._needs_begin = snapshot is not None or position > 0
@@ -146,6 +149,8 @@ class TurnWriter(FrameWriter):
         self.position += len(frames)
         if self._to_skip:
             frames, self._to_skip = skip_events(frames, self._to_skip)
+        if self._part:
+            frames[:1], self._part = skip_events(frames[:1], self._part)[0], 0
         if not await self.write(frames):
             return False
         self._observe(self.feed.entries, start, self.position)

@@ -107,17 +107,21 @@ def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int 
     """Returns the index in `sent` after a turn with the messages `stored` that begins at `start`; None: they differ.
 
     Clients leave out an answer without text, or send it as an empty message, and leave out calls without a result.
-    They also leave out a system message that only sets the effort.
+    They also leave out a system message that only sets the effort, or that the gateway has made of a page's context.
     """
     at = start
     for message in stored:
         if at < len(sent) and _is_same(message, sent[at]):
             at += 1
-        elif not _is_answer_without_text(message) and (message.role != "system" or message.content):
+        elif not _is_answer_without_text(message) and (message.role != "system" or _is_seen(message)):
             return None
     while at < len(sent) and _is_answer_without_text(sent[at]) and not identify(sent[at]).calls:
         at += 1
     return at
+
+
+def _is_seen(message: Message) -> bool:
+    return bool(message.content) and message.clear_at != "next_user_message"
 
 
 def _is_same(stored: Message, sent: Message) -> bool:

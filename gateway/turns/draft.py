@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
-from tailrace.gateway.http.last_event_id import AFTER, last_event_id
+from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.turns.idempotency_key import idempotency_key_of
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
@@ -122,7 +122,7 @@ def cursor_of_post(request: Request) -> Seq | None:
     if not text:
         return None
     try:
-        return parse_cursor(text)
+        return parse_cursor(split_part(text)[0])
     except CursorUnknown as error:
         raise cursor_mismatch(f"{text[:40]!r} is not an event id") from error
 

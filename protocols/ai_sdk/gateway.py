@@ -34,13 +34,13 @@ from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.ai_sdk.absent_routes import advise
-from tailrace.protocols.ai_sdk.history import newest_branch
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.protocols.ai_sdk.stream import UI, earlier_messages, replay_dialect
 from tailrace.protocols.common.event_count import count_data_events, count_events
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.newest_branch import newest_branch
 from tailrace.protocols.common.stored_messages import read_texts
 from tailrace.protocols.common.unsupported import ignored_header
 

@@ -13,7 +13,7 @@ from tests.conformance.played import Play
 from tests.golden import render_log
 
 FOLDER = Path(__file__).parent / "golden"
-SHOWN = ("openai-chat", "openai-responses", "ui", "tailrace")
+SHOWN = ("openai-chat", "openai-responses", "ui", "ag-ui-1", "tailrace")
 # Long texts are in other cases, too, and would fill these files.
 NAMES = [name for name, case in read_cases().items() if not case.repeat]
 

@@ -83,6 +83,11 @@ def ui(sent: bytes) -> str:
     return add_deltas(sent, "text-delta", "delta", "reset-step")
 
 
+def ag_ui(sent: bytes) -> str:
+    """Adds the text of the answer's messages, which a snapshot drops."""
+    return add_deltas(sent, "TEXT_MESSAGE_CONTENT", "delta", "MESSAGES_SNAPSHOT")
+
+
 def openai_responses(sent: bytes) -> str:
     """Adds the text of message items; a new response replaces the old one."""
     return add_deltas(sent, "response.output_text.delta", "delta", "response.created")
@@ -102,6 +107,8 @@ SAYS: dict[str, Callable[[bytes], str]] = {
     "state": state,
     "html": html,
     "ui": ui,
+    "ag-ui": ag_ui,
+    "ag-ui-1": ag_ui,
     "openai-chat": openai_chat,
     "openai-chat-usage": openai_chat,
     "openai-responses": openai_responses,

@@ -22,6 +22,7 @@ LONG_SHA256 = hashlib.sha256(LONG_MESSAGE.encode()).hexdigest()
 # The bodies of the requests that create something, by path. A path without a row needs none.
 SIMULATED = "#sim words=1 rate=0"
 QUESTION = [{"role": "user", "content": SIMULATED}]
+RUN = {"threadId": "thread", "runId": "run", "messages": [{"id": "1", "role": "user", "content": SIMULATED}]}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/turns"): {"message": SIMULATED},
     ("POST", "/v1/turns/{turn}/tickets"): {},
@@ -45,15 +46,23 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/ai/chat"): {"messages": QUESTION},
     ("POST", "/api/start-job"): {"prompt": SIMULATED},
     ("POST", "/api/process"): {"prompt": SIMULATED},
+    ("POST", "/api/agui"): RUN,
+    ("POST", "/api/copilotkit/agent/{agent}/run"): RUN,
+    ("POST", "/api/copilotkit/agent/{agent}/connect"): RUN,
+    ("POST", "/api/copilotkit/agent/{agent}/stop/{thread}"): {},
     ("POST", "/api/chat"): {"messages": [{"role": "user", "parts": [{"type": "text", "text": SIMULATED}]}]},
 }
 QUERIES = {
     ("GET", "/v1/turns"): "?status=running",
     ("DELETE", "/v1/users"): "?user=nobody",
     ("GET", "/api/chat/{chat}/stream"): "?startIndex=0",
+    ("GET", "/api/agui"): "?threadId=none",
 }
 # The routes whose named resource belongs to all tenants, as a model does.
-EVERYBODYS = {"/v1/models/{model}", "/v1/prompts/{name}", "/turns/{turn}", "/page/{file}", "/guides/{guide}"}
+EVERYBODYS = {
+    *("/v1/models/{model}", "/v1/prompts/{name}", "/turns/{turn}", "/page/{file}", "/guides/{guide}"),
+    *("/api/copilotkit/agent/{agent}/run", "/api/copilotkit/agent/{agent}/connect"),
+}
 # The routes whose response has no end by itself.
 ENDLESS = {"/v1/sessions/{session}/events"}
 
@@ -108,6 +117,8 @@ def path_parameters(
         "batch": batch,
         "response_id": f"resp_{turn}",
         "chat": session,
+        "agent": "default",
+        "thread": session,
         "file_id": file,
         "file_batch": file_batch,
         "message_batch": message_batch,

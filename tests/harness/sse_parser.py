@@ -8,14 +8,17 @@ import re
 from typing import NamedTuple
 
 LINE = re.compile(rb"(?:(retry|event|id|data): (.+)|:( .*)?)")
-FIELDS = {"retry": re.compile("[0-9]+"), "event": re.compile("[a-z_.]+"), "id": re.compile("[0-9]+")}
+FIELDS = {"retry": re.compile("[0-9]+"), "event": re.compile("[a-z_.]+"), "id": re.compile("[0-9]+(-[0-9]+)?")}
 
 
 RETRY = re.compile(rb"^retry: [0-9]+\n", re.MULTILINE)
 
 
 class SseEvent(NamedTuple):
-    """One event and its bytes, without the `retry` field, which belongs to the connection."""
+    """One event and its bytes, without the `retry` field, which belongs to the connection.
+
+    `id` is the cursor after a whole entry. An event of AG-UI that is not the last one of its entry has an id `SEQ-N`.
+    """
 
     raw: bytes
     data: str
@@ -79,7 +82,7 @@ def _parse_frame(raw: bytes) -> SseEvent:
     return SseEvent(
         without_retry(raw),
         fields["data"],
-        int(fields["id"]) if "id" in fields else None,
+        int(fields["id"]) if "id" in fields and "-" not in fields["id"] else None,
         fields.get("event", ""),
         int(fields["retry"]) if "retry" in fields else None,
     )

@@ -26,8 +26,8 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, Connection, TurnLog, stream_configs
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.subjects import BODIES, STREAM
-from tailrace.protocols.ai_sdk import request as ui_request
 from tailrace.protocols.anthropic import request as messages_request
+from tailrace.protocols.common import file_block
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.loop_pause import longest_pause
@@ -177,7 +177,7 @@ async def test_a_large_data_url_is_decoded_outside_of_the_event_loop(
     shared_gateway: Gateway, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """30 MB took from 0.2 to 7 seconds, in which the gateway wrote no stream. A piece holds the lock for a moment."""
-    decoders = {(base64, "b64decode"), (ui_request, "unquote_to_bytes")}
+    decoders = {(base64, "b64decode"), (file_block, "unquote_to_bytes")}
     decoded: list[tuple[bool, int]] = []
 
     def record(decode: Callable[..., bytes]) -> Callable[..., bytes]:

@@ -7,7 +7,7 @@ import pytest
 
 from tailrace.gateway.turns.image_types import image_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, new_messages
-from tailrace.protocols.ai_sdk.request import build_file_block
+from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import IMAGES
 from tailrace.protocols.openai.common import image_block
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tailrace.protocols.ai_sdk.request import build_file_block
+from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import ALIASES, IMAGES, PDF, accepted_type
 from tailrace.protocols.openai.common import document_block, image_block
 

@@ -186,6 +186,42 @@ def ui_message(sent: bytes) -> object:
     return sorted(parts.items())
 
 
+def agent_messages(sent: bytes) -> object:
+    """The messages that HttpAgent builds, and the events for what they cannot have."""
+    messages: dict[str, Data] = {}
+    calls: dict[str, Data] = {}
+    others: list[Data] = []
+    open_messages: set[str] = set()
+    for event in data(sent):
+        match event:
+            case {"type": "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START", "messageId": name, "role": role}:
+                assert name not in messages
+                messages[name] = {"role": role, "content": "", "calls": []}
+                open_messages.add(name)
+            case {"type": "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT", "messageId": name, "delta": delta}:
+                assert name in open_messages
+                assert delta
+                messages[name]["content"] += delta
+            case {"type": "TEXT_MESSAGE_END" | "REASONING_MESSAGE_END", "messageId": name}:
+                open_messages.remove(name)
+            case {"type": "REASONING_ENCRYPTED_VALUE", "entityId": name, "encryptedValue": secret}:
+                messages[name]["secret"] = secret
+            case {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": name}:
+                owner = messages.setdefault(name, {"role": "assistant", "calls": []})
+                calls[call] = {"id": call, "tool": tool, "arguments": ""}
+                owner["calls"].append(calls[call])
+            case {"type": "TOOL_CALL_ARGS", "toolCallId": call, "delta": delta}:
+                calls[call]["arguments"] += delta
+            case {"type": "TOOL_CALL_RESULT", "messageId": name, "toolCallId": call, "content": content}:
+                messages[name] = {"role": "tool", "call": call, "content": content}
+            case {"type": "CUSTOM", "name": "tailrace.block" | "tailrace.citation"}:
+                others.append(event)
+    assert not open_messages
+    for call in calls.values():
+        call["arguments"] = value(call["arguments"])
+    return [*messages.items()], sorted(others, key=str)
+
+
 MESSAGES: dict[str, Callable[[bytes], object]] = SAYS | {
     "tailrace": tailrace_message,
     "anthropic": sdk_message,
@@ -193,6 +229,8 @@ MESSAGES: dict[str, Callable[[bytes], object]] = SAYS | {
     "openai-chat-usage": chat_message,
     "openai-responses": response,
     "ui": ui_message,
+    "ag-ui": agent_messages,
+    "ag-ui-1": agent_messages,
 }
 
 
@@ -237,12 +275,13 @@ def test_arguments_of_calls_that_are_open_at_the_same_time_go_to_their_calls() -
 def test_a_block_that_is_whole_at_its_start_is_shown(start: Data) -> None:
     """Its content is in every dialect that has a place for it, live and from the database."""
     log = log_of(block_events(0, start))
+    agents = {"ag-ui", "ag-ui-1"}
     shown_in = {
         "text": {*MESSAGES},
-        "thinking": {"tailrace", "anthropic", "openai-chat", "openai-chat-usage", "openai-responses", "ui"},
-        "tool_use": {"tailrace", "anthropic", "openai-chat", "openai-chat-usage", "openai-responses", "ui"},
-        "server_tool_use": {"tailrace", "anthropic", "ui"},
-        "compaction": {"tailrace", "anthropic"},
+        "thinking": {"tailrace", "anthropic", "openai-chat", "openai-chat-usage", "openai-responses", "ui", *agents},
+        "tool_use": {"tailrace", "anthropic", "openai-chat", "openai-chat-usage", "openai-responses", "ui", *agents},
+        "server_tool_use": {"tailrace", "anthropic", "ui", *agents},
+        "compaction": {"tailrace", "anthropic", *agents},
     }[start["type"]]
     sign = {
         "text": "whole 0",

@@ -67,7 +67,8 @@ class Client:
             records=StreamRecords(),
             successions=[],
         )
-        self.request: Any = SimpleNamespace(principal=LOCAL, client=SimpleNamespace(host="127.0.0.1"))
+        address = SimpleNamespace(host="127.0.0.1")
+        self.request: Any = SimpleNamespace(principal=LOCAL, client=address, headers={}, scope={"query_string": b""})
 
     async def receive(self) -> Message:
         await self.disconnected.wait()
@@ -97,7 +98,7 @@ class Client:
         self, dialect: Dialect = TAILRACE, method: str = "GET", make: type[EventStream] = EventStream, **given: Any
     ) -> None:
         stream = make(Reader(self.streams, self.request), given.pop("key", KEY), dialect, **given)
-        scope = {"type": "http", "method": method, "path": "/", "headers": []}
+        scope = {"type": "http", "method": method, "path": "/", "headers": [], "query_string": b""}
         async with asyncio.timeout(5):
             await send_deferred(stream)(scope, self.receive, self.send)
 

@@ -163,8 +163,16 @@ BODIES: dict[str, Json] = {
     "NewTurn": {"message": QUESTION, "session": SESSION, "create_session": True, "max_cost": 0.05},
     "ChangeBody": {"title": "The colour of the sky"},
     "ResponseRequest": {"model": MODEL, "input": QUESTION, "stream": True},
+    "RunAgentInput": {
+        "threadId": SESSION,
+        "runId": "run-1",
+        "messages": [{"id": "msg-1", "role": "user", "content": QUESTION}],
+        "tools": [],
+        "context": [],
+    },
     "StartJobRequest": {"prompt": QUESTION},
     "Steer": {"message": "Shorter, please."},
+    "StopBody": {"runId": "run-1"},
     "UIChatRequest": {
         "id": SESSION,
         "messages": [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": QUESTION}]}],
@@ -176,6 +184,7 @@ STREAMS = {"application/x-ndjson": f'{{"custom_id":"row-1","turn":"{TURN}"}}\n',
 EVENT = f'data: {{"type":"delta","text":"{ANSWER}"}}\nid: 42\n\n'
 # One event of an event stream, by the tag of the operation. Other tags have `EVENT`.
 EVENTS = {
+    "ag-ui": f'id: 42\ndata: {{"type":"TEXT_MESSAGE_CONTENT","messageId":"msg_{TURN}_0","delta":"{ANSWER}"}}\n\n',
     "openai": 'data: {"object":"chat.completion.chunk",'
     f'"choices":[{{"index":0,"delta":{{"content":"{ANSWER}"}}}}]}}\n\n',
     "anthropic": 'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
@@ -223,6 +232,8 @@ IN_PATH: dict[str, tuple[str, str]] = {
     "response_id": ("The id of the response.", f"resp_{TURN}"),
     "job_id": ("The id of the job.", TURN),
     "chat": ("The id of the chat, which is its session.", SESSION),
+    "agent": ("The name of the agent: `default`, or the id of a model.", "default"),
+    "thread": ("The id of the thread, which is its session.", SESSION),
     "model": ("The id of the model, or an alias.", MODEL),
     "name": ("The name of the template.", "summary"),
     "key_id": ("The id of the key, as the list shows it.", "key_a38f6be3543f0e21"),

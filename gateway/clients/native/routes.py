@@ -7,7 +7,7 @@ from starlette.types import ASGIApp
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.last_event_id import AFTER, last_event_id
+from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
 from tailrace.gateway.http.route import SSE, TURNS, Route, query
@@ -110,7 +110,7 @@ def cursor_of(request: ApiRequest, id_prefix: bytes = b"") -> Seq:
 
     `id_prefix` precedes the SSE ids of this stream, so it is removed from the id that came back.
     """
-    return parse_cursor(last_event_id(request, AFTER).removeprefix(id_prefix.decode()) or "0")
+    return parse_cursor(split_part(last_event_id(request, AFTER).removeprefix(id_prefix.decode()))[0] or "0")
 
 
 def dialect_of(request: ApiRequest, dialects: Dialects) -> Dialect:

@@ -220,7 +220,7 @@ def test_ended_turn_can_be_resumed_for_some_seconds() -> None:
 
 async def test_history_has_every_page_of_the_newest_branch(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edited message in another tab starts a branch."""
-    monkeypatch.setattr("tailrace.protocols.ai_sdk.history.PAGE_TURNS", 1)
+    monkeypatch.setattr("tailrace.protocols.common.newest_branch.PAGE_TURNS", 1)
     chat = new_id()
     await ask(gateway, user("#sim words=1 rate=0"), id=chat)
     sent = [user("#sim words=1 rate=0"), assistant(words(1))]

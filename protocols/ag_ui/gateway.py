@@ -1,0 +1,358 @@
+"""The routes of AG-UI, for HttpAgent and TanStack AI, and those of a CopilotKit runtime.
+
+A thread is a session, and a run is a turn.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.http import read_body, sse
+from tailrace.gateway.http.hash_body import hash_body
+from tailrace.gateway.http.json_response import json_response, large_json_response
+from tailrace.gateway.http.large_bodies import convert_body
+from tailrace.gateway.http.last_event_id import last_event_id, split_part
+from tailrace.gateway.http.parameters import CURSOR_SCHEMA, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED
+from tailrace.gateway.http.route import SSE, Route, Section, header, query
+from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.settings import Settings
+from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
+from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
+from tailrace.gateway.turns.draft import cursor_of_post, draft_turn
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.gateway.turns.respond import names_of
+from tailrace.gateway.turns.submit import TurnSubmitter
+from tailrace.proto.errors import Refused
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, parse_cursor
+from tailrace.proto.nats import BlobStore, Claim, Claims
+from tailrace.proto.records import GetLastTurn, GetSession
+from tailrace.proto.runtime.settings import NoSettings
+from tailrace.proto.thinking_prefix import checks_thinking
+from tailrace.proto.version import VERSION
+from tailrace.protocols.ag_ui.request import (
+    CLIENT_NAMES,
+    RunAgentInput,
+    build_turn,
+    context_text,
+    decisions_of,
+    ignored_fields,
+    read_props,
+    with_context,
+)
+from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run, read_thread
+from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, make_dialect
+from tailrace.protocols.common.examples import QUESTION
+from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.unsupported import ignored_header
+
+# Messages of a request that are longer are not kept for the case of a restart: the stream would hold them.
+OWN_BYTES_MAX = 256 * 1024
+DEFAULT_AGENT = "default"
+REUSED = "this runId was used with another body: use a new one"
+
+
+class AgentInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """An agent of CopilotKit: a model, or the default one."""
+
+    name: str
+    """The name of the agent."""
+    class_name: str
+    """The kind of the agent."""
+    description: str
+    """What the agent is."""
+
+
+class RuntimeInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """What a CopilotKit client asks of its runtime."""
+
+    version: str
+    """The version of Tailrace."""
+    agents: dict[str, AgentInfo]
+    """The agents by name."""
+    audio_file_transcription_enabled: bool = False
+    """Whether the runtime turns speech into text."""
+    mode: str = "sse"
+    """How the runtime sends events."""
+
+
+class StopBody(msgspec.Struct, frozen=True, rename="camel"):
+    """The body of a request that stops a run."""
+
+    run_id: str | None = None
+    """The run to stop; without it, the newest run of the thread."""
+
+
+class StoppedRun(msgspec.Struct, frozen=True):
+    """The run, and whether it was stopped."""
+
+    stopped: bool
+    """Whether this request has ended the run."""
+    turn: TurnId
+    """The turn of the run."""
+    outcome: str
+    """How the turn ended."""
+
+
+async def post_run(
+    request: ApiRequest, submitter: TurnSubmitter, streams: StreamContext, catalogue: Catalogue, claims: Claims
+) -> ASGIApp:
+    """`POST /api/agui`: answers the newest message of a thread with the events of AG-UI.
+
+    A repeated request gets the same run; with `Last-Event-ID`, the rest of its stream. The response header
+    `tailrace-ignored` names the fields that have no effect.
+    """
+    return await answer_run(request, submitter, streams, catalogue, claims, None)
+
+
+async def post_agent_run(
+    request: ApiRequest, submitter: TurnSubmitter, streams: StreamContext, catalogue: Catalogue, claims: Claims
+) -> ASGIApp:
+    """`POST /api/copilotkit/agent/{agent}/run`: the same as `POST /api/agui`, with the model as the agent's name."""
+    agent = request.path_params["agent"]
+    return await answer_run(request, submitter, streams, catalogue, claims, None if agent == DEFAULT_AGENT else agent)
+
+
+async def answer_run(
+    request: ApiRequest,
+    submitter: TurnSubmitter,
+    streams: StreamContext,
+    catalogue: Catalogue,
+    claims: Claims,
+    model: str | None,
+) -> ASGIApp:
+    """Submits the turn of a run and returns its stream. `model` answers if the request names none.
+
+    Raises Refused, LogError.
+    """
+    fields, raw = await request.read(dict[str, Any], has_model_output=True)
+    run = read_body.convert(fields, RunAgentInput)
+    props = read_props(run)
+    if props.model is None and model is not None:
+        props = msgspec.structs.replace(props, model=model)
+    own: bytes | None = msgspec.json.encode(fields.get("messages", []))
+    if len(own or b"") > OWN_BYTES_MAX:
+        own = None
+    reader = Reader(streams, request)
+    with name_as_client(CLIENT_NAMES), as_run():
+        async with reader.reserve():
+            if run.resume:
+                key, cursor = await decide(request, run, raw, submitter, claims), cursor_of_post(request)
+                headers: dict[str, str] = {}
+                dialect = make_dialect(f"run {run.run_id}", is_1=run.is_1, own=own, run=run.run_id)
+            else:
+                new_turn = await convert_body(len(raw), build_turn, run, props)
+                if text := context_text(run.context):
+                    new_turn = await add_context(new_turn, text, streams.history, request, catalogue)
+                draft = draft_turn(request, new_turn, raw, default_key=run.run_id, is_followed=True)
+                stored = await submitter.submit(draft)
+                key, cursor, headers = stored.key, draft.cursor, names_of(stored)
+                dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
+            if cursor and (again := await end_again(streams.log, request.tenant, cursor, reader.part, dialect)):
+                await reader.release()
+                return again
+    headers |= ignored_header(ignored_fields(run, fields))
+    # The first event is sent at once: a client resumes only after its first id.
+    response = EventStream(reader, key, dialect, cursor or BEFORE_FIRST, headers=headers)
+    response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn})
+    return response
+
+
+async def decide(
+    request: ApiRequest, run: RunAgentInput, raw: bytes, submitter: TurnSubmitter, claims: Claims
+) -> TurnKey:
+    """Decides the interrupts of a thread. Returns the turn that follows, which gets the run's id. Raises Refused."""
+    decisions, sha256 = decisions_of(run), await hash_body(raw)
+    claim = await claims.find(request.tenant, run.run_id)
+    if claim is not None and claim.body_sha256 != sha256:
+        raise Refused("run_id_reused", REUSED, param="runId")
+    following: TurnKey | None = None
+    for call, decision in decisions.items():
+        following = await submitter.steps.decide_call(request.principal, run.thread_id, call, decision)
+    if following is None:
+        raise Refused("request_invalid", "`resume` lacks the decision about another call of the answer", param="resume")
+    await claims.claim(request.tenant, run.run_id, Claim(following.turn, sha256))
+    return following
+
+
+async def add_context(
+    new_turn: NewTurn, text: str, history: HistoryClient, request: ApiRequest, catalogue: Catalogue
+) -> NewTurn:
+    """Returns the turn with the context of its page. Raises Refused.
+
+    Models that do not check what stood before their thinking may refuse a message with `clear_at`: they get the context
+    with the system prompt.
+    """
+    session = None
+    try:
+        session = await history.query(request.tenant, GetSession(new_turn.session or ""))
+    except Refused as refused:
+        if refused.code != "session_not_found":
+            raise
+    name = new_turn.model or (None if session is None else session.model)
+    if checks_thinking((await catalogue.offer(request.tenant)).model(name).id):
+        return msgspec.structs.replace(new_turn, messages=with_context(new_turn.messages or [], text))
+    system = new_turn.system or (None if session is None else session.system_prompt) or []
+    blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
+    return msgspec.structs.replace(new_turn, system=[*blocks, {"type": "text", "text": text}])
+
+
+async def get_thread_or_run(
+    request: ApiRequest,
+    streams: StreamContext,
+    claims: Claims,
+    blob_store: BlobStore,
+    settings: Settings,
+) -> ASGIApp:
+    """`GET /api/agui`: with `threadId`, the messages of a thread, its active run and its interrupts; with `runId`, the
+    events of a run.
+
+    `offset` is the id of the last received event, or -1; `Last-Event-ID` takes precedence over it. The messages have
+    the format of TanStack AI. An unknown thread has no messages.
+    """
+    thread, run = request.query_params.get("threadId"), request.query_params.get("runId")
+    if (thread is None) == (run is None):
+        raise Refused("request_invalid", "either `threadId` or `runId` is required")
+    if thread is not None:
+        found = await read_thread(streams.history, blob_store, request.tenant, thread, settings.body_bytes_max)
+        run = "" if found.newest is None else await name_run(claims, request.tenant, found.newest)
+        return await large_json_response(await asyncio.to_thread(found.page, run))
+    assert run is not None  # noqa: S101
+    reader, last = Reader(streams, request), last_event_id(request, "offset")
+    seq, reader.part = split_part("" if last == "-1" else last)
+    cursor = parse_cursor(seq or "0")
+
+    async def find() -> Start:
+        return Start(await find_run(streams.log, claims, streams.history, request.tenant, run))
+
+    if cursor:
+        if (again := await end_again(streams.log, request.tenant, cursor, reader.part, AG_UI)) is not None:
+            return again
+        # TanStack AI treats every status but 200 as final, so it waits inside the stream.
+        return HeldStream(reader, find, AG_UI, cursor)
+    refuse_when_draining(streams.draining)
+    return EventStream(reader, await find(), AG_UI)
+
+
+async def get_info(request: ApiRequest, catalogue: Catalogue) -> Response:
+    """`GET /api/copilotkit/info`: the agents of a CopilotKit runtime: `default`, and one for each model."""
+    models = [model.id for model in (await catalogue.offer(request.tenant)).models]
+    agents = {DEFAULT_AGENT: AgentInfo(DEFAULT_AGENT, "Tailrace", "The model of the session")}
+    agents |= {name: AgentInfo(name, "Tailrace", f"The model {name}") for name in models}
+    return json_response(RuntimeInfo(VERSION, agents))
+
+
+async def post_connect(
+    request: ApiRequest, streams: StreamContext, blob_store: BlobStore, settings: Settings
+) -> ASGIApp:
+    """`POST /api/copilotkit/agent/{agent}/connect`: streams all runs of a thread, and follows the newest one.
+
+    An unknown thread has no events.
+    """
+    fields, _ = await request.read(dict[str, Any], has_model_output=True)
+    run = read_body.convert(fields, RunAgentInput)
+    refuse_when_draining(streams.draining)
+    thread = await read_thread(streams.history, blob_store, request.tenant, run.thread_id, settings.body_bytes_max)
+    start = await connect(thread, request.tenant, is_1=run.is_1)
+    if start is None:
+        return Response(headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})
+    return EventStream(Reader(streams, request), start, AG_UI_1 if run.is_1 else AG_UI)
+
+
+async def post_stop(request: ApiRequest, streams: StreamContext, claims: Claims, turns: TurnReader) -> Response:
+    """`POST /api/copilotkit/agent/{agent}/stop/{thread}`: ends a run of the thread and keeps its text.
+
+    Without `runId` in the body, this is the newest run. A run that has ended stays.
+    """
+    body = StopBody()
+    # CopilotKit names the type of a body that it does not send.
+    if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        body, _ = await request.read(StopBody)
+    thread, tenant = request.path_params["thread"], request.tenant
+    run = body.run_id
+    if run is None:
+        run = (await streams.history.query(tenant, GetLastTurn(thread))).turn
+    key = await find_run(streams.log, claims, streams.history, tenant, run)
+    before = await turns.read(key)
+    if before.session != thread:
+        raise Refused("turn_not_found", "this run is not of this thread")
+    ended = await turns.cancel(key, request.principal.key)
+    is_stopped = before.outcome == "running" and ended.outcome == "cancelled"
+    return json_response(StoppedRun(is_stopped, key.turn, ended.outcome))
+
+
+@contextmanager
+def as_run() -> Iterator[None]:
+    """In a Refused from the block, names the run in place of its idempotency key."""
+    try:
+        yield
+    except Refused as refused:
+        if refused.code == "idempotency_key_reused":
+            raise Refused("run_id_reused", REUSED, param="runId") from refused
+        raise
+
+
+SECTION = Section("ag-ui", "https://docs.ag-ui.com/concepts/events")
+OFFSET_SCHEMA = {"type": "string", "pattern": "^(-1|[0-9]{1,19}(-[0-9]{1,9})?)$"}
+RESUMING = (header("Last-Event-ID", LAST_RECEIVED, **CURSOR_SCHEMA), *LAST_EVENT_ID_IN_QUERY)
+THREAD = query("threadId", "The thread whose messages are returned.")
+RUN = query("runId", "The run whose events are streamed.")
+OFFSET = query("offset", "With `runId`: the id of the last received event; -1: none.", **OFFSET_SCHEMA)
+PAGE = {
+    "messages": [{"id": "in_1", "role": "user", "parts": [{"type": "text", "content": QUESTION}]}],
+    "activeRun": {"runId": "run-1"},
+    "interrupts": None,
+}
+
+ROUTES = [
+    Route("POST", "/api/agui", post_run, "write", SECTION, body=RunAgentInput, streams=SSE, parameters=RESUMING),
+    Route(
+        "GET",
+        "/api/agui",
+        get_thread_or_run,
+        "read",
+        SECTION,
+        result=PAGE,
+        streams=SSE,
+        parameters=(THREAD, RUN, OFFSET, *RESUMING),
+    ),
+    Route("GET", "/api/copilotkit/info", get_info, "read", SECTION, result=RuntimeInfo),
+    Route(
+        "POST",
+        "/api/copilotkit/agent/{agent}/run",
+        post_agent_run,
+        "write",
+        SECTION,
+        body=RunAgentInput,
+        streams=SSE,
+        parameters=RESUMING,
+    ),
+    Route(
+        "POST",
+        "/api/copilotkit/agent/{agent}/connect",
+        post_connect,
+        "read",
+        SECTION,
+        body=RunAgentInput,
+        streams=SSE,
+    ),
+    Route(
+        "POST",
+        "/api/copilotkit/agent/{agent}/stop/{thread}",
+        post_stop,
+        "write",
+        SECTION,
+        body=StopBody,
+        result=StoppedRun,
+    ),
+]
+
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1))

@@ -1,0 +1,163 @@
+"""Builds the messages of AG-UI: of a conversation in Anthropic's format, and of a client's page after a reload. Pure.
+
+The messages of an answer are made of its events, as the client makes them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tailrace.proto.entries import Message
+from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, close_blocks
+from tailrace.protocols.ag_ui.events import Json
+
+
+def build_messages(messages: Iterable[Message], name: str) -> list[Json]:
+    """Returns the messages of a conversation. Their ids are made of `name` and their numbers.
+
+    A system message with `clear_at` is a context, which the client has not sent as a message.
+    """
+    found: list[Json] = []
+    for number, message in enumerate(messages):
+        blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
+        own = f"in_{name}_{number}"
+        if message.role == "assistant":
+            shown, answer = add_blocks(Answer(own), blocks)
+            add_events(found, [*shown, *close_blocks(answer)[0]])
+        elif message.role == "system":
+            text = "\n\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+            found += [{"id": own, "role": "system", "content": text}] if text and not message.clear_at else []
+        else:
+            found += _tool_messages(blocks, own)
+            parts = [part for block in blocks if (part := _part(block)) is not None]
+            found += [{"id": own, "role": "user", "content": _simplify(parts)}] if parts else []
+    return found
+
+
+def add_events(messages: list[Json], shown: Iterable[Json]) -> None:
+    """Adds the messages, and their content, of the events of an answer."""
+    by_id = {message["id"]: message for message in messages}
+
+    def add(message: Json) -> Json:
+        messages.append(message)
+        by_id[message["id"]] = message
+        return message
+
+    calls: dict[str, Json] = {}
+    for event in shown:
+        match event:
+            case {"type": "TEXT_MESSAGE_START", "messageId": name}:
+                add({"id": name, "role": "assistant", "content": ""})
+            case {"type": "REASONING_MESSAGE_START", "messageId": name}:
+                add({"id": name, "role": "reasoning", "content": ""})
+            case {"type": "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT", "messageId": name, "delta": delta}:
+                by_id[name]["content"] += delta
+            case {"type": "REASONING_ENCRYPTED_VALUE", "entityId": name, "encryptedValue": secret}:
+                by_id[name]["encryptedValue"] = secret
+            case {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": name}:
+                owner = by_id.get(name) or add({"id": name, "role": "assistant"})
+                calls[call] = {"id": call, "type": "function", "function": {"name": tool, "arguments": ""}}
+                owner.setdefault("toolCalls", []).append(calls[call])
+            case {"type": "TOOL_CALL_ARGS", "toolCallId": call, "delta": delta}:
+                calls[call]["function"]["arguments"] += delta
+            case {"type": "TOOL_CALL_RESULT", "messageId": name, "toolCallId": call, "content": content}:
+                add({"id": name, "role": "tool", "toolCallId": call, "content": content})
+            case _:
+                pass
+
+
+def build_page(messages: Sequence[Json]) -> list[Json]:
+    """Returns messages of AG-UI as TanStack AI keeps them: an answer with its calls and results is one message."""
+    found: list[Json] = []
+    for message in messages:
+        match message["role"]:
+            case "user" | "system" as role:
+                content = message["content"]
+                parts = [{"type": "text", "content": content}] if isinstance(content, str) else map(_page_part, content)
+                found.append({"id": message["id"], "role": role, "parts": list(parts)})
+            case _:
+                if not found or found[-1]["role"] != "assistant":
+                    found.append({"id": message["id"], "role": "assistant", "parts": []})
+                if message["role"] == "assistant":
+                    # The id with which the answer is streamed.
+                    found[-1]["id"] = message["id"]
+                found[-1]["parts"] += _answer_parts(message)
+    return found
+
+
+def _answer_parts(message: Json) -> list[Json]:
+    match message:
+        case {"role": "reasoning", "content": text}:
+            signature = {"signature": message["encryptedValue"]} if "encryptedValue" in message else {}
+            return [{"type": "thinking", "content": text, **signature}]
+        case {"role": "tool", "toolCallId": call, "content": content}:
+            return [
+                {
+                    "type": "tool-result",
+                    "id": message["id"],
+                    "toolCallId": call,
+                    "content": content,
+                    "state": "complete",
+                }
+            ]
+        case _:
+            text = message.get("content")
+            calls = [
+                {
+                    "type": "tool-call",
+                    "id": call["id"],
+                    "name": call["function"]["name"],
+                    "arguments": call["function"]["arguments"],
+                    "state": "input-complete",
+                }
+                for call in message.get("toolCalls", [])
+            ]
+            return [*([{"type": "text", "content": text}] if text else []), *calls]
+
+
+def _page_part(part: Json) -> Json:
+    return {"type": "text", "content": part["text"]} if part["type"] == "text" else part
+
+
+def _tool_messages(blocks: Iterable[dict[str, Any]], name: str) -> list[Json]:
+    """Returns the messages of the tool results among the blocks of a message."""
+    found: list[Json] = []
+    for number, block in enumerate(blocks):
+        match block:
+            case {"type": "tool_result", "tool_use_id": str(call)}:
+                text = result_text(block.get("content", ""))
+                error = {"error": text} if block.get("is_error") else {}
+                own = f"{name}_{number}"
+                found.append({"id": own, "role": "tool", "toolCallId": call, "content": text, **error})
+            case _:
+                pass
+    return found
+
+
+def result_text(content: object) -> str:
+    """Returns the text of a tool's result. Its images are left out."""
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    return "\n\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+
+
+def _part(block: Json) -> Json | None:
+    match block:
+        # An expired blob is an empty string, and a text that is not put back is an object.
+        case {"type": "text", "text": str(text)} if text:
+            return {"type": "text", "text": text}
+        case {"type": "image" | "document" as kind, "source": {"type": "url", "url": str(url)}}:
+            return {"type": kind, "source": {"type": "url", "value": url}}
+        case {"type": "image" | "document" as kind, "source": {"data": str(data), "media_type": str(media)}} if data:
+            return {"type": kind, "source": {"type": "data", "value": data, "mimeType": media}}
+        case _:
+            return None
+
+
+def _simplify(parts: list[Json]) -> str | list[Json]:
+    """Returns a single text as a string, as most clients send it."""
+    match parts:
+        case [{"type": "text", "text": str(text)}]:
+            return text
+        case _:
+            return parts

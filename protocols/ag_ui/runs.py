@@ -1,0 +1,120 @@
+"""Finds the turns of runs and threads, and what their clients read of them."""
+
+import asyncio
+
+from starlette.responses import Response
+
+from tailrace.gateway.history_client import HistoryClient, close_record
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.response import Start
+from tailrace.proto.errors import Refused, TurnUnknown, not_found
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.nats import BlobStore, Claims, TurnLog
+from tailrace.proto.records import ListTurns, TurnRecord, record_from_fold
+from tailrace.protocols.ag_ui.blocks import Answer
+from tailrace.protocols.ag_ui.events import Json
+from tailrace.protocols.ag_ui.messages import add_events, build_messages, build_page
+from tailrace.protocols.ag_ui.stream import RUN, RunState, make_dialect, record_events, run_of
+from tailrace.protocols.common.newest_branch import newest_branch
+
+# The number in the id of the last event of a run that is sent again: no entry has so many events.
+AGAIN = 1_000_000
+
+
+class Thread:
+    """The newest branch of a thread, oldest turn first."""
+
+    def __init__(self, turns: list[TurnRecord]) -> None:
+        self.past = [close_record(turn) for turn in turns[:-1]]
+        self.newest = turns[-1] if turns else None
+
+    def page(self, run: str) -> Json:
+        """Returns the thread as a client of TanStack AI loads it. It streams the run that is active: `run`."""
+        messages: list[Json] = []
+        for turn in [*self.past, *([self.newest] if self.newest is not None else [])]:
+            messages += build_messages(turn.input, turn.turn)
+            if turn.outcome != "running":
+                add_events(messages, record_events(RunState(turn.turn, Answer(turn.turn)), turn))
+        active, waiting = None, None
+        if (newest := self.newest) is not None:
+            if newest.outcome == "running":
+                active = {"runId": run}
+            elif interrupts := interrupts_of(newest):
+                waiting = {"runId": run, "pending": interrupts}
+        return {"messages": build_page(messages), "activeRun": active, "interrupts": waiting}
+
+    def dialect(self, *, is_1: bool) -> Dialect:
+        """Returns the dialect that renders the newest turn behind all others, for a client without messages."""
+        shown: list[Json] = []
+        for turn in self.past:
+            shown += record_events(RunState(turn.turn, Answer(turn.turn), is_1, ()), turn)
+        return make_dialect("thread", is_1=is_1, before=tuple(shown))
+
+
+def interrupts_of(turn: TurnRecord) -> list[Json]:
+    """Returns the interrupts with which a turn has ended."""
+    events = record_events(RunState(turn.turn, Answer(turn.turn)), turn)
+    outcome = events[-1].get("outcome", {})
+    return outcome.get("interrupts", []) if isinstance(outcome, dict) else []
+
+
+async def name_run(claims: Claims, tenant: Tenant, turn: TurnRecord) -> str:
+    """Returns the id by which `find_run` finds a turn: a turn that decisions have started has the metadata of the turn
+    before. Raises LogUnavailable."""
+    run = run_of(turn.turn, turn.metadata)
+    claim = await claims.find(tenant, run)
+    return run if claim is not None and claim.turn == turn.turn else turn.turn
+
+
+async def read_thread(
+    history: HistoryClient, blob_store: BlobStore, tenant: Tenant, thread: str, bytes_max: int
+) -> Thread:
+    """Returns the newest branch of a thread; an unknown thread has no turns yet. Raises Refused if it is too large."""
+    try:
+        return Thread(await newest_branch(history, blob_store, tenant, thread, bytes_max))
+    except Refused as refused:
+        if refused.code != "session_not_found":
+            raise
+        return Thread([])
+
+
+async def connect(thread: Thread, tenant: Tenant, *, is_1: bool) -> Start | None:
+    """Returns the start of a stream of the whole thread; None if it has no turns."""
+    if thread.newest is None:
+        return None
+    # In a thread: long conversations take a while.
+    dialect = await asyncio.to_thread(thread.dialect, is_1=is_1)
+    return Start(TurnKey(tenant, thread.newest.turn), dialect=dialect)
+
+
+async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant: Tenant, run: str) -> TurnKey:
+    """Returns the turn of a run, whose id may also be that of the turn. Raises Refused, LogUnavailable."""
+    if (claim := await claims.find(tenant, run)) is not None:
+        return TurnKey(tenant, claim.turn)
+    key = TurnKey(tenant, TurnId(run))
+    if is_token(run) and await log.has_turn(key):
+        return key
+    # The claim is kept for a day.
+    if found := (await history.query(tenant, ListTurns(labels={f"metadata.{RUN}": run}, limit=1))).turns:
+        return TurnKey(tenant, found[0].turn)
+    raise not_found("turn")
+
+
+async def end_again(log: TurnLog, tenant: Tenant, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
+    """Returns a response with the last event of a run to a client that has received it; None if it has not.
+
+    If a connection breaks after this event, TanStack AI resumes, and takes an empty response for an error. It drops
+    an event with a known id. Raises LogUnavailable.
+    """
+    if (key := await log.find_turn_at(tenant, cursor)) is None or 0 < part < AGAIN:
+        return None
+    try:
+        turn = await log.read_turn(key)
+    except TurnUnknown:
+        return None
+    if turn.end is None or turn.chain.last != cursor or turn.end.successor is not None:
+        return None
+    last = dialect.render_record(record_from_fold(key, turn), 0).events[-1]
+    event = last._replace(leading_id=b"%d-%d" % (cursor, max(part, AGAIN)))
+    return Response(sse.encode((event,)), headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})

@@ -1,0 +1,219 @@
+"""The dialects of AG-UI: `ag-ui-1` for clients that declare version 1.0, and `ag-ui` for all others.
+
+A turn is a run, and its session is the thread. Source: `@ag-ui/core` 1.0.0, and `@ag-ui/client` 1.0.0 and 0.0.59, which
+check the order of the events.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
+from tailrace.proto import events
+from tailrace.proto.entries import Attempt, End, Event, Message, Request, StoredEntry
+from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.records import TurnRecord
+from tailrace.proto.usage import Usage
+from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close_answer, close_blocks
+from tailrace.protocols.ag_ui.events import Json, custom, encode_events
+from tailrace.protocols.ag_ui.messages import build_messages
+from tailrace.protocols.common.failure import LOST
+from tailrace.protocols.common.stop_reasons import is_whole
+
+# The keys in a request's metadata for the id of the run, and for the names of the tools whose calls are interrupts.
+RUN = "agui_run"
+APPROVE = "agui_approve"
+ALL_TOOLS = "*"
+VERSION = "1.0"
+DECISION: Json = {
+    "type": "object",
+    "properties": {
+        "result": {"description": "The result of the tool, which the client has run."},
+        "approved": {"type": "boolean", "description": "false: the tool is not run."},
+        "reason": {"type": "string", "description": "Why the call is denied."},
+    },
+}
+
+
+class RunState(msgspec.Struct, frozen=True):
+    """The run so far."""
+
+    turn: TurnId
+    answer: Answer
+    is_1: bool = False
+    """Whether the client declares AG-UI 1.0."""
+    before: tuple[Json, ...] | None = None
+    """The events of the thread's earlier runs, if the client has no messages of the thread."""
+    own: bytes | None = None
+    """The messages of the client's request, as JSON."""
+    run: str = ""
+    """The id of the run, if it is not in the turn's metadata."""
+    request: Request | None = None
+
+
+def render(state: RunState, stored: StoredEntry) -> tuple[Frame, RunState]:
+    shown, state = _entry_events(state, stored.entry)
+    return (Frame(encode_events(shown, stored.seq, state.turn)) if shown else SILENT), state
+
+
+def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
+    match entry:
+        case Request() as request:
+            # Without the input, so that it is small: a client resumes only after its first id.
+            own = None if state.before is None else request.messages[request.history :]
+            shown = [_started(state, request.session, request.metadata, own)]
+            return [*(state.before or ()), *shown], replace(state, request=request, before=None)
+        case Attempt(mode="restart", attempt=attempt):
+            closing, before, _ = close_blocks(state.answer)
+            answer = Answer(f"{state.turn}_{attempt}")
+            messages = _messages_before(state)
+            if before.reasonings:
+                # HttpAgent keeps its reasoning messages unless the snapshot has one. An answer that begins with
+                # thinking fills this one.
+                messages.append({"id": f"reasoning_{answer.name}_0", "role": "reasoning", "content": ""})
+            # The client drops the answer so far.
+            return [*closing, {"type": "MESSAGES_SNAPSHOT", "messages": messages}], replace(state, answer=answer)
+        case Event(event=raw, is_hidden=False):
+            shown, answer = add_event(state.answer, events.decode(raw), raw)
+            return shown, replace(state, answer=answer)
+        case End() as end:
+            asked = state.request
+            session, metadata, model = ("", None, "") if asked is None else (asked.session, asked.metadata, asked.model)
+            return _end(state, session, metadata, model, end), state
+        case _:
+            return [], state
+
+
+def _messages_before(state: RunState) -> list[Json]:
+    """Returns the messages before the answer: those of the client, with its ids, or those that the model gets."""
+    if state.own is not None:
+        found: list[Json] = msgspec.json.decode(state.own)
+        return found
+    return build_messages(state.request.messages if state.request else [], state.turn)
+
+
+def record_events(state: RunState, record: TurnRecord) -> list[Json]:
+    """Returns the events of a whole turn. The state is that before its first entry."""
+    messages = None if state.before is None else record.input
+    started = _started(state, record.session, record.metadata, messages)
+    shown, answer = add_blocks(state.answer, record.content)
+    ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
+    return [*(state.before or ()), started, *shown, *ended]
+
+
+def run_of(turn: TurnId, metadata: Mapping[str, str] | None) -> str:
+    """Returns the id of the run of a turn: the client's, or the turn's own."""
+    return (metadata or {}).get(RUN, turn)
+
+
+def find_interrupts(calls: Mapping[str, str], metadata: Mapping[str, str] | None) -> list[Json]:
+    """Returns the interrupts of a turn that ended with `calls`: the names of tools by call."""
+    approved = (metadata or {}).get(APPROVE, "").split()
+    return [
+        {
+            "id": call,
+            "reason": "tool_call",
+            "message": f"The call of {tool} waits for a decision.",
+            "toolCallId": call,
+            "responseSchema": DECISION,
+        }
+        for call, tool in calls.items()
+        if ALL_TOOLS in approved or tool in approved
+    ]
+
+
+def _started(
+    state: RunState, session: str, metadata: Mapping[str, str] | None, messages: Sequence[Message] | None
+) -> Json:
+    """Returns the first event. `messages` are the run's own, for a client that does not have them."""
+    names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
+    version = {"protocolVersion": VERSION} if state.is_1 else {}
+    given: Json = {}
+    if messages is not None:
+        built = build_messages(messages, state.turn)
+        given = {"input": {**names, "messages": built, "tools": [], "context": [], "state": {}, "forwardedProps": {}}}
+    return {"type": "RUN_STARTED", **names, **version, **given}
+
+
+def _end(
+    state: RunState, session: str, metadata: Mapping[str, str] | None, model: str, ended: End | TurnRecord
+) -> list[Json]:
+    is_cut = ended.outcome != "completed" or not is_whole(ended.stop_reason)
+    closing, answer = close_answer(state.answer, is_cut=is_cut)
+    facts = custom(
+        "end",
+        {
+            "turn": state.turn,
+            "outcome": ended.outcome,
+            "stop_reason": ended.stop_reason,
+            "model": ended.answered_by or model,
+            "usage": asdict(ended.usage),
+            "usage_is_estimated": ended.usage_is_estimated,
+            "cost_usd": ended.cost_usd,
+        },
+    )
+    usage = {"usage": _usage(ended, ended.answered_by or model)} if state.is_1 else {}
+    if ended.outcome == "failed":
+        failure = ended.error or LOST
+        return [*closing, facts, {"type": "RUN_ERROR", "message": failure.message, "code": failure.code, **usage}]
+    outcome: Json = {}
+    if ended.outcome == "completed":
+        interrupts = find_interrupts(answer.calls, metadata)
+        pending = {"pendingToolCallIds": list(answer.calls)} if state.is_1 and answer.calls else {}
+        found = {"type": "interrupt", "interrupts": interrupts} if interrupts else {"type": "success", **pending}
+        outcome = {"outcome": found}
+    elif state.is_1:
+        outcome = {"outcome": {"type": "cancelled"}}
+    names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
+    return [*closing, facts, {"type": "RUN_FINISHED", **names, **outcome, **usage}]
+
+
+def _usage(ended: End | TurnRecord, model: str) -> list[Json]:
+    """Returns the tokens by model. AG-UI counts the tokens of the cache among those of the input."""
+    used: Mapping[str, Usage] = ended.by_model or {model: ended.usage}
+    return [
+        {
+            "provider": "anthropic",
+            "model": name,
+            "inputTokens": one.input_tokens + one.cache_read_input_tokens + one.cache_creation_input_tokens,
+            "outputTokens": one.output_tokens,
+            "cachedInputTokens": one.cache_read_input_tokens,
+            "cacheWriteInputTokens": one.cache_creation_input_tokens,
+        }
+        for name, one in used.items()
+    ]
+
+
+def make_dialect(
+    variant: str = "",
+    *,
+    is_1: bool,
+    before: tuple[Json, ...] | None = None,
+    own: bytes | None = None,
+    run: str = "",
+) -> Dialect:
+    """Returns a dialect. `variant` names the values of `before`, `own` and `run` (see RunState) for a turn."""
+
+    def start(key: TurnKey) -> RunState:
+        return RunState(key.turn, Answer(key.turn), is_1, before, own, run)
+
+    def render_record(record: TurnRecord, _: int) -> Frame:
+        state = RunState(record.turn, Answer(record.turn), is_1, before, run=run)
+        return Frame(encode_events(record_events(state, record), record.cursor, record.turn))
+
+    return Dialect(
+        name="ag-ui-1" if is_1 else "ag-ui",
+        variant=variant,
+        start=start,
+        render=render,
+        render_record=render_record,
+        can_reset=True,
+        is_stateful=True,
+        goes_on=True,
+    )
+
+
+AG_UI = make_dialect(is_1=False)
+AG_UI_1 = make_dialect(is_1=True)

@@ -1,0 +1,236 @@
+"""AG-UI's routes on a running gateway: runs, resume, threads, interrupts, and bad input."""
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from tailrace.proto.ids import new_id
+from tests.harness.displayed_text import ag_ui as shown
+from tests.harness.generator_in_loop import words
+from tests.harness.sse_parser import parse
+from tests.integration.conftest import Gateway
+
+Json = dict[str, Any]
+TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
+
+
+def user(text: str) -> Json:
+    return {"id": new_id(), "role": "user", "content": text}
+
+
+def body_of(*messages: Json, thread: str = "", run: str = "", **given: Any) -> Json:
+    names = {"threadId": thread or new_id(), "runId": run or new_id()}
+    return {**names, "messages": list(messages), "tools": [], "context": [], "protocolVersion": "1.0", **given}
+
+
+async def post(gateway: Gateway, body: Json, last: str = "", path: str = "/api/agui") -> httpx2.Response:
+    return await gateway.client.post(path, json=body, headers={"last-event-id": last} if last else {})
+
+
+def events_of(answer: httpx2.Response | bytes) -> list[Json]:
+    content = answer if isinstance(answer, bytes) else answer.content
+    return [json.loads(event.data) for event in parse(content)]
+
+
+def ids_of(content: bytes) -> list[str]:
+    return [line.removeprefix("id: ") for line in content.decode().splitlines() if line.startswith("id: ")]
+
+
+def code_of(answer: httpx2.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+async def calls_of(gateway: Gateway, thread: str) -> int:
+    return len((await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"])
+
+
+async def test_run_is_answered_with_events_in_order(gateway: Gateway) -> None:
+    """The id of each event comes before its data, and is its own."""
+    body = body_of(user("#sim words=3 thinking=2 rate=0"), odd=1)
+    answer = await post(gateway, body)
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["tailrace-ignored"] == "odd"
+    events = events_of(answer)
+    assert (events[0]["type"], events[0]["threadId"], events[0]["runId"]) == (
+        "RUN_STARTED",
+        body["threadId"],
+        body["runId"],
+    )
+    assert shown(answer.content) == words(3)
+    assert (events[-1]["type"], events[-1]["outcome"]) == ("RUN_FINISHED", {"type": "success"})
+    ids = ids_of(answer.content)
+    assert len(set(ids)) == len(events)
+    assert all(block.startswith(b"id: ") for block in answer.content.split(b"\n\n") if block)
+
+
+async def test_repeated_post_resumes_after_each_event(gateway: Gateway) -> None:
+    """TanStack AI repeats the POST with the last id that it has received. Nothing is sent twice, nor paid twice."""
+    body = body_of(user("#sim words=4 thinking=2 tool=look rate=0"), tools=TOOLS)
+    whole = (await post(gateway, body)).content
+    blocks = [block + b"\n\n" for block in whole.split(b"\n\n") if block]
+    for number, last in enumerate(ids_of(whole)[:-1], 1):
+        rest = await post(gateway, body, last)
+        assert rest.content == b"".join(blocks[number:]), last
+    again = await post(gateway, body, ids_of(whole)[-1])
+    # TanStack AI takes an empty response for an error, and drops an event with a known id.
+    assert events_of(again) == events_of(whole)[-1:]
+    assert ids_of(again.content)[0] not in ids_of(whole)
+    third = await post(gateway, body, ids_of(again.content)[0])
+    assert events_of(third) == events_of(whole)[-1:]
+    assert ids_of(third.content) != ids_of(again.content)
+    assert await calls_of(gateway, body["threadId"]) == 1
+
+
+async def test_run_is_joined_by_its_id(gateway: Gateway) -> None:
+    """From the start, and after any event. The id of the turn names the run, too."""
+    body = body_of(user("#sim words=4 rate=0"), protocolVersion=None)
+    posted = await post(gateway, body)
+    for name in (body["runId"], posted.headers["tailrace-turn"]):
+        joined = await gateway.client.get("/api/agui", params={"runId": name, "offset": "-1"})
+        assert joined.content == posted.content
+    ids = ids_of(posted.content)
+    for given in ({"params": {"offset": ids[1]}}, {"params": {"offset": "-1"}, "headers": {"last-event-id": ids[1]}}):
+        params = {"runId": body["runId"], **given["params"]}
+        rest = await gateway.client.get("/api/agui", params=params, headers=given.get("headers", {}))
+        assert ids_of(rest.content) == ids[2:]
+
+
+async def test_thread_has_its_messages_and_its_interrupts(gateway: Gateway) -> None:
+    """A page of TanStack AI loads them; one of CopilotKit connects."""
+    thread = new_id()
+    first = await post(gateway, body_of(user("#sim words=2 rate=0"), thread=thread))
+    question = user("#sim words=1 tool=look rate=0")
+    history = [user("#sim words=2 rate=0"), {"id": "a", "role": "assistant", "content": words(2)}, question]
+    second = body_of(*history, thread=thread, tools=TOOLS, forwardedProps={"approve": True})
+    outcome = events_of(await post(gateway, second))[-1]["outcome"]
+    page = (await gateway.client.get("/api/agui", params={"threadId": thread})).json()
+    assert [(one["role"], [part["type"] for part in one["parts"]]) for one in page["messages"]] == [
+        ("user", ["text"]),
+        ("assistant", ["text"]),
+        ("user", ["text"]),
+        ("assistant", ["text", "tool-call"]),
+    ]
+    assert page["activeRun"] is None
+    assert page["interrupts"] == {"runId": second["runId"], "pending": outcome["interrupts"]}
+    connected = await post(gateway, body_of(thread=thread), path="/api/copilotkit/agent/default/connect")
+    events = events_of(connected)
+    assert [event["input"]["messages"][0]["content"] for event in events if event["type"] == "RUN_STARTED"] == [
+        "#sim words=2 rate=0",
+        "#sim words=1 tool=look rate=0",
+    ]
+    assert events[-1]["outcome"] == outcome
+    assert shown(first.content) in shown(connected.content)
+
+
+async def test_interrupt_is_decided_once(gateway: Gateway) -> None:
+    """The same decision from another tab joins the run; another one is refused."""
+    thread = new_id()
+    asked = body_of(user("#sim words=1 tool=look rate=0"), thread=thread, tools=TOOLS, forwardedProps={"approve": True})
+    (interrupt,) = events_of(await post(gateway, asked))[-1]["outcome"]["interrupts"]
+    decision = {"interruptId": interrupt["id"], "status": "resolved", "payload": {"result": "blue"}}
+    decided = body_of(*asked["messages"], thread=thread, resume=[decision])
+    answer = await post(gateway, decided)
+    events = events_of(answer)
+    assert (events[0]["runId"], events[-1]["outcome"]) == (decided["runId"], {"type": "success"})
+    other_tab = await post(gateway, body_of(*asked["messages"], thread=thread, resume=[decision]))
+    assert shown(other_tab.content) == shown(answer.content)
+    assert other_tab.headers["tailrace-turn"] == answer.headers["tailrace-turn"]
+    joined = await gateway.client.get("/api/agui", params={"runId": decided["runId"]})
+    assert shown(joined.content) == shown(answer.content)
+    rest = await post(gateway, decided, ids_of(answer.content)[0])
+    assert ids_of(rest.content) == ids_of(answer.content)[1:]
+    denied = {"interruptId": interrupt["id"], "status": "cancelled"}
+    assert code_of(await post(gateway, body_of(thread=thread, resume=[denied]))) == (409, "call_decided")
+    unknown = {"interruptId": "none", "status": "cancelled"}
+    assert code_of(await post(gateway, body_of(thread=thread, resume=[unknown]))) == (404, "call_not_found")
+    reused = body_of(*asked["messages"], thread=thread, run=decided["runId"], resume=[denied])
+    assert code_of(await post(gateway, reused)) == (409, "run_id_reused")
+    assert await calls_of(gateway, thread) == 2
+
+
+async def test_run_is_stopped_by_its_thread(gateway: Gateway) -> None:
+    """By any tab: a run of the thread, or its newest one. A run that has ended stays."""
+    body = body_of(user("#sim words=400 rate=50"))
+    stop = f"/api/copilotkit/agent/default/stop/{body['threadId']}"
+    assert code_of(await gateway.client.post(stop)) == (404, "session_not_found")
+    path = "/api/copilotkit/agent/default/run"
+    async with gateway.client.stream("POST", path, json=body) as stream:
+        received = b""
+        async for piece in stream.aiter_raw():
+            if b"TEXT_MESSAGE_CONTENT" in piece and not received.count(b"CONTENT"):
+                stopped = await gateway.client.post(stop, json={"runId": body["runId"]})
+                assert (stopped.json()["stopped"], stopped.json()["outcome"]) == (True, "cancelled")
+            received += piece
+    assert events_of(received)[-1]["outcome"] == {"type": "cancelled"}
+    assert (await gateway.client.post(stop)).json()["stopped"] is False
+    elsewhere = await gateway.client.post("/api/copilotkit/agent/default/stop/other", json={"runId": body["runId"]})
+    assert code_of(elsewhere) == (404, "turn_not_found")
+
+
+async def test_agent_of_copilotkit_is_a_model(gateway: Gateway) -> None:
+    """`default` is the session's model, or the operator's default."""
+    info = (await gateway.client.get("/api/copilotkit/info")).json()
+    assert {"default", "claude-haiku-5-5"} <= set(info["agents"])
+    body = body_of(user("#sim words=1 rate=0"))
+    answer = await post(gateway, body, path="/api/copilotkit/agent/claude-haiku-5-5/run")
+    assert events_of(answer)[-1]["usage"][0]["model"] == "claude-haiku-5-5"
+    unknown = await post(gateway, body_of(user("Hi")), path="/api/copilotkit/agent/weather/run")
+    assert code_of(unknown) == (400, "model_unknown")
+    new = await post(gateway, body_of(), path="/api/copilotkit/agent/default/connect")
+    assert (new.status_code, new.content) == (200, b"")
+
+
+@pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-5"])
+async def test_context_of_each_question_keeps_thinking_and_history(gateway: Gateway, model: str) -> None:
+    """The client does not send earlier contexts. The simulated Claude refuses thinking behind a changed prompt."""
+    thread, messages = new_id(), []
+    for page in ("cart", "checkout", "thanks"):
+        messages.append(user(f"#sim words=2 thinking=3 rate=0 tag={page}"))
+        context = [{"description": "page", "value": page}]
+        body = body_of(*messages, thread=thread, context=context, forwardedProps={"model": model})
+        answer = await post(gateway, body)
+        assert events_of(answer)[-1]["type"] == "RUN_FINISHED"
+        messages.append({"id": new_id(), "role": "assistant", "content": shown(answer.content)})
+    turns = (await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"]
+    assert [turn["parent"] for turn in turns] == [None, *(turn["turn"] for turn in turns[:-1])]
+    is_reminder = model == "claude-sonnet-5-5"
+    assert [len(turn["input"]) for turn in turns] == [1 + is_reminder] * 3
+    assert [turn["unchanged_prompt_tokens"] is not None for turn in turns] == [False, True, True]
+
+
+async def test_restart_sends_the_messages_before_the_answer(gateway: Gateway) -> None:
+    """With the client's own ids, so that it drops only the half answer."""
+    question = user(f"restart {new_id()}\n#sim words=5 thinking=4 rate=0 fault=cut@6x1")
+    body = body_of(question, forwardedProps={"on_interrupt": "restart"})
+    events = events_of(await post(gateway, body))
+    (snapshot,) = [event["messages"] for event in events if event["type"] == "MESSAGES_SNAPSHOT"]
+    assert snapshot[0] == question
+    # HttpAgent keeps its reasoning unless the snapshot has some.
+    (empty,) = snapshot[1:]
+    begun = [event["messageId"] for event in events if event["type"] == "REASONING_MESSAGE_START"]
+    assert (empty["role"], empty["content"], begun[-1]) == ("reasoning", "", empty["id"])
+
+
+async def test_bad_input_has_one_documented_answer(gateway: Gateway) -> None:
+    """Nothing is stored or paid for."""
+    body = body_of(user("#sim words=1 rate=0"))
+    posted = await post(gateway, body)
+    reused = await post(gateway, body | {"messages": [user("Other")]})
+    assert code_of(reused) == (409, "run_id_reused")
+    other = await post(gateway, body_of(user("Other"), thread=body["threadId"]), ids_of(posted.content)[0])
+    assert code_of(other) == (400, "cursor_mismatch")
+    assert code_of(await post(gateway, body | {"messages": [{"id": "1", "role": "robot"}]})) == (400, "request_invalid")
+    orphan = {"id": "1", "role": "tool", "toolCallId": "none", "content": "blue"}
+    assert code_of(await post(gateway, body_of(user("Why?"), orphan))) == (400, "request_invalid")
+    assert code_of(await post(gateway, {"threadId": "t", "messages": []})) == (400, "request_invalid")
+    get = gateway.client.get
+    assert code_of(await get("/api/agui", params={"runId": "none"})) == (404, "turn_not_found")
+    assert code_of(await get("/api/agui")) == (400, "request_invalid")
+    assert code_of(await get("/api/agui", params={"runId": body["runId"], "offset": "x"})) == (400, "cursor_invalid")
+    far = await get("/api/agui", params={"runId": body["runId"], "offset": "999999999"})
+    assert far.status_code in (400, 404), far.text
+    unknown = (await get("/api/agui", params={"threadId": new_id()})).json()
+    assert unknown == {"messages": [], "activeRun": None, "interrupts": None}
+    assert await calls_of(gateway, body["threadId"]) == 1
