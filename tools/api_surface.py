@@ -49,6 +49,7 @@ COLUMNS = {
     "chat": "Chat Completions",
     "responses": "Responses",
     "ui": "AI SDK",
+    "agents": "AG-UI",
     "note": "note",
 }
 Names = Mapping[str, frozenset[str]]
@@ -64,6 +65,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chat: str = ""
     responses: str = ""
     ui: str = ""
+    agents: str = ""
     note: str = ""
     """The reason of the verdict; for a refused type, also what to do instead."""
 

@@ -73,12 +73,18 @@ def add_event(answer: Answer, event: events.Event | events.UnknownEvent, raw: ms
             shown, answer = _add_to_block(answer, event)
             return (shown, answer) if answer.open else _add_held(shown, answer)
         case events.UnknownEvent():
-            try:
-                return [{"type": "RAW", "event": _fields.decode(raw), "source": "anthropic"}], answer
-            except DECODE_ERRORS:
-                return [], answer
+            return _raw(raw), answer
         case _:
             return [], answer
+
+
+def _raw(raw: msgspec.Raw) -> list[Json]:
+    """Returns the event for an event of a type that this version does not know."""
+    try:
+        fields = _fields.decode(raw)
+    except DECODE_ERRORS:
+        return []
+    return [{"type": "RAW", "event": fields, "source": "anthropic"}] if isinstance(fields.get("type"), str) else []
 
 
 def _add_to_block(answer: Answer, event: events.Event | events.UnknownEvent) -> tuple[list[Json], Answer]:

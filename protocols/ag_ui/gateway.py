@@ -25,7 +25,7 @@ from tailrace.gateway.http.route import SSE, Route, Section, header, query
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
-from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
+from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import cursor_of_post, draft_turn
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
@@ -45,7 +45,6 @@ from tailrace.protocols.ag_ui.request import (
     context_text,
     decisions_of,
     ignored_fields,
-    read_props,
     with_context,
 )
 from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run, read_thread
@@ -135,9 +134,6 @@ async def answer_run(
     """
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     run = read_body.convert(fields, RunAgentInput)
-    props = read_props(run)
-    if props.model is None and model is not None:
-        props = msgspec.structs.replace(props, model=model)
     own: bytes | None = msgspec.json.encode(fields.get("messages", []))
     if len(own or b"") > OWN_BYTES_MAX:
         own = None
@@ -149,17 +145,19 @@ async def answer_run(
                 headers: dict[str, str] = {}
                 dialect = make_dialect(f"run {run.run_id}", is_1=run.is_1, own=own, run=run.run_id)
             else:
-                new_turn = await convert_body(len(raw), build_turn, run, props)
+                new_turn = await convert_body(len(raw), build_turn, run, model)
                 if text := context_text(run.context):
                     new_turn = await add_context(new_turn, text, streams.history, request, catalogue)
                 draft = draft_turn(request, new_turn, raw, default_key=run.run_id, is_followed=True)
                 stored = await submitter.submit(draft)
                 key, cursor, headers = stored.key, draft.cursor, names_of(stored)
                 dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
-            if cursor and (again := await end_again(streams.log, request.tenant, cursor, reader.part, dialect)):
+            # The run may have gone on in a turn that steered it.
+            owner = await streams.log.find_turn_at(request.tenant, cursor) if cursor else None
+            if cursor and (again := await end_again(streams.log, owner, cursor, reader.part, dialect)) is not None:
                 await reader.release()
                 return again
-    headers |= ignored_header(ignored_fields(run, fields))
+    headers |= ignored_header(ignored_fields(fields))
     # The first event is sent at once: a client resumes only after its first id.
     response = EventStream(reader, key, dialect, cursor or BEFORE_FIRST, headers=headers)
     response.add_headers({"tailrace-turn": key.turn, "request-id": key.turn})
@@ -230,16 +228,14 @@ async def get_thread_or_run(
     seq, reader.part = split_part("" if last == "-1" else last)
     cursor = parse_cursor(seq or "0")
 
-    async def find() -> Start:
-        return Start(await find_run(streams.log, claims, streams.history, request.tenant, run))
-
+    key = await find_run(streams.log, claims, streams.history, request.tenant, run)
     if cursor:
-        if (again := await end_again(streams.log, request.tenant, cursor, reader.part, AG_UI)) is not None:
+        if (again := await end_again(streams.log, key, cursor, reader.part, AG_UI)) is not None:
             return again
         # TanStack AI treats every status but 200 as final, so it waits inside the stream.
-        return HeldStream(reader, find, AG_UI, cursor)
+        return HeldStream(reader, key, AG_UI, cursor)
     refuse_when_draining(streams.draining)
-    return EventStream(reader, await find(), AG_UI)
+    return EventStream(reader, key, AG_UI)
 
 
 async def get_info(request: ApiRequest, catalogue: Catalogue) -> Response:

@@ -13,11 +13,13 @@
 | `forwardedProps` | the fields of `ForwardedProps` |
 """
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
+from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -125,6 +127,8 @@ class ForwardedProps(msgspec.Struct, frozen=True, kw_only=True):
     """The most tokens that the answer may have."""
     thinking: dict[str, Any] | None = None
     """The same as `options.thinking`."""
+    tools: list[Block] | None = None
+    """Further tools, in Anthropic's format: those that the model's API runs."""
     options: dict[str, Any] | None = None
     """Further fields of Anthropic's Messages API."""
     metadata: dict[str, str] | None = None
@@ -151,7 +155,7 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     thread_id: str
     """The id of the thread, which becomes the session."""
-    run_id: str
+    run_id: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)]
     """The id of the run. A repeated request with the same body gets the same run."""
     messages: list[AgentMessage] = []
     """The messages of the thread, oldest first. The last one is answered."""
@@ -165,7 +169,7 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The tools that the model may call, and the client runs."""
     context: list[AgentContext] = []
     """What the model should know about the page, until the next question."""
-    forwarded_props: Any = None
+    forwarded_props: ForwardedProps | None = None
     """The fields of a turn that AG-UI has no field for."""
     data: Any = None
     """The same as `forwardedProps`, as TanStack AI repeats it."""
@@ -181,35 +185,19 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 CLIENT_NAMES = {"session": "threadId", "project": "forwardedProps.project_id", "metadata": "forwardedProps.metadata"}
 
 
-def read_props(run: RunAgentInput) -> ForwardedProps:
-    """Returns the fields in `forwardedProps`; the defaults if it is no object. Raises Refused."""
-    if not isinstance(run.forwarded_props, dict):
-        return ForwardedProps()
-    try:
-        return msgspec.convert(run.forwarded_props, ForwardedProps)
-    except msgspec.ValidationError as error:
-        raise Refused("request_invalid", f"`forwardedProps`: {error}", param="forwardedProps") from error
-
-
-def ignored_fields(run: RunAgentInput, fields: Iterable[str]) -> list[str]:
+def ignored_fields(fields: Mapping[str, Any]) -> list[str]:
     """Returns the names of the fields of a body that have no effect here."""
     known = {field.encode_name for field in msgspec.structs.fields(RunAgentInput)}
-    props = {field.encode_name for field in msgspec.structs.fields(ForwardedProps)}
     ignored = [name for name in fields if name not in known]
-    ignored += [name for name in ("state", "parentRunId") if _field(run, name) not in EMPTY]
-    if isinstance(run.forwarded_props, dict):
-        ignored += [f"forwardedProps.{name}" for name in run.forwarded_props if name not in props]
-    elif run.forwarded_props not in EMPTY:
-        ignored.append("forwardedProps")
+    ignored += [name for name in ("state", "parentRunId") if fields.get(name) not in EMPTY]
+    props = {field.encode_name for field in msgspec.structs.fields(ForwardedProps)}
+    ignored += [f"forwardedProps.{name}" for name in fields.get("forwardedProps") or {} if name not in props]
     return plain_names(ignored)
 
 
-def _field(run: RunAgentInput, name: str) -> object:
-    return run.state if name == "state" else run.parent_run_id
-
-
-def build_turn(run: RunAgentInput, props: ForwardedProps) -> NewTurn:
-    """Returns the turn for `run`, without its context. Raises Refused."""
+def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
+    """Returns the turn for `run`, without its context. `model` answers if the run names none. Raises Refused."""
+    props = run.forwarded_props or ForwardedProps()
     system = [text for one in _leading(run.messages) if (text := _text(one.content).strip())]
     if props.system:
         system.append(props.system)
@@ -222,10 +210,10 @@ def build_turn(run: RunAgentInput, props: ForwardedProps) -> NewTurn:
         metadata[APPROVE] = " ".join(approved)
     return NewTurn(
         messages=convert_messages(run.messages),
-        model=props.model,
+        model=props.model or model,
         system="\n\n".join(system) or None,
         max_tokens=props.max_tokens,
-        tools=[_tool(one) for one in run.tools] or None,
+        tools=[*map(_tool, run.tools), *(props.tools or [])] or None,
         options=options or None,
         session=run.thread_id,
         create_session=True,

@@ -8,6 +8,7 @@ from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.response import Start
+from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.errors import Refused, TurnUnknown, not_found
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
@@ -90,6 +91,8 @@ async def connect(thread: Thread, tenant: Tenant, *, is_1: bool) -> Start | None
 
 async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant: Tenant, run: str) -> TurnKey:
     """Returns the turn of a run, whose id may also be that of the turn. Raises Refused, LogUnavailable."""
+    if IDEMPOTENCY_KEY.fullmatch(run) is None:
+        raise not_found("turn")
     if (claim := await claims.find(tenant, run)) is not None:
         return TurnKey(tenant, claim.turn)
     key = TurnKey(tenant, TurnId(run))
@@ -101,13 +104,13 @@ async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant:
     raise not_found("turn")
 
 
-async def end_again(log: TurnLog, tenant: Tenant, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
+async def end_again(log: TurnLog, key: TurnKey | None, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
     """Returns a response with the last event of a run to a client that has received it; None if it has not.
 
     If a connection breaks after this event, TanStack AI resumes, and takes an empty response for an error. It drops
     an event with a known id. Raises LogUnavailable.
     """
-    if (key := await log.find_turn_at(tenant, cursor)) is None or 0 < part < AGAIN:
+    if key is None or 0 < part < AGAIN:
         return None
     try:
         turn = await log.read_turn(key)

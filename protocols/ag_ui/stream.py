@@ -19,6 +19,7 @@ from tailrace.proto.usage import Usage
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close_answer, close_blocks
 from tailrace.protocols.ag_ui.events import Json, custom, encode_events
 from tailrace.protocols.ag_ui.messages import build_messages
+from tailrace.protocols.common.answer_warnings import warnings_of
 from tailrace.protocols.common.failure import LOST
 from tailrace.protocols.common.stop_reasons import is_whole
 
@@ -167,7 +168,10 @@ def _end(
     elif state.is_1:
         outcome = {"outcome": {"type": "cancelled"}}
     names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
-    return [*closing, facts, {"type": "RUN_FINISHED", **names, **outcome, **usage}]
+    # AG-UI has no outcome for an answer that is not whole.
+    warnings = warnings_of(ended, (), state.turn)
+    result = {"result": {"warnings": warnings}} if warnings else {}
+    return [*closing, facts, {"type": "RUN_FINISHED", **names, **outcome, **result, **usage}]
 
 
 def _usage(ended: End | TurnRecord, model: str) -> list[Json]:

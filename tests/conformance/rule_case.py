@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 FOLDER = Path(__file__).parent / "rules"
-WAYS = ("tailrace", "chat", "responses", "ui")
+WAYS = ("tailrace", "chat", "responses", "ui", "agents")
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

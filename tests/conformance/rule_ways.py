@@ -3,6 +3,7 @@
 A turn ends with its stop reason (Anthropic's), or with the message of its error.
 """
 
+import json
 from typing import Any
 
 import httpx2
@@ -172,4 +173,80 @@ def _ui_part(block: Json) -> Json:
     return {"type": "text", "text": block["text"]}
 
 
-PLAYERS = {"tailrace": play_turns, "chat": play_chat, "responses": play_responses, "ui": play_ui}
+async def play_agents(gateway: httpx2.AsyncClient, case: RuleCase, session: str) -> str:
+    """HttpAgent: the client sends the messages that it has made of the events."""
+    messages: list[Json] = []
+    ended = ""
+    for number, turn in enumerate(case.turns):
+        if turn.result:
+            messages += [
+                {"id": f"r{call['id']}", "role": "tool", "toolCallId": call["id"], "content": turn.result}
+                for call in _unanswered(messages)
+            ]
+        else:
+            messages.append({"id": f"u{number}", "role": "user", "content": list(map(_agent_part, turn.blocks))})
+        props: Json = {"model": turn.model, "max_tokens": turn.max_tokens, "system": turn.system}
+        own = [one for one in turn.tools if "input_schema" in one]
+        props["tools"] = [one for one in turn.tools if one not in own]
+        tools = [{"name": one["name"], "description": "", "parameters": one["input_schema"]} for one in own]
+        body = {"threadId": session, "runId": f"{session}-{number}", "messages": messages, "tools": tools}
+        answered = await gateway.post(
+            "/api/agui", json=body | {"forwardedProps": {k: v for k, v in props.items() if v}}
+        )
+        if answered.status_code != 200:
+            return answered.text
+        for line in answered.text.splitlines():
+            event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+            if event.get("type") == "RUN_ERROR":
+                return str(event["message"])
+            if event.get("name") == "tailrace.end":
+                ended = str(event["value"]["stop_reason"])
+            _apply(messages, event)
+    return ended
+
+
+def _unanswered(messages: list[Json]) -> list[Json]:
+    answered = {message.get("toolCallId") for message in messages}
+    calls = [call for message in messages for call in message.get("toolCalls", [])]
+    return [call for call in calls if call["id"] not in answered]
+
+
+def _apply(messages: list[Json], event: Json) -> None:
+    """Adds an event to the messages of a client."""
+    by_id = {message["id"]: message for message in messages}
+    match event:
+        case {"type": "MESSAGES_SNAPSHOT", "messages": snapshot}:
+            messages[:] = snapshot
+        case {"type": "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START", "messageId": name, "role": role}:
+            messages.append({"id": name, "role": role, "content": ""})
+        case {"type": "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT", "messageId": name, "delta": delta}:
+            by_id[name]["content"] += delta
+        case {"type": "REASONING_ENCRYPTED_VALUE", "entityId": name, "encryptedValue": secret}:
+            by_id[name]["encryptedValue"] = secret
+        case {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": name}:
+            if name not in by_id:
+                by_id[name] = {"id": name, "role": "assistant"}
+                messages.append(by_id[name])
+            begun = {"id": call, "type": "function", "function": {"name": tool, "arguments": ""}}
+            by_id[name].setdefault("toolCalls", []).append(begun)
+        case {"type": "TOOL_CALL_ARGS", "toolCallId": call, "delta": delta}:
+            calls = [one for message in messages for one in message.get("toolCalls", []) if one["id"] == call]
+            calls[-1]["function"]["arguments"] += delta
+        case {"type": "TOOL_CALL_RESULT", "messageId": name, "toolCallId": call, "content": content}:
+            messages.append({"id": name, "role": "tool", "toolCallId": call, "content": content})
+
+
+def _agent_part(block: Json) -> Json:
+    if block["type"] == "image":
+        source = block["source"]
+        return {"type": "image", "source": {"type": "data", "value": source["data"], "mimeType": source["media_type"]}}
+    return {"type": "text", "text": block["text"]}
+
+
+PLAYERS = {
+    "tailrace": play_turns,
+    "chat": play_chat,
+    "responses": play_responses,
+    "ui": play_ui,
+    "agents": play_agents,
+}

@@ -45,6 +45,7 @@ def test_scope_read_changes_nothing() -> None:
     """DELETE, PATCH and PUT need `manage`. A POST that only needs `read` is listed here with its reason."""
     readable_posts = {
         ("POST", "/v1/turns/{turn}/tickets"),  # a link for a turn that its creator can read
+        ("POST", "/api/copilotkit/agent/{agent}/connect"),  # reads a thread: CopilotKit names it in a body
         ("POST", "/v1/login"),  # the same key, in another form
         ("POST", "/v1/login/refresh"),
     }
@@ -77,10 +78,13 @@ def test_client_chosen_names_do_not_shadow_routes() -> None:
 def test_a_path_names_one_resource() -> None:
     """The tests of tenant isolation take one kind of resource a route. Routes of operators are open to no tenant.
 
-    A call is one of its session.
+    A call is one of its session, and an agent is nothing stored.
     """
     counts = {route.path: len(re.findall(r"{\w+}", route.path)) for route in ROUTES if route.need != "admin"}
-    assert {path for path, count in counts.items() if count > 1} == {"/v1/sessions/{session}/calls/{call}"}
+    assert {path for path, count in counts.items() if count > 1} == {
+        "/v1/sessions/{session}/calls/{call}",
+        "/api/copilotkit/agent/{agent}/stop/{thread}",
+    }
 
 
 def test_a_route_without_a_scope_does_not_import() -> None:

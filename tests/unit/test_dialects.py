@@ -275,6 +275,8 @@ def test_only_a_whole_answer_is_shown_as_complete(stop_reason: str, chat: str, r
                     assert response["status"] == ("completed" if is_whole else "incomplete")
                     assert response["incomplete_details"] == (None if is_whole else {"reason": responses})
                     assert reasons_of(response) == ([] if is_whole else [stop_reason])
+                case "ag-ui" | "ag-ui-1":
+                    assert reasons_of(found[-1].get("result", {})) == ([] if is_whole else [stop_reason])
                 case "content":
                     assert [(one["content"], one["stop_reason"]) for one in found] == (
                         [] if is_whole else [("", stop_reason)]

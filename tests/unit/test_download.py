@@ -23,7 +23,7 @@ def build_reader() -> Reader:
     counts, admissions = ReaderCounts(ReaderLimits(1, 1, 1)), Admissions()
     authenticator = Authenticator(Settings(), ApiKeyCache())
     streams: Any = SimpleNamespace(authenticator=authenticator, counts=counts, admissions=admissions)
-    request: Any = SimpleNamespace(principal=LOCAL, client=None)
+    request: Any = SimpleNamespace(principal=LOCAL, client=None, headers={}, scope={"query_string": b""})
     return Reader(streams, request)
 
 

@@ -32,8 +32,11 @@ from tools.openapi import examples
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
 METHODS = [(route.method, route.path) for route in ROUTES]
-# The events of OpenAI's protocols have no `id:`.
-WITHOUT_IDS = {"/v1/chat/completions", "/v1/responses", "/v1/responses/{response_id}"}
+# The events of OpenAI's protocols have no `id:`. CopilotKit connects anew, from the beginning of the thread.
+WITHOUT_IDS = {
+    *("/v1/chat/completions", "/v1/responses", "/v1/responses/{response_id}"),
+    "/api/copilotkit/agent/{agent}/connect",
+}
 
 
 def references(part: object) -> list[str]:

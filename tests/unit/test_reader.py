@@ -34,7 +34,10 @@ async def open_reader(
     """A reader whose interruptions are watched for."""
     authenticator = SimpleNamespace(watch=lambda _: (expired or Flag(), None), unwatch=lambda *_: None)
     streams = SimpleNamespace(authenticator=authenticator)
-    reader = Reader(cast("Any", streams), cast("Any", SimpleNamespace(principal=LOCAL, client=None)))
+    reader = Reader(
+        cast("Any", streams),
+        cast("Any", SimpleNamespace(principal=LOCAL, client=None, headers={}, scope={"query_string": b""})),
+    )
     async with reader.open((client or Client()).receive, draining or Flag(), is_counted=False):
         yield reader
 

@@ -24,6 +24,9 @@ def scope(method: str, headers: dict[str, str], query: bytes = b"") -> Scope:
         ("GET", {"accept": "text/event-stream", "last-event-id": ""}, False),
         ("GET", {"accept": "*/*", "last-event-id": "7"}, False),
         ("POST", EVENT_SOURCE, False),
+        # TanStack AI repeats the POST of its run.
+        ("POST", {"x-run-id": "run-1", "last-event-id": "7-1"}, True),
+        ("POST", {"x-run-id": "run-1"}, False),
     ],
 )
 def test_a_resuming_event_source_is_recognised_by_its_headers(
@@ -40,6 +43,8 @@ def test_a_resuming_event_source_is_recognised_by_its_headers(
 def test_a_resuming_polyfill_is_recognised_by_its_query(query: bytes) -> None:
     """To it, too, every status but 200 is final. A page's own `?after=` may be its first request."""
     assert is_resuming_reader(scope("GET", {"accept": "text/event-stream"}, query))
+    # TanStack AI has joined a run.
+    assert is_resuming_reader(scope("GET", {"last-event-id": "7"}, b"offset=-1&runId=run-1"))
     assert not is_resuming_reader(scope("GET", {"accept": "text/event-stream"}, b"after=7&lastEventId="))
 
 

@@ -1,5 +1,6 @@
 """AG-UI's routes on a running gateway: runs, resume, threads, interrupts, and bad input."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,8 @@ from tailrace.proto.ids import new_id
 from tests.harness.displayed_text import ag_ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
-from tests.integration.conftest import Gateway
+from tests.harness.system import System
+from tests.integration.conftest import Gateway, NewGateway
 
 Json = dict[str, Any]
 TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
@@ -213,6 +215,60 @@ async def test_restart_sends_the_messages_before_the_answer(gateway: Gateway) ->
     assert (empty["role"], empty["content"], begun[-1]) == ("reasoning", "", empty["id"])
 
 
+async def test_one_run_at_two_gateways_at_the_same_moment_is_paid_once(
+    gateway: Gateway, second_gateway: Gateway
+) -> None:
+    """Both responses have the same run."""
+    body = body_of(user("#sim words=3 rate=0"))
+    answers = await asyncio.gather(*(post(one, body) for one in 3 * (gateway, second_gateway)))
+    assert len({answer.content for answer in answers}) == 1
+    assert await calls_of(gateway, body["threadId"]) == 1
+
+
+async def test_steered_run_goes_on_in_the_same_stream(gateway: Gateway) -> None:
+    """HttpAgent allows a run behind one that has ended. A cut at any event resumes in the right turn."""
+    body = body_of(user("#sim words=400 rate=100"))
+    received = b""
+    async with gateway.client.stream("POST", "/api/agui", json=body) as stream:
+        async for piece in stream.aiter_raw():
+            if b"w000003" in piece and b"w000003" not in received:
+                steer = f"/v1/turns/{stream.headers['tailrace-turn']}/steer"
+                steered = await gateway.client.post(steer, json={"message": "#sim words=2 tag=s rate=0"})
+                assert steered.is_success, steered.text
+            received += piece
+    events = events_of(received)
+    starts = [at for at, event in enumerate(events) if event["type"] == "RUN_STARTED"]
+    assert [events[at - 1].get("outcome") for at in starts[1:]] == [{"type": "cancelled"}]
+    assert events[-1]["outcome"] == {"type": "success"}
+    assert shown(received).endswith(words(2, "s"))
+    ids = ids_of(received)
+    for at in (1, starts[1] - 2, starts[1] - 1, starts[1], len(ids) - 2):
+        rest = await post(gateway, body, ids[at])
+        assert ids_of(rest.content) == ids[at + 1 :], at
+    again = await post(gateway, body, ids[-1])
+    assert events_of(again) == events[-1:]
+
+
+async def test_resume_without_a_free_stream_is_a_cut_body(system: System, new_gateway: NewGateway) -> None:
+    """TanStack AI treats every status but 200 as final. The limit of streams is kept."""
+    gateway = await new_gateway(system.nats_url, streams_tenant_max=1)
+    done = body_of(user("#sim words=3 rate=0"))
+    ids = ids_of((await post(gateway, done)).content)
+    running = body_of(user("#sim words=400 rate=50"))
+    headers = {"last-event-id": ids[1], "x-run-id": done["runId"]}
+    join = {"offset": "-1", "runId": done["runId"]}
+    async with gateway.client.stream("POST", "/api/agui", json=running) as first:
+        assert first.status_code == 200
+        for method, sent, params in (("POST", done, {}), ("GET", None, join)):
+            async with gateway.client.stream(method, "/api/agui", headers=headers, json=sent, params=params) as second:
+                assert second.status_code == 200
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await second.aread()
+        assert code_of(await post(gateway, body_of(user("#sim words=1 rate=0")))) == (429, "too_many_streams")
+    rest = await gateway.client.post("/api/agui", json=done, headers=headers)
+    assert ids_of(rest.content) == ids[2:]
+
+
 async def test_bad_input_has_one_documented_answer(gateway: Gateway) -> None:
     """Nothing is stored or paid for."""
     body = body_of(user("#sim words=1 rate=0"))
@@ -222,13 +278,23 @@ async def test_bad_input_has_one_documented_answer(gateway: Gateway) -> None:
     other = await post(gateway, body_of(user("Other"), thread=body["threadId"]), ids_of(posted.content)[0])
     assert code_of(other) == (400, "cursor_mismatch")
     assert code_of(await post(gateway, body | {"messages": [{"id": "1", "role": "robot"}]})) == (400, "request_invalid")
+    many = body_of(user("Why?"), forwardedProps={"max_tokens": "many"})
+    assert code_of(await post(gateway, many)) == (400, "request_invalid")
     orphan = {"id": "1", "role": "tool", "toolCallId": "none", "content": "blue"}
     assert code_of(await post(gateway, body_of(user("Why?"), orphan))) == (400, "request_invalid")
     assert code_of(await post(gateway, {"threadId": "t", "messages": []})) == (400, "request_invalid")
+    spaced = await post(gateway, body_of(user("Why?"), run="calls none"))
+    assert code_of(spaced) == (400, "request_invalid")
     get = gateway.client.get
+    assert code_of(await get("/api/agui", params={"runId": "calls none"})) == (404, "turn_not_found")
     assert code_of(await get("/api/agui", params={"runId": "none"})) == (404, "turn_not_found")
     assert code_of(await get("/api/agui")) == (400, "request_invalid")
     assert code_of(await get("/api/agui", params={"runId": body["runId"], "offset": "x"})) == (400, "cursor_invalid")
+    other_run = {
+        "runId": body["runId"],
+        "offset": ids_of((await post(gateway, body_of(user("#sim words=1")))).content)[0],
+    }
+    assert code_of(await get("/api/agui", params=other_run)) == (400, "cursor_invalid")
     far = await get("/api/agui", params={"runId": body["runId"], "offset": "999999999"})
     assert far.status_code in (400, 404), far.text
     unknown = (await get("/api/agui", params={"threadId": new_id()})).json()
