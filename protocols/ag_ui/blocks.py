@@ -236,8 +236,8 @@ def _end_block(answer: Answer, index: int) -> tuple[list[Json], Answer]:
         case {"type": "redacted_thinking", "data": str(data)}:
             return _end_reasoning(part.id, REDACTED + data), answer
         case block if is_call(block):
-            # An input that is whole at the start.
-            given = "" if part.input.before is not None else _input_text(block)
+            # An input that is whole at the start, or has no fields: clients parse it as JSON.
+            given = "" if part.input.text() else odd_json.encode(block.get("input") or {}).decode()
             return [*deltas("TOOL_CALL_ARGS", part.id, given), {"type": "TOOL_CALL_END", "toolCallId": part.id}], answer
         case {"type": str()}:
             return [custom("block", part.block)], answer
@@ -271,7 +271,7 @@ def _with_open(answer: Answer, index: int, part: OpenBlock) -> Answer:
 def _has_input(part: OpenBlock) -> bool:
     """Returns whether the input of a call is a JSON object that is not empty."""
     try:
-        return bool(_fields.decode(part.input.text() or _input_text(part.block) or "{}"))
+        return bool(_fields.decode(part.input.text()) if part.input.text() else part.block.get("input"))
     except DECODE_ERRORS:
         return False
 
@@ -282,8 +282,3 @@ def _split_block(block: Json) -> tuple[Json, list[events.Delta]]:
         return split_start(block)
     # The mark of an input that was cut or is invalid (proto/fold.py).
     return block, [events.InputJsonDelta(block[PARTIAL])] if PARTIAL in block else []
-
-
-def _input_text(block: Json) -> str:
-    given = block.get("input")
-    return odd_json.encode(given).decode() if given else ""

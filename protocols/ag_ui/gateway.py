@@ -38,6 +38,7 @@ from tailrace.proto.records import GetLastTurn, GetSession
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
 from tailrace.proto.version import VERSION
+from tailrace.protocols.ag_ui.absent_routes import advise
 from tailrace.protocols.ag_ui.request import (
     CLIENT_NAMES,
     RunAgentInput,
@@ -351,4 +352,6 @@ ROUTES = [
     ),
 ]
 
-FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1))
+FEATURE = Feature(
+    NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1), advise=advise
+)

@@ -26,7 +26,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import decode_input
-from tailrace.protocols.ag_ui.blocks import REDACTED
+from tailrace.protocols.ag_ui.blocks import CUT, NO_RESULT, REDACTED
 from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import PDF
@@ -252,7 +252,7 @@ def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:
     blocks: list[Block] = []
     results: list[Block] = []
     calls: dict[str, bool] = {}
-    answered = {one.tool_call_id for one in messages if one.role == "tool"}
+    answered = {one.tool_call_id for one in messages if one.role == "tool" and one.content not in (CUT, NO_RESULT)}
 
     def end_answer() -> None:
         nonlocal blocks, results

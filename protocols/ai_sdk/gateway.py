@@ -48,6 +48,7 @@ from tailrace.protocols.common.unsupported import ignored_header
 LATE_S = 10.0
 # Each reader of a replay holds the long texts of the earlier steps in memory. Longer steps are left out.
 EARLIER_BYTES_MAX = 1024 * 1024
+OF_AG_UI = "this is a run of AG-UI (HttpAgent, CopilotKit, TanStack AI): send it to POST /api/agui"
 START_INDEX = re.compile(r"-?[0-9]{1,9}")
 
 
@@ -67,6 +68,8 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     `tailrace-ignored` names unknown fields.
     """
     fields, raw = await request.read(dict[str, Any], is_text_allowed=True, has_model_output=True)
+    if "threadId" in fields and "runId" in fields:
+        raise Refused("request_invalid", OF_AG_UI)
     chat = read_body.convert(fields, UIChatRequest)
     new_turn = await convert_body(len(raw), build_turn, chat)
     headers = ignored_header(unknown_fields(fields))

@@ -201,7 +201,7 @@ async def play_agents(gateway: httpx2.AsyncClient, case: RuleCase, session: str)
                 return str(event["message"])
             if event.get("name") == "tailrace.end":
                 ended = str(event["value"]["stop_reason"])
-            _apply(messages, event)
+            apply_event(messages, event)
     return ended
 
 
@@ -211,8 +211,8 @@ def _unanswered(messages: list[Json]) -> list[Json]:
     return [call for call in calls if call["id"] not in answered]
 
 
-def _apply(messages: list[Json], event: Json) -> None:
-    """Adds an event to the messages of a client."""
+def apply_event(messages: list[Json], event: Json) -> None:
+    """Adds an event of AG-UI to the messages of a client."""
     by_id = {message["id"]: message for message in messages}
     match event:
         case {"type": "MESSAGES_SNAPSHOT", "messages": snapshot}:

@@ -7,6 +7,7 @@ import pytest
 
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
+from tailrace.protocols.ag_ui.blocks import CUT as NOT_RUN
 from tailrace.protocols.ag_ui.request import (
     RunAgentInput,
     build_turn,
@@ -64,8 +65,10 @@ def test_an_answer_of_several_messages_is_one_message_for_the_model() -> None:
 
 def test_a_call_that_was_cut_or_has_no_result_is_left_out() -> None:
     """The API refuses both. The result of a cut call says that it did not run."""
-    calls = {"role": "assistant", "content": "So.", "toolCalls": [CALL, CUT]}
-    assert sent(user(), calls, {"role": "tool", "toolCallId": "toolu_2", "content": "not run"}, user("And?")) == [
+    empty = {"id": "toolu_3", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calls = {"role": "assistant", "content": "So.", "toolCalls": [CALL, CUT, empty]}
+    results = [{"role": "tool", "toolCallId": call, "content": NOT_RUN} for call in ("toolu_2", "toolu_3")]
+    assert sent(user(), calls, *results, user("And?")) == [
         ("user", "Why?"),
         ("assistant", "So."),
         ("user", "And?"),

@@ -269,6 +269,17 @@ async def test_resume_without_a_free_stream_is_a_cut_body(system: System, new_ga
     assert ids_of(rest.content) == ids[2:]
 
 
+async def test_a_request_to_another_route_gets_advice(gateway: Gateway) -> None:
+    """A run that is sent to the route of AI SDK, and routes of CopilotKit's runtime that do not exist here."""
+    wrong = await post(gateway, body_of(user("Why?")), path="/api/chat")
+    assert code_of(wrong) == (400, "request_invalid")
+    assert "POST /api/agui" in wrong.json()["error"]["message"]
+    for path, said in (("/api/copilotkit/threads", "/v1/sessions"), ("/api/copilotkit", "/agent/{agent}/run")):
+        absent = await gateway.client.post(path, json={"method": "info"})
+        assert code_of(absent) == (404, "route_not_found")
+        assert said in absent.json()["error"]["message"]
+
+
 async def test_bad_input_has_one_documented_answer(gateway: Gateway) -> None:
     """Nothing is stored or paid for."""
     body = body_of(user("#sim words=1 rate=0"))
