@@ -240,7 +240,7 @@ def with_context(messages: list[MessageParam], text: str) -> list[MessageParam]:
     The model sees it until the next message of the user. It stays in place then: newer models check that nothing before
     their thinking has changed (PROTOCOL R132). Before the question, this question would be the next message.
     """
-    return [*messages, MessageParam("system", text, clear_at="next_user_message")]
+    return [*messages, MessageParam("system", text, clear_at="next_user_message")] if text else messages
 
 
 def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:

@@ -10,12 +10,15 @@ import msgspec
 from tailrace.deploy.simulated_claude.thinking import EXPECTED, find_open, has_its_thinking, mark_call, read_places
 from tailrace.proto.conversation import without_trailing_thinking
 from tailrace.proto.records import TurnRecord
+from tailrace.protocols.ag_ui.stream import AG_UI
+from tests.conformance.rule_ways import apply_event
+from tests.harness.sse_parser import parse
 from tests.sessions.stand_in import CONTAINER, Json, Special, sign
 
 SESSION = "s"
 CHECKED = ("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5", "claude-fable-5-1", "claude-fable-5-2")
 UNCHECKED = ("claude-opus-4-8", "claude-sonnet-4-6", "claude-haiku-4-5")
-PROTOCOLS = ("turns", "turns", "turns", "chat", "responses", "messages", "ai_sdk")
+PROTOCOLS = ("turns", "turns", "turns", "chat", "responses", "messages", "ai_sdk", "ag_ui")
 LOOK: Json = {"type": "object", "properties": {"query": {"type": "string"}}, "additionalProperties": False}
 TOOLS: tuple[Json, ...] = (
     {"name": "look", "description": "Looks something up.", "input_schema": LOOK},
@@ -399,6 +402,28 @@ class Client:
         return Sent("/api/chat", body)
 
 
+    def _as_ag_ui(self, messages: list[Json], options: Json, fields: Json) -> Sent:
+        """HttpAgent sends the messages that it has made of the events, and what its page shows now."""
+        known: list[Json] = []
+        for number, asked in enumerate(self.branch):
+            known += agent_messages(asked.messages, str(number))
+            for event in parse(AG_UI.render_record(asked.record, 0).data):
+                apply_event(known, json.loads(event.data))
+        known += agent_messages(messages, str(len(self.branch)))
+        has_context = self.model in CHECKED and self.random.random() < 0.5
+        body = {
+            "threadId": self._session,
+            "runId": f"{self._session}-{self.number}-{self.random.randint(0, 10**9)}",
+            "messages": known,
+            "tools": [],
+            "context": [{"description": "page", "value": f"page {self.number}"}] if has_context else [],
+            "forwardedProps": {"model": self.model, "system": self.system, "tools": self.tools}
+            | ({"options": options} if options else {})
+            | fields,
+        }
+        return Sent("/api/agui", body)
+
+
 def spoil(step: Step) -> Step:
     """Returns the step with bad input, if its messages have what can be spoilt; else a plain one."""
     body = step.sent.body
@@ -583,4 +608,19 @@ def add_results(ui: list[Json], messages: list[Json]) -> list[Json]:
         texts = [{"type": "text", "text": block["text"]} for block in blocks if block["type"] == "text"]
         if texts:
             found.append({"role": "user", "id": "u", "parts": texts})
+    return found
+
+
+def agent_messages(messages: list[Json], name: str) -> list[Json]:
+    """Returns the messages of a client of AG-UI: a question, or the results of tools."""
+    found: list[Json] = []
+    for message in messages:
+        content = message["content"]
+        for at, block in enumerate([say(content)] if isinstance(content, str) else content):
+            own = f"u{name}-{at}"
+            if block["type"] == "tool_result":
+                call = block["tool_use_id"]
+                found.append({"id": own, "role": "tool", "toolCallId": call, "content": block["content"]})
+            elif block["type"] == "text":
+                found.append({"id": own, "role": "user", "content": block["text"]})
     return found

@@ -108,7 +108,7 @@ class RealSession:
         A turn that has just ended may still run in the database.
         """
         begun: asyncio.Future[tuple[int, str | None]] = asyncio.get_running_loop().create_future()
-        body = sent.body if sent.path.startswith(("/v1/turns", "/api/chat")) else sent.body | {"stream": True}
+        body = sent.body if sent.path.startswith(("/v1/turns", "/api/")) else sent.body | {"stream": True}
 
         async def read() -> None:
             async with self._http.stream("POST", sent.path, json=body, headers=sent.headers) as response:

@@ -36,6 +36,7 @@ from tailrace.proto.models import Model, find_model
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
 from tailrace.proto.thinking_prefix import BoundPrompt
 from tailrace.proto.usage import Usage
+from tailrace.protocols.ag_ui import request as ag_ui
 from tailrace.protocols.ai_sdk import request as ai_sdk
 from tailrace.protocols.anthropic import request as anthropic
 from tailrace.protocols.openai import chat_request, responses_request
@@ -258,6 +259,11 @@ def parse(sent: Sent) -> NewTurn:
         case "/v1/responses":
             response = msgspec.convert(body, responses_request.ResponseRequest)
             return responses_request.build_turn(response, model_of(body)).turn
+        case "/api/agui":
+            run = msgspec.convert(body, ag_ui.RunAgentInput)
+            turn = ag_ui.build_turn(run, None)
+            messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run.context))
+            return msgspec.structs.replace(turn, messages=messages)
         case "/api/chat":
             return ai_sdk.build_turn(msgspec.convert(body, ai_sdk.UIChatRequest))
         case _:
