@@ -401,7 +401,6 @@ class Client:
         }
         return Sent("/api/chat", body)
 
-
     def _as_ag_ui(self, messages: list[Json], options: Json, fields: Json) -> Sent:
         """HttpAgent sends the messages that it has made of the events, and what its page shows now."""
         known: list[Json] = []
