@@ -54,7 +54,7 @@ from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.unsupported import ignored_header
 
-# Messages of a request that are longer are not kept for the case of a restart: the stream would hold them.
+# The messages of a larger request are not kept for the case of a restart: the stream would hold them.
 OWN_BYTES_MAX = 256 * 1024
 DEFAULT_AGENT = "default"
 REUSED = "this runId was used with another body: use a new one"
@@ -135,9 +135,7 @@ async def answer_run(
     """
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     run = read_body.convert(fields, RunAgentInput)
-    own: bytes | None = msgspec.json.encode(fields.get("messages", []))
-    if len(own or b"") > OWN_BYTES_MAX:
-        own = None
+    own = msgspec.json.encode(fields.get("messages", [])) if len(raw) <= OWN_BYTES_MAX else None
     reader = Reader(streams, request)
     with name_as_client(CLIENT_NAMES), as_run():
         async with reader.reserve():

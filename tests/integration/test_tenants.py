@@ -139,6 +139,10 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
     block = {"type": "document", "source": {"type": "file", "file_id": mine["file_id"]}}
     answer = await other_client.post("/v1/turns", json={"messages": [{"role": "user", "content": [block]}]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+    run = await other_client.get("/api/agui", params={"runId": mine["turn"]})
+    assert (run.status_code, run.json()["error"]["code"]) == (404, "turn_not_found")
+    thread = await other_client.get("/api/agui", params={"threadId": mine["session"]})
+    assert thread.json() == {"messages": [], "activeRun": None, "interrupts": None}
     for path in ("/v1/sessions", "/v1/projects", "/v1/usage", "/v1/files", "/v1/batches", "/v1/messages/batches"):
         assert (await other_client.get(path)).json()["data"] == [], path
 
