@@ -152,6 +152,28 @@ async def test_interrupt_is_decided_once(gateway: Gateway) -> None:
     assert await calls_of(gateway, thread) == 2
 
 
+async def test_page_joins_the_run_that_a_decision_has_started(gateway: Gateway) -> None:
+    """The turn has the labels of the turn before, and so the id of that run."""
+    thread = new_id()
+    asked = body_of(
+        user("#sim words=40 tool=look rate=100"), thread=thread, tools=TOOLS, forwardedProps={"approve": True}
+    )
+    (interrupt,) = events_of(await post(gateway, asked))[-1]["outcome"]["interrupts"]
+    decision = {"interruptId": interrupt["id"], "status": "resolved", "payload": "blue"}
+    decided = body_of(*asked["messages"], thread=thread, resume=[decision])
+    page: Json = {}
+    async with gateway.client.stream("POST", "/api/agui", json=decided) as stream:
+        received = b""
+        async for piece in stream.aiter_raw():
+            received += piece
+            if b"CONTENT" in received and not page:
+                page = (await gateway.client.get("/api/agui", params={"threadId": thread})).json()
+    assert page["interrupts"] is None
+    joined = await gateway.client.get("/api/agui", params=page["activeRun"])
+    assert joined.headers["tailrace-turn"] == stream.headers["tailrace-turn"]
+    assert shown(joined.content) == shown(received) == words(40)
+
+
 async def test_run_is_stopped_by_its_thread(gateway: Gateway) -> None:
     """By any tab: a run of the thread, or its newest one. A run that has ended stays."""
     body = body_of(user("#sim words=400 rate=50"))
