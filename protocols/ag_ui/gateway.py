@@ -256,7 +256,8 @@ async def post_connect(
     run = read_body.convert(fields, RunAgentInput)
     refuse_when_draining(streams.draining)
     thread = await read_thread(streams.history, blob_store, request.tenant, run.thread_id, settings.body_bytes_max)
-    start = await connect(thread, request.tenant, is_1=run.is_1)
+    has_reasoning = any(message.role == "reasoning" for message in run.messages)
+    start = await connect(thread, request.tenant, is_1=run.is_1, has_reasoning=has_reasoning)
     if start is None:
         return Response(headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})
     return EventStream(Reader(streams, request), start, AG_UI_1 if run.is_1 else AG_UI)

@@ -45,12 +45,16 @@ class Thread:
                 waiting = {"runId": run, "pending": interrupts}
         return {"messages": build_page(messages), "activeRun": active, "interrupts": waiting}
 
-    def dialect(self, *, is_1: bool) -> Dialect:
-        """Returns the dialect that renders the newest turn behind all others, for a client without messages."""
+    def dialect(self, *, is_1: bool, has_reasoning: bool) -> Dialect:
+        """Returns the dialect that renders the newest turn behind all others. It drops the messages of the client.
+
+        HttpAgent keeps its reasoning messages unless the snapshot has one: `has_reasoning`.
+        """
         shown: list[Json] = []
         for turn in self.past:
             shown += record_events(RunState(turn.turn, Answer(turn.turn), is_1, ()), turn)
-        return make_dialect("thread", is_1=is_1, before=tuple(shown))
+        reset = ({"id": "reasoning", "role": "reasoning", "content": ""},) if has_reasoning else ()
+        return make_dialect(f"thread {has_reasoning}", is_1=is_1, reset=reset, before=tuple(shown))
 
 
 def interrupts_of(turn: TurnRecord) -> list[Json]:
@@ -80,12 +84,12 @@ async def read_thread(
         return Thread([])
 
 
-async def connect(thread: Thread, tenant: Tenant, *, is_1: bool) -> Start | None:
+async def connect(thread: Thread, tenant: Tenant, *, is_1: bool, has_reasoning: bool) -> Start | None:
     """Returns the start of a stream of the whole thread; None if it has no turns."""
     if thread.newest is None:
         return None
     # In a thread: long conversations take a while.
-    dialect = await asyncio.to_thread(thread.dialect, is_1=is_1)
+    dialect = await asyncio.to_thread(thread.dialect, is_1=is_1, has_reasoning=has_reasoning)
     return Start(TurnKey(tenant, thread.newest.turn), dialect=dialect)
 
 

@@ -46,7 +46,9 @@ class RunState(msgspec.Struct, frozen=True):
     is_1: bool = False
     """Whether the client declares AG-UI 1.0."""
     before: tuple[Json, ...] | None = None
-    """The events of the thread's earlier runs, if the client has no messages of the thread."""
+    """The events of the thread's earlier runs, for a client that gets the whole thread."""
+    reset: tuple[Json, ...] | None = None
+    """The further messages of the snapshot with which the whole thread begins; None: there is no snapshot."""
     own: bytes | None = None
     """The messages of the client's request, as JSON."""
     run: str = ""
@@ -64,8 +66,8 @@ def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
         case Request() as request:
             # Without the input, so that it is small: a client resumes only after its first id.
             own = None if state.before is None else request.messages[request.history :]
-            shown = [_started(state, request.session, request.metadata, own)]
-            return [*(state.before or ()), *shown], replace(state, request=request, before=None)
+            shown = [*(state.before or ()), _started(state, request.session, request.metadata, own)]
+            return _with_reset(shown, state.reset), replace(state, request=request, before=None, reset=None)
         case Attempt(mode="restart", attempt=attempt):
             closing, before, _ = close_blocks(state.answer)
             answer = Answer(f"{state.turn}_{attempt}")
@@ -101,7 +103,7 @@ def record_events(state: RunState, record: TurnRecord) -> list[Json]:
     started = _started(state, record.session, record.metadata, messages)
     shown, answer = add_blocks(state.answer, record.content)
     ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
-    return [*(state.before or ()), started, *shown, *ended]
+    return _with_reset([*(state.before or ()), started, *shown, *ended], state.reset)
 
 
 def run_of(turn: TurnId, metadata: Mapping[str, str] | None) -> str:
@@ -136,6 +138,18 @@ def _started(
         built = build_messages(messages, state.turn)
         given = {"input": {**names, "messages": built, "tools": [], "context": [], "state": {}, "forwardedProps": {}}}
     return {"type": "RUN_STARTED", **names, **version, **given}
+
+
+def _with_reset(shown: list[Json], reset: tuple[Json, ...] | None) -> list[Json]:
+    """Returns events of which the first begins a run, with a snapshot in place of its input.
+
+    A client that connects again drops the messages that it has, and would otherwise have them twice.
+    """
+    if reset is None:
+        return shown
+    first = {name: value for name, value in shown[0].items() if name != "input"}
+    snapshot = {"type": "MESSAGES_SNAPSHOT", "messages": [*shown[0]["input"]["messages"], *reset]}
+    return [first, snapshot, *shown[1:]]
 
 
 def _end(
@@ -195,16 +209,17 @@ def make_dialect(
     *,
     is_1: bool,
     before: tuple[Json, ...] | None = None,
+    reset: tuple[Json, ...] | None = None,
     own: bytes | None = None,
     run: str = "",
 ) -> Dialect:
-    """Returns a dialect. `variant` names the values of `before`, `own` and `run` (see RunState) for a turn."""
+    """Returns a dialect. `variant` names the values of the further fields (see RunState) for a turn."""
 
     def start(key: TurnKey) -> RunState:
-        return RunState(key.turn, Answer(key.turn), is_1, before, own, run)
+        return RunState(key.turn, Answer(key.turn), is_1, before, reset, own, run)
 
     def render_record(record: TurnRecord, _: int) -> Frame:
-        state = RunState(record.turn, Answer(record.turn), is_1, before, run=run)
+        state = RunState(record.turn, Answer(record.turn), is_1, before, reset, run=run)
         return Frame(encode_events(record_events(state, record), record.cursor, record.turn))
 
     return Dialect(

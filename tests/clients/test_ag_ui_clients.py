@@ -119,12 +119,14 @@ async def test_tabs_of_copilotkit_join_and_stop_a_run(gateway: Gateway) -> None:
     case = {
         "client": "copilot",
         "thread": new_id(),
-        "text": "#sim words=40 rate=40",
+        "text": "#sim words=40 thinking=3 rate=40",
         "stopped": "#sim words=600 rate=40",
     }
     (one,) = await run_cases((gateway.url, case))
     assert one["isRunning"]
-    assert one["whole"] == [[["user", "#sim words=40 rate=40"], ["assistant", words(40)]]] * 2
+    again, joined = one["whole"]
+    assert joined == [["user", case["text"]], ["reasoning", words(3, "t")], ["assistant", words(40)]]
+    assert sorted(again) == sorted([*joined, ["reasoning", ""]])
     first, third = one["stopped"]
-    assert first == third
+    assert [message for message in first if message != ["reasoning", ""]] == third
     assert (await turns_of(gateway, str(case["thread"])))[-1]["outcome"] == "cancelled"

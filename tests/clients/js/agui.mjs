@@ -93,6 +93,8 @@ async function copilot(url, { thread, text, stopped }) {
   while (!String(second.messages.at(-1)?.content).includes("w000003")) await wait(10);
   const isRunning = second.isRunning;
   await Promise.all([running, joining]);
+  // A page that shows its error connects again.
+  await first.connectAgent();
   const whole = [shown(first), shown(second)];
   first.addMessage({ id: "u2", role: "user", content: stopped });
   const going = first.runAgent({});
