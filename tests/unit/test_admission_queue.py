@@ -14,7 +14,7 @@ from tailrace.gateway.http.retry_later import RETRY_S_MAX, RETRY_S_MIN
 
 
 def build_request(path: str = "/v1/turns") -> Scope:
-    return {"type": "http", "method": "GET", "path": path, "headers": []}
+    return {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
 
 
 async def receive() -> Message:
