@@ -64,8 +64,8 @@ class Follower:
         self._join = FeedJoin()
         # The number of skipped entries when the log last confirmed the chain.
         self._confirmed_skipped = 0
-        # How often in a row the feed was silent.
-        self._silences = 0
+        # How often in a row the feed was silent, and up to which entry the log was read then.
+        self._silences, self._silent_upto = 0, BEFORE_FIRST
         # Whether the log must be read again soon, even if the feed delivers nothing.
         self._must_read = False
         self._receive = receive
@@ -124,26 +124,24 @@ class Follower:
                 await require_turn(self._server, self._key)
                 await self._require_undamaged()
         # Three signs that entries from the feed may be a fork's: silence after them, a skipped entry, and an end, after
-        # which no entry would show the fork.
-        may_be_fork = not live or join.skipped > self._confirmed_skipped or join.chain.is_ended
-        if join.chain.last > join.confirmed.last and may_be_fork and not await self._confirm_or_wait():
+        # which no entry would show the fork. A skipped entry may also show that the log has lost one (R144).
+        has_skipped = join.skipped > self._confirmed_skipped
+        may_be_fork = not live or has_skipped or join.chain.is_ended
+        certain = BEFORE_FIRST if has_skipped else join.confirmed.last
+        if join.chain.last > certain and may_be_fork and not await self._confirm_or_wait():
             return await self._roll_back(before)
         return valid
 
     async def _require_undamaged(self) -> None:
         """Raises TurnDamaged if the log has lost the turn's end, or an entry before it; asks now and then.
 
-        Raises CursorUnknown if the log has lost the last entry of the chain, and goes on without it; LogUnavailable.
+        Raises LogUnavailable.
         """
-        self._silences += 1
-        if self._silences % SILENCES != FIRST_SILENCES:
-            return
-        if not self._join.skipped:
-            await require_end_not_lost(self._server, self._key)
-            return
-        await require_whole(self._server, self._key)
-        if not await is_valid(self._server, self._key, self._join.chain.last, START):
-            raise CursorUnknown(CURSOR_SKIPPED)
+        self._silences = self._silences + 1 if self._join.read_upto == self._silent_upto else 1
+        self._silent_upto = self._join.read_upto
+        if self._silences % SILENCES == FIRST_SILENCES:
+            require = require_whole if self._join.skipped else require_end_not_lost
+            await require(self._server, self._key)
 
     def _accept(self, stored: StoredEntry) -> bool:
         """Passes an entry to `receive` if it continues the chain, and neither a read nor a confirmation is due."""
@@ -187,7 +185,8 @@ class Follower:
         Raises LogUnavailable.
         """
         join = self._join
-        if not await is_stored_chain(self._server, self._key, join.chain, join.confirmed):
+        start = None if join.skipped > self._confirmed_skipped else join.confirmed
+        if not await is_stored_chain(self._server, self._key, join.chain, start):
             return False
         join.confirmed, self._confirmed_skipped = join.chain, join.skipped
         return True
@@ -197,11 +196,11 @@ class Follower:
 
         The result is an empty list. Raises CursorUnknown when `before`, which the client has received, is a fork's too.
         """
-        self._join = FeedJoin(before, self._join.confirmed)
+        self._join = FeedJoin(before)
         self._confirmed_skipped, self._must_read = 0, True
-        if before.last > self._join.confirmed.last:
+        if before.last > BEFORE_FIRST:
             with suppress(LogUnavailable):
-                if not await self._confirm():
+                if not await is_valid(self._server, self._key, before.last, START):
                     raise CursorUnknown(CURSOR_SKIPPED)
         return []
 

@@ -156,12 +156,15 @@ async def read_valid(
         page = None
 
 
-async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain = START) -> bool:
-    """Returns whether the log's chain is `chain`, whose entries are all stored (PROTOCOL R80).
+async def is_stored_chain(server: LogServer, key: TurnKey, chain: Chain, start: Chain | None = START) -> bool:
+    """Returns whether the log's chain is `chain`, whose entries were all stored (PROTOCOL R80).
 
     `start` is a beginning of `chain` that is known to be valid. A log without forks, or with as many entries as
-    `chain`, has no other entries. Otherwise the entries are read. Raises LogUnavailable.
+    `chain`, has no other entries. Otherwise, and with None, the entries are read. None: an entry of the turn does not
+    continue `chain`, so the log has a fork or has lost an entry. Raises LogUnavailable.
     """
+    if start is None:
+        return await is_valid(server, key, chain.last, START)
     if chain.first and server.is_forkless(key, chain.first):
         return True
     if chain.length is not None:

@@ -13,10 +13,10 @@ import pytest
 from tools.code_lines import CORE, count_code_lines, count_folder
 
 CHECKOUT = Path(__file__).parents[2]
-# Damage of the log is found, noted and ended (R144): 183 lines. A row that has its end: 2. `verbatim` alone: 3.
+# Damage of the log is found, noted and ended (R144): 184 lines. A row that has its end: 2. `verbatim` alone: 3.
 # Common moments of deltas: 49. Log lines that are written together: 24.
 # Several events of an entry have ids of their own, after each of which a reader resumes (R15): 22.
-CORE_LINES_MAX = 17_586
+CORE_LINES_MAX = 17_587
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
 COUNTS = 3

@@ -4,12 +4,14 @@ import asyncio
 
 import pytest
 
+from tailrace.proto.chain import Chain
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.errors import CursorUnknown
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import LiveFeed
 from tests.harness.scripted_log import KEY, ScriptedServer, page
-from tests.harness.turn_builder import completed_turn
+from tests.harness.turn_builder import attempt, completed_turn
 
 
 async def test_an_entry_is_passed_on_while_the_follower_waits() -> None:
@@ -72,3 +74,39 @@ async def test_an_error_of_the_receiver_ends_the_follower() -> None:
     feed.add(stored[2])
     with pytest.raises(MemoryError):
         await waiting
+
+
+@pytest.mark.rule("R144")
+@pytest.mark.parametrize("gap", [0, 1], ids=["directly after its predecessor", "after another turn's entry"])
+async def test_a_turn_that_goes_on_without_the_last_entry_of_a_reader_is_read_from_the_beginning(gap: int) -> None:
+    """At the first entry of the next attempt, and in a log without forks."""
+    stored, feed = completed_turn("text").stored, LiveFeed()
+    lost = StoredEntry(Seq(stored[1].seq + 1 + gap), stored[2].at, stored[2].entry)
+    following = StoredEntry(Seq(lost.seq + 1), lost.at, attempt(Chain(stored[1].seq, 1)))
+    server = ScriptedServer(read=[page(*stored[:2]), page(*stored[:2], following)])
+    server.forkless_after = BEFORE_FIRST
+    follower = Follower(server, KEY, BEFORE_FIRST, feed)
+    await follower.first()
+    feed.add(lost)
+    assert await follower.next() == [lost]
+    feed.add(following)
+    with pytest.raises(CursorUnknown):
+        await follower.next()
+
+
+@pytest.mark.rule("R144")
+async def test_a_silence_counts_from_the_last_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier silences do not delay the question whether the log has lost the end."""
+    monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.0)
+    stored, feed = completed_turn("text").stored, LiveFeed()
+    server = ScriptedServer(read=[page(stored[0]), page()], last_request=[stored[0].seq], has_recorded_end=[False])
+    follower = Follower(server, KEY, BEFORE_FIRST, feed)
+    await follower.first()
+    for _ in range(3):
+        await follower.next()
+    assert server.names.count("has_recorded_end") == 1
+    feed.add(stored[1])
+    await follower.next()
+    for _ in range(2):
+        await follower.next()
+    assert server.names.count("has_recorded_end") == 2
