@@ -29,6 +29,7 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import StreamedResponse, body
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id
 from tailrace.gateway.http.parameters import LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED, SAME_AS_LAST_RECEIVED
+from tailrace.gateway.http.query_parameters import is_true
 from tailrace.gateway.http.route import SESSIONS, SSE, Route, header, query
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.dialect import Frame
@@ -72,11 +73,11 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
         raise Refused(
             "cursor_invalid", f"{text[:40]!r} is not an `id:` of this stream: send the last `id:` that you received"
         )
-    name, exists = request.path_params["session"], True
+    name, exists, waits = request.path_params["session"], True, is_true(request, "wait")
     try:
         await streams.history.query(request.tenant, GetSession(name))
     except Refused as refused:
-        if refused.code != "session_not_found" or request.query_params.get("wait") != "true":
+        if refused.code != "session_not_found" or not waits:
             raise
         check_session("session", name)
         exists = False

@@ -19,6 +19,14 @@ LISTS = ("include", *QUERY_NAMES)
 METADATA = re.compile(r"metadata\[([^\]]{1,64})\]")
 
 
+def is_true(request: Request, name: str) -> bool:
+    """Returns whether the query parameter `name` is `true`. Raises Refused if it is neither that nor `false`."""
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise Refused("request_invalid", f"`{name}` is `true` or `false`", param=name)
+    return value == "true"
+
+
 def require_known(request: Request, known: Collection[str]) -> list[str]:
     """Raises Refused for a query parameter that is not in `known`, or that may not be repeated.
 

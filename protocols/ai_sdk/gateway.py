@@ -21,6 +21,7 @@ from tailrace.gateway.http import read_body
 from tailrace.gateway.http.json_response import json_response, large_json_response
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
+from tailrace.gateway.http.query_parameters import is_true
 from tailrace.gateway.http.route import SSE, Route, Section, query
 from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
@@ -93,7 +94,7 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
         turn = await find_turn_or_chat(streams.log, streams.history, tenant, name)
         return stream_of(Reader(streams, request), request, turn, cursor, UI)
     index = start_index(request)
-    is_replay = request.query_params.get("replay") == "true"
+    is_replay = is_true(request, "replay")
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
         find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)

@@ -131,7 +131,8 @@ def long_answer(append_s: float) -> list[PublishedEntry]:
         published.append(PublishedEntry(asyncio.get_running_loop().time(), server.stored[-1]))
         return answer
 
-    with patch.object(Schedule, "_at"), patch.object(server, "publish", publish):
+    never_busy = patch("tests.schedules.schedule.BUSY_EVERY", 100)
+    with patch.object(Schedule, "_at"), patch.object(server, "publish", publish), never_busy:
         schedule.play()
     assert fold(server.stored).text == "".join(LONG)
     return published

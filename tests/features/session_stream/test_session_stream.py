@@ -187,7 +187,12 @@ async def test_a_stream_waits_for_a_session_that_does_not_exist_yet(
 
 async def test_a_stream_waits_for_no_session_that_cannot_exist(gateway: Gateway, persistence: Process) -> None:
     """Nor does it wait without `wait=true`, which is for new chats."""
-    for session, query, status in (("a%20b", "?wait=true", 400), ("stats", "?wait=true", 400), ("new", "?wait=1", 404)):
+    for session, query, status in (
+        ("a%20b", "?wait=true", 400),
+        ("stats", "?wait=true", 400),
+        ("new", "?wait=1", 400),
+        ("new", "?wait=false", 404),
+    ):
         answer = await gateway.client.get(f"/v1/sessions/{session}/events{query}")
         assert answer.status_code == status, answer.text
 
