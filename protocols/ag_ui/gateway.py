@@ -39,6 +39,7 @@ from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
 from tailrace.proto.version import VERSION
 from tailrace.protocols.ag_ui.absent_routes import advise
+from tailrace.protocols.ag_ui.blocks import is_call
 from tailrace.protocols.ag_ui.request import (
     CLIENT_NAMES,
     RunAgentInput,
@@ -103,22 +104,33 @@ class StoppedRun(msgspec.Struct, frozen=True):
 
 
 async def post_run(
-    request: ApiRequest, submitter: TurnSubmitter, streams: StreamContext, catalogue: Catalogue, claims: Claims
+    request: ApiRequest,
+    submitter: TurnSubmitter,
+    streams: StreamContext,
+    catalogue: Catalogue,
+    claims: Claims,
+    turns: TurnReader,
 ) -> ASGIApp:
     """`POST /api/agui`: answers the newest message of a thread with the events of AG-UI.
 
     A repeated request gets the same run; with `Last-Event-ID`, the rest of its stream. The response header
     `tailrace-ignored` names the fields that have no effect.
     """
-    return await answer_run(request, submitter, streams, catalogue, claims, None)
+    return await answer_run(request, submitter, streams, catalogue, claims, turns, None)
 
 
 async def post_agent_run(
-    request: ApiRequest, submitter: TurnSubmitter, streams: StreamContext, catalogue: Catalogue, claims: Claims
+    request: ApiRequest,
+    submitter: TurnSubmitter,
+    streams: StreamContext,
+    catalogue: Catalogue,
+    claims: Claims,
+    turns: TurnReader,
 ) -> ASGIApp:
     """`POST /api/copilotkit/agent/{agent}/run`: the same as `POST /api/agui`, with the model as the agent's name."""
     agent = request.path_params["agent"]
-    return await answer_run(request, submitter, streams, catalogue, claims, None if agent == DEFAULT_AGENT else agent)
+    model = None if agent == DEFAULT_AGENT else agent
+    return await answer_run(request, submitter, streams, catalogue, claims, turns, model)
 
 
 async def answer_run(
@@ -127,6 +139,7 @@ async def answer_run(
     streams: StreamContext,
     catalogue: Catalogue,
     claims: Claims,
+    turns: TurnReader,
     model: str | None,
 ) -> ASGIApp:
     """Submits the turn of a run and returns its stream. `model` answers if the request names none.
@@ -140,7 +153,7 @@ async def answer_run(
     with name_as_client(CLIENT_NAMES), as_run():
         async with reader.reserve():
             if run.resume:
-                key, cursor = await decide(request, run, raw, submitter, claims), cursor_of_post(request)
+                key, cursor = await decide(request, run, raw, submitter, claims, turns), cursor_of_post(request)
                 headers: dict[str, str] = {}
                 dialect = make_dialect(f"run {run.run_id}", is_1=run.is_1, own=own, run=run.run_id)
             else:
@@ -164,19 +177,26 @@ async def answer_run(
 
 
 async def decide(
-    request: ApiRequest, run: RunAgentInput, raw: bytes, submitter: TurnSubmitter, claims: Claims
+    request: ApiRequest, run: RunAgentInput, raw: bytes, submitter: TurnSubmitter, claims: Claims, turns: TurnReader
 ) -> TurnKey:
-    """Decides the interrupts of a thread. Returns the turn that follows, which gets the run's id. Raises Refused."""
+    """Decides the interrupts of a thread. Returns the turn that follows, which gets the run's id. Raises Refused.
+
+    `useInterrupt` of CopilotKit sends the id of the run that was interrupted, which keeps its claim.
+    """
     decisions, sha256 = decisions_of(run), await hash_body(raw)
     claim = await claims.find(request.tenant, run.run_id)
     if claim is not None and claim.body_sha256 != sha256:
-        raise Refused("run_id_reused", REUSED, param="runId")
+        interrupted = await turns.read(TurnKey(request.tenant, claim.turn))
+        calls = {block["id"] for block in interrupted.content if is_call(block)}
+        if interrupted.session != run.thread_id or not decisions.keys() <= calls:
+            raise Refused("run_id_reused", REUSED, param="runId")
     following: TurnKey | None = None
     for call, decision in decisions.items():
         following = await submitter.steps.decide_call(request.principal, run.thread_id, call, decision)
     if following is None:
         raise Refused("request_invalid", "`resume` lacks the decision about another call of the answer", param="resume")
-    await claims.claim(request.tenant, run.run_id, Claim(following.turn, sha256))
+    if claim is None:
+        await claims.claim(request.tenant, run.run_id, Claim(following.turn, sha256))
     return following
 
 
