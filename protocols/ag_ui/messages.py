@@ -66,7 +66,10 @@ def add_events(messages: list[Json], shown: Iterable[Json]) -> None:
 
 
 def build_page(messages: Sequence[Json]) -> list[Json]:
-    """Returns messages of AG-UI as TanStack AI keeps them: an answer with its calls and results is one message."""
+    """Returns messages of AG-UI as TanStack AI keeps them: a call and its result are in one message.
+
+    What follows a result is another message: TanStack AI sends all texts of a message back before its calls.
+    """
     found: list[Json] = []
     for message in messages:
         match message["role"]:
@@ -75,13 +78,17 @@ def build_page(messages: Sequence[Json]) -> list[Json]:
                 parts = [{"type": "text", "content": content}] if isinstance(content, str) else map(_page_part, content)
                 found.append({"id": message["id"], "role": role, "parts": list(parts)})
             case _:
-                if not found or found[-1]["role"] != "assistant":
+                if not found or found[-1]["role"] != "assistant" or _ends_before(message, found[-1]["parts"]):
                     found.append({"id": message["id"], "role": "assistant", "parts": []})
                 if message["role"] == "assistant":
                     # The id with which the answer is streamed.
                     found[-1]["id"] = message["id"]
                 found[-1]["parts"] += _answer_parts(message)
     return found
+
+
+def _ends_before(message: Json, parts: list[Json]) -> bool:
+    return message["role"] != "tool" and bool(parts) and parts[-1]["type"] == "tool-result"
 
 
 def _answer_parts(message: Json) -> list[Json]:

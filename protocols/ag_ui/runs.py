@@ -21,6 +21,9 @@ from tailrace.protocols.common.newest_branch import newest_branch
 
 # The number in the id of the last event of a run that is sent again: no entry has so many events.
 AGAIN = 1_000_000
+# After a restart, the database is behind the log for some seconds, and TanStack AI loads a thread only once.
+BEHIND_S_MAX = 15.0
+BEHIND_WAIT_S = 0.5
 
 
 class Thread:
@@ -75,13 +78,21 @@ async def name_run(claims: Claims, tenant: Tenant, turn: TurnRecord) -> str:
 async def read_thread(
     history: HistoryClient, blob_store: BlobStore, tenant: Tenant, thread: str, bytes_max: int
 ) -> Thread:
-    """Returns the newest branch of a thread; an unknown thread has no turns yet. Raises Refused if it is too large."""
-    try:
-        return Thread(await newest_branch(history, blob_store, tenant, thread, bytes_max))
-    except Refused as refused:
-        if refused.code != "session_not_found":
-            raise
-        return Thread([])
+    """Returns the newest branch of a thread; an unknown thread has no turns yet. Waits for the database.
+
+    Raises Refused if it is too large, or the database does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + BEHIND_S_MAX
+    while True:
+        try:
+            return Thread(await newest_branch(history, blob_store, tenant, thread, bytes_max))
+        except Refused as refused:
+            if refused.code == "session_not_found":
+                return Thread([])
+            if refused.code != "persistence_unavailable" or loop.time() > deadline:
+                raise
+        await asyncio.sleep(BEHIND_WAIT_S)
 
 
 async def connect(thread: Thread, tenant: Tenant, *, is_1: bool, has_reasoning: bool) -> Start | None:

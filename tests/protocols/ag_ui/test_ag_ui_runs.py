@@ -7,7 +7,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import new_id
+from tailrace.protocols.ag_ui import runs
+from tailrace.protocols.common.newest_branch import newest_branch
 from tests.harness.displayed_text import ag_ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
@@ -178,6 +181,55 @@ async def test_page_joins_the_run_that_a_decision_has_started(gateway: Gateway) 
     joined = await gateway.client.get("/api/agui", params=page["activeRun"])
     assert joined.headers["tailrace-turn"] == stream.headers["tailrace-turn"]
     assert shown(joined.content) == shown(received) == words(40)
+
+
+async def test_interrupt_is_decided_with_the_id_of_the_interrupted_run(gateway: Gateway) -> None:
+    """As `useInterrupt` of CopilotKit sends it, with a message of the result. Another body without it is refused."""
+    thread = new_id()
+    asked = body_of(user("#sim words=1 tool=look rate=0"), thread=thread, tools=TOOLS, forwardedProps={"approve": True})
+    (interrupt,) = events_of(await post(gateway, asked))[-1]["outcome"]["interrupts"]
+    payload = {"result": "blue"}
+    result = {"id": new_id(), "role": "tool", "toolCallId": interrupt["id"], "content": json.dumps(payload)}
+    decision = {"interruptId": interrupt["id"], "status": "resolved", "payload": payload}
+    decided = body_of(*asked["messages"], result, thread=thread, run=asked["runId"], resume=[decision])
+    unknown = {**decided, "messages": [], "resume": [{**decision, "interruptId": "toolu_other"}]}
+    assert code_of(await post(gateway, unknown)) == (409, "run_id_reused")
+    answer, again = await post(gateway, decided), await post(gateway, decided)
+    events = events_of(answer)
+    assert (events[0]["runId"], events[-1]["outcome"]) == (asked["runId"], {"type": "success"})
+    assert again.content == answer.content
+    first, second = (await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"]
+    assert [block["content"] for block in second["input"][-1]["content"]] == ["blue"]
+    assert [first["metadata"]["agui_run"], second["parent"]] == [asked["runId"], first["turn"]]
+    # TanStack AI sends the text behind the result back as another message.
+    page = (await gateway.client.get("/api/agui", params={"threadId": thread})).json()
+    assert [(one["role"], [part["type"] for part in one["parts"]]) for one in page["messages"]] == [
+        ("user", ["text"]),
+        ("assistant", ["text", "tool-call", "tool-result"]),
+        ("assistant", ["text"]),
+    ]
+
+
+async def test_thread_waits_for_the_database(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restart it is behind the log, and TanStack AI would show an empty thread after an error."""
+    thread, refusals = new_id(), [Refused("persistence_unavailable", "behind")] * 2
+    await post(gateway, body_of(user("#sim words=2 rate=0"), thread=thread))
+
+    async def refuse_first(*given: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await newest_branch(*given)
+
+    monkeypatch.setattr(runs, "newest_branch", refuse_first)
+    monkeypatch.setattr(runs, "BEHIND_WAIT_S", 0.0)
+    page = (await gateway.client.get("/api/agui", params={"threadId": thread})).json()
+    assert (len(page["messages"]), refusals) == (2, [])
+    refusals += [Refused("persistence_unavailable", "behind")] * 2
+    monkeypatch.setattr(runs, "BEHIND_S_MAX", -1.0)
+    assert code_of(await gateway.client.get("/api/agui", params={"threadId": thread})) == (
+        503,
+        "persistence_unavailable",
+    )
 
 
 async def test_run_is_stopped_by_its_thread(gateway: Gateway) -> None:
