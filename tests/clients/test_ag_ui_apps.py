@@ -30,7 +30,7 @@ Json = dict[str, Any]
 ANSWERED_S_MAX = 90.0
 OFFLINE_S = 20.0
 PACKAGES = {"tanstack": "@tanstack/ai-react", "copilotkit": "@copilotkit/react-core"}
-APPS = "TanStack AI `useChat`, CopilotKit `<CopilotChat>`, in Chromium"
+APPS = "TanStack AI and CopilotKit (Chromium)"
 pytestmark = pytest.mark.timeout(240)
 
 
