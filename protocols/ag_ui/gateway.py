@@ -155,7 +155,9 @@ async def answer_run(
             if run.resume:
                 key, cursor = await decide(request, run, raw, submitter, claims, turns), cursor_of_post(request)
                 headers: dict[str, str] = {}
-                dialect = make_dialect(f"run {run.run_id}", is_1=run.is_1, own=own, run=run.run_id)
+                known = frozenset(one.tool_call_id for one in run.messages if one.role == "tool")
+                variant = f"run {run.run_id} {' '.join(sorted(known))}"
+                dialect = make_dialect(variant, is_1=run.is_1, own=own, run=run.run_id, known=known)
             else:
                 new_turn = await convert_body(len(raw), build_turn, run, model)
                 if text := context_text(run.context):

@@ -17,7 +17,7 @@ from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close_answer, close_blocks
-from tailrace.protocols.ag_ui.events import Json, custom, encode_events
+from tailrace.protocols.ag_ui.events import Json, custom, encode_events, tool_result
 from tailrace.protocols.ag_ui.messages import build_messages
 from tailrace.protocols.common.answer_warnings import warnings_of
 from tailrace.protocols.common.failure import LOST
@@ -52,7 +52,9 @@ class RunState(msgspec.Struct, frozen=True):
     own: bytes | None = None
     """The messages of the client's request, as JSON."""
     run: str = ""
-    """The id of the run, if it is not in the turn's metadata."""
+    """The id of the run, if it is not in the turn's metadata: it has decided interrupts."""
+    known: frozenset[str] = frozenset()
+    """The calls whose results the client of such a run has."""
     request: Request | None = None
 
 
@@ -66,7 +68,8 @@ def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
         case Request() as request:
             # Without the input, so that it is small: a client resumes only after its first id.
             own = None if state.before is None else request.messages[request.history :]
-            shown = [*(state.before or ()), _started(state, request.session, request.metadata, own)]
+            started = _started(state, request.session, request.metadata, own)
+            shown = [*(state.before or ()), started, *_decided(state, request.messages[request.history :])]
             return _with_reset(shown, state.reset), replace(state, request=request, before=None, reset=None)
         case Attempt(mode="restart", attempt=attempt):
             closing, before, _ = close_blocks(state.answer)
@@ -93,8 +96,19 @@ def _messages_before(state: RunState) -> list[Json]:
     """Returns the messages before the answer: those of the client, with its ids, or those that the model gets."""
     if state.own is not None:
         found: list[Json] = msgspec.json.decode(state.own)
-        return found
+        asked = state.request.messages[state.request.history :] if state.request else []
+        results = [{"id": one["messageId"], **one} for one in _decided(state, asked)]
+        return found + [{name: one[name] for name in ("id", "role", "toolCallId", "content")} for one in results]
     return build_messages(state.request.messages if state.request else [], state.turn)
+
+
+def _decided(state: RunState, messages: Sequence[Message]) -> list[Json]:
+    """Returns the results of the calls that a run has decided: without them, the client would not send the calls."""
+    return [
+        tool_result(state.turn, one["toolCallId"], one["content"])
+        for one in (build_messages(messages, state.turn) if state.run else [])
+        if one["role"] == "tool" and one["toolCallId"] not in state.known
+    ]
 
 
 def record_events(state: RunState, record: TurnRecord) -> list[Json]:
@@ -103,7 +117,8 @@ def record_events(state: RunState, record: TurnRecord) -> list[Json]:
     started = _started(state, record.session, record.metadata, messages)
     shown, answer = add_blocks(state.answer, record.content)
     ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
-    return _with_reset([*(state.before or ()), started, *shown, *ended], state.reset)
+    decided = _decided(state, record.input)
+    return _with_reset([*(state.before or ()), started, *decided, *shown, *ended], state.reset)
 
 
 def run_of(turn: TurnId, metadata: Mapping[str, str] | None) -> str:
@@ -212,14 +227,15 @@ def make_dialect(
     reset: tuple[Json, ...] | None = None,
     own: bytes | None = None,
     run: str = "",
+    known: frozenset[str] = frozenset(),
 ) -> Dialect:
     """Returns a dialect. `variant` names the values of the further fields (see RunState) for a turn."""
 
     def start(key: TurnKey) -> RunState:
-        return RunState(key.turn, Answer(key.turn), is_1, before, reset, own, run)
+        return RunState(key.turn, Answer(key.turn), is_1, before, reset, own, run, known)
 
     def render_record(record: TurnRecord, _: int) -> Frame:
-        state = RunState(record.turn, Answer(record.turn), is_1, before, reset, run=run)
+        state = RunState(record.turn, Answer(record.turn), is_1, before, reset, run=run, known=known)
         return Frame(encode_events(record_events(state, record), record.cursor, record.turn))
 
     return Dialect(

@@ -145,6 +145,9 @@ async def test_interrupt_is_decided_once(gateway: Gateway) -> None:
     answer = await post(gateway, decided)
     events = events_of(answer)
     assert (events[0]["runId"], events[-1]["outcome"]) == (decided["runId"], {"type": "success"})
+    # Without the result, the client would leave the call out of its next run.
+    results = [(event["toolCallId"], event["content"]) for event in events if event["type"] == "TOOL_CALL_RESULT"]
+    assert results == [(interrupt["id"], "blue")]
     other_tab = await post(gateway, body_of(*asked["messages"], thread=thread, resume=[decision]))
     assert shown(other_tab.content) == shown(answer.content)
     assert other_tab.headers["tailrace-turn"] == answer.headers["tailrace-turn"]
@@ -198,6 +201,7 @@ async def test_interrupt_is_decided_with_the_id_of_the_interrupted_run(gateway: 
     events = events_of(answer)
     assert (events[0]["runId"], events[-1]["outcome"]) == (asked["runId"], {"type": "success"})
     assert again.content == answer.content
+    assert "TOOL_CALL_RESULT" not in [event["type"] for event in events]
     first, second = (await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"]
     assert [block["content"] for block in second["input"][-1]["content"]] == ["blue"]
     assert [first["metadata"]["agui_run"], second["parent"]] == [asked["runId"], first["turn"]]
