@@ -246,3 +246,17 @@ async def test_a_call_is_approved_in_another_tab_after_a_restart_of_everything(s
     third = (await stack.wait_for_turns(3))[-1]
     assert third["parent"] == second["turn"]
     assert (await stack.do(0, "ends", words(3)))["errors"] == []
+
+
+async def test_a_call_is_decided_in_the_tab_that_asked(stack: Stack) -> None:
+    await stack.do(0, "open")
+    await stack.do(0, "ask", "#sim words=2 tool=book rate=0")
+    await stack.do(0, "click", "Deny")
+    first, second = await stack.wait_for_turns(2)
+    (result,) = second["input"][-1]["content"]
+    assert "The user does not want it." in result["content"]
+    await stack.do(0, "ask", "#sim words=3 rate=0")
+    third = (await stack.wait_for_turns(3))[-1]
+    assert [second["parent"], third["parent"]] == [first["turn"], second["turn"]]
+    assert (await stack.do(0, "ends", words(3)))["errors"] == []
+    assert await stack.count_calls() == 3
