@@ -30,11 +30,14 @@ declare const useChat: typeof import("@ai-sdk/react").useChat;
 declare const chat: ReturnType<typeof useChat>;
 declare const TailraceChatTransport: typeof import("./ai-sdk.js").TailraceChatTransport;
 declare const [paragraph, mark, answer]: HTMLElement[];
-declare const [question, key, turn, chatId]: string[];
-declare const [show, mayUse, isOwn, userOf, token]: ((...given: unknown[]) => any)[];
+declare const [question, key, turn, chatId, threadId]: string[];
+declare const [agent, copilotkit]: any[];
+declare const [show, mayUse, isOwn, userOf, token, setError]: ((...given: unknown[]) => any)[];
 // In a service worker.
 declare function addEventListener(type: "fetch", listener: (event: FetchEvent) => void): void;
 interface FetchEvent { request: Request; respondWith(response: Promise<Response>): void }
+// The types of react-markdown 8, which stands in for `streamdown`, are older than React 19.
+declare namespace JSX { interface IntrinsicElements extends import("react").JSX.IntrinsicElements {} }
 declare const [initial, isEnded, supabase, path, method, body, headers]: any[];
 """
 
