@@ -9,8 +9,8 @@ from collections.abc import Callable
 from math import floor
 
 # A process is busy if so many deltas came, of all turns together, within the last tick or within this one. Fewer deltas
-# would wait without saving much.
-BUSY_DELTAS = 8
+# would wait without saving much: two of each of five turns are not many.
+BUSY_DELTAS = 12
 TICK_S = 0.023
 # A tick after one that came late by LATE_S: the process or the machine is full. Larger entries then cost less.
 LONG_TICK_S = 0.033
