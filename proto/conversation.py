@@ -152,7 +152,7 @@ def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> l
         if len(kept) == len(_blocks(message)):
             found.append(message)
         elif blocks := without_trailing_thinking(kept):
-            found.append(Message(message.role, _simplify(blocks) if message.role == "assistant" else blocks))
+            found.append(Message(message.role, simplify(blocks) if message.role == "assistant" else blocks))
     return [*found, *history[last:]]
 
 
@@ -282,7 +282,7 @@ def _without_calls(answer: Message, unanswered: set[str]) -> list[Message]:
     blocks = [block for block in _blocks(answer) if call_id(block) not in unanswered]
     # The code of a server tool may have made the call: the server tool's result would have come after the call's.
     blocks = without_trailing_thinking([block for block in blocks if _has_result(block, blocks)])
-    return [Message("assistant", _simplify(blocks))] if blocks else []
+    return [Message("assistant", simplify(blocks))] if blocks else []
 
 
 def _by_turn(branch: Iterable[TurnRecord]) -> list[tuple[TurnRecord, list[Message]]]:
@@ -316,7 +316,7 @@ def _answer(turn: TurnRecord) -> Message | None:
     """Returns the answer as the API accepts it; None if nothing of it can be used."""
     blocks = [_as_sent(block) for block in turn.content if _is_usable(block, turn)]
     blocks = without_trailing_thinking(blocks)
-    return Message("assistant", _simplify(blocks)) if blocks else None
+    return Message("assistant", simplify(blocks)) if blocks else None
 
 
 def _as_sent(block: Block) -> Block:
@@ -359,7 +359,8 @@ def without_trailing_thinking(blocks: list[Block]) -> list[Block]:
     return blocks
 
 
-def _simplify(blocks: list[Block]) -> str | list[Block]:
+def simplify(blocks: list[Block]) -> str | list[Block]:
+    """Returns a single text block without further fields as a string, the form that the log has for it."""
     match blocks:
         case [{"type": "text", "text": str(text), **rest}] if not rest:
             return text

@@ -47,7 +47,7 @@ class Dialect(NamedTuple):
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
     variant: str = ""
-    """What this dialect depends on besides the turn. The dialects of one name and variant render a turn alike."""
+    """A name for the values, besides the turn, that this dialect renders. A feed renders each name and variant once."""
     media_type: str = sse.MEDIA_TYPE
     heartbeat: bytes = sse.HEARTBEAT
     """Sent when a stream is silent; empty where the dialect has no legal form for it."""

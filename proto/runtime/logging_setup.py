@@ -62,7 +62,7 @@ class _LossyOutput(io.TextIOBase):
 
 
 class _Lines:
-    """What structlog writes its lines to."""
+    """The logger of structlog: passes each line on to `output`."""
 
     def __init__(self, output: _LossyOutput) -> None:
         self._output = output

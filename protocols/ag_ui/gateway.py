@@ -69,11 +69,11 @@ class AgentInfo(msgspec.Struct, frozen=True, rename="camel"):
     class_name: str
     """The kind of the agent."""
     description: str
-    """What the agent is."""
+    """The description of the agent, which pages show."""
 
 
 class RuntimeInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """What a CopilotKit client asks of its runtime."""
+    """The answer to a CopilotKit client that asks for its runtime."""
 
     version: str
     """The version of Tailrace."""

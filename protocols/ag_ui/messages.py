@@ -6,6 +6,7 @@ The messages of an answer are made of its events, as the client makes them.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tailrace.proto.conversation import simplify
 from tailrace.proto.entries import Message
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, close_blocks
 from tailrace.protocols.ag_ui.events import Json
@@ -24,12 +25,12 @@ def build_messages(messages: Iterable[Message], name: str) -> list[Json]:
             shown, answer = add_blocks(Answer(own), blocks)
             add_events(found, [*shown, *close_blocks(answer)[0]])
         elif message.role == "system":
-            text = "\n\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+            text = text_of(blocks)
             found += [{"id": own, "role": "system", "content": text}] if text and not message.clear_at else []
         else:
             found += _tool_messages(blocks, own)
             parts = [part for block in blocks if (part := _part(block)) is not None]
-            found += [{"id": own, "role": "user", "content": _simplify(parts)}] if parts else []
+            found += [{"id": own, "role": "user", "content": simplify(parts)}] if parts else []
     return found
 
 
@@ -131,7 +132,7 @@ def _tool_messages(blocks: Iterable[dict[str, Any]], name: str) -> list[Json]:
     for number, block in enumerate(blocks):
         match block:
             case {"type": "tool_result", "tool_use_id": str(call)}:
-                text = result_text(block.get("content", ""))
+                text = text_of(block.get("content", ""))
                 error = {"error": text} if block.get("is_error") else {}
                 own = f"{name}_{number}"
                 found.append({"id": own, "role": "tool", "toolCallId": call, "content": text, **error})
@@ -140,12 +141,12 @@ def _tool_messages(blocks: Iterable[dict[str, Any]], name: str) -> list[Json]:
     return found
 
 
-def result_text(content: object) -> str:
-    """Returns the text of a tool's result. Its images are left out."""
+def text_of(content: object) -> str:
+    """Returns the text of a message, or of a tool's result. What is no text is left out."""
     if isinstance(content, str):
         return content
-    blocks = content if isinstance(content, list) else []
-    return "\n\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+    parts = content if isinstance(content, list) else []
+    return "\n\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def _part(block: Json) -> Json | None:
@@ -159,12 +160,3 @@ def _part(block: Json) -> Json | None:
             return {"type": kind, "source": {"type": "data", "value": data, "mimeType": media}}
         case _:
             return None
-
-
-def _simplify(parts: list[Json]) -> str | list[Json]:
-    """Returns a single text as a string, as most clients send it."""
-    match parts:
-        case [{"type": "text", "text": str(text)}]:
-            return text
-        case _:
-            return parts

@@ -21,12 +21,13 @@ from msgspec import Meta
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy
-from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.conversation import simplify, without_trailing_thinking
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import decode_input
 from tailrace.protocols.ag_ui.blocks import CUT, NO_RESULT, REDACTED
+from tailrace.protocols.ag_ui.messages import text_of
 from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import PDF
@@ -70,7 +71,7 @@ class AgentMessage(msgspec.Struct, frozen=True, rename="camel"):
     """A message of AG-UI, with the fields of every role that the model gets."""
 
     role: Literal["user", "assistant", "tool", "system", "developer", "reasoning", "activity"]
-    """Who wrote the message."""
+    """The author of the message."""
     id: str = ""
     """The id of the message in the client."""
     content: Any = None
@@ -102,7 +103,7 @@ class AgentContext(msgspec.Struct, frozen=True):
     value: str
     """The fact."""
     description: str = ""
-    """What the fact is about."""
+    """The subject of the fact."""
 
 
 class ResumeEntry(msgspec.Struct, frozen=True, rename="camel"):
@@ -168,7 +169,7 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     tools: list[AgentTool] = []
     """The tools that the model may call, and the client runs."""
     context: list[AgentContext] = []
-    """What the model should know about the page, until the next question."""
+    """Facts about the page, which the model sees until the next question."""
     forwarded_props: ForwardedProps | None = None
     """The fields of a turn that AG-UI has no field for."""
     data: Any = None
@@ -198,7 +199,7 @@ def ignored_fields(fields: Mapping[str, Any]) -> list[str]:
 def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
     """Returns the turn for `run`, without its context. `model` answers if the run names none. Raises Refused."""
     props = run.forwarded_props or ForwardedProps()
-    system = [text for one in _leading(run.messages) if (text := _text(one.content).strip())]
+    system = [text for one in _leading(run.messages) if (text := text_of(one.content).strip())]
     if props.system:
         system.append(props.system)
     options = dict(props.options or {})
@@ -259,7 +260,7 @@ def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:
         if not results:
             blocks = without_trailing_thinking(blocks)
         if blocks:
-            found.append(MessageParam("assistant", _simplify(blocks)))
+            found.append(MessageParam("assistant", simplify(blocks)))
         if results:
             found.append(MessageParam("user", results))
         blocks, results = [], []
@@ -280,10 +281,10 @@ def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:
                 end_answer()
                 parts = message.content if isinstance(message.content, list) else [_text_part(message.content)]
                 content = [block for part in parts for block in _user_blocks(part, number)]
-                found.append(MessageParam("user", _simplify(content)))
+                found.append(MessageParam("user", simplify(content)))
             case "system" | "developer":
                 end_answer()
-                found.append(MessageParam("system", _text(message.content).strip()))
+                found.append(MessageParam("system", text_of(message.content).strip()))
             case _:
                 pass
     end_answer()
@@ -302,13 +303,13 @@ def _leading(messages: list[AgentMessage]) -> list[AgentMessage]:
 def _answer_blocks(message: AgentMessage, answered: set[str], calls: dict[str, bool]) -> list[Block]:
     """Returns the blocks of a message of the assistant. Adds its calls to `calls`, with whether the model gets them."""
     if message.role == "reasoning":
-        secret, text = message.encrypted_value, _text(message.content)
+        secret, text = message.encrypted_value, text_of(message.content)
         if not secret:
             return []
         if secret.startswith(REDACTED):
             return [{"type": "redacted_thinking", "data": secret.removeprefix(REDACTED)}]
         return [{"type": "thinking", "thinking": text, "signature": secret}]
-    text = _text(message.content)
+    text = text_of(message.content)
     blocks: list[Block] = [{"type": "text", "text": text}] if text.strip() else []
     for call in message.tool_calls or []:
         given = None if call.id.startswith(SERVER_CALLS) or call.id not in answered else _input(call.function.arguments)
@@ -329,10 +330,10 @@ def _input(arguments: str) -> Block | None:
 def _tool_result(message: AgentMessage, number: int) -> Block:
     block: Block = {"type": "tool_result", "tool_use_id": message.tool_call_id}
     if message.error is not None:
-        return {**block, "content": message.error or _text(message.content) or FAILED, "is_error": True}
+        return {**block, "content": message.error or text_of(message.content) or FAILED, "is_error": True}
     if isinstance(message.content, list):
         return {**block, "content": [one for part in message.content for one in _user_blocks(part, number)]}
-    return {**block, "content": _text(message.content)}
+    return {**block, "content": text_of(message.content)}
 
 
 def _user_blocks(part: object, number: int) -> list[Block]:
@@ -369,26 +370,9 @@ def _text_part(content: object) -> object:
     return {"type": "text", "text": "" if content is None else content}
 
 
-def _text(content: object) -> str:
-    """Returns the text of a message."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
-
-
 def _tool(tool: AgentTool) -> Block:
     parameters = tool.parameters if isinstance(tool.parameters, dict) else None
     return tool_definition(tool.name, tool.description or None, parameters, strict=None)
-
-
-def _simplify(blocks: list[Block]) -> str | list[Block]:
-    """Returns a single text block as a string, the form that the log has for it."""
-    match blocks:
-        case [{"type": "text", "text": str(text)}]:
-            return text
-        case _:
-            return blocks
 
 
 def decisions_of(run: RunAgentInput) -> dict[str, Block]:

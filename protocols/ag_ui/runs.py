@@ -36,16 +36,16 @@ class Thread:
     def page(self, run: str) -> Json:
         """Returns the thread as a client of TanStack AI loads it. It streams the run that is active: `run`."""
         messages: list[Json] = []
+        events: list[Json] = []
         for turn in [*self.past, *([self.newest] if self.newest is not None else [])]:
             messages += build_messages(turn.input, turn.turn)
-            if turn.outcome != "running":
-                add_events(messages, record_events(RunState(turn.turn, Answer(turn.turn)), turn))
-        active, waiting = None, None
-        if (newest := self.newest) is not None:
-            if newest.outcome == "running":
-                active = {"runId": run}
-            elif interrupts := interrupts_of(newest):
-                waiting = {"runId": run, "pending": interrupts}
+            # A client streams the answer of a running turn.
+            is_running = turn.outcome == "running"
+            events = [] if is_running else record_events(RunState(turn.turn, Answer(turn.turn)), turn)
+            add_events(messages, events)
+        active = {"runId": run} if self.newest is not None and not events else None
+        pending = events[-1].get("outcome", {}).get("interrupts") if events else None
+        waiting = {"runId": run, "pending": pending} if pending else None
         return {"messages": build_page(messages), "activeRun": active, "interrupts": waiting}
 
     def dialect(self, *, is_1: bool, has_reasoning: bool) -> Dialect:
@@ -58,13 +58,6 @@ class Thread:
             shown += record_events(RunState(turn.turn, Answer(turn.turn), is_1, ()), turn)
         reset = ({"id": "reasoning", "role": "reasoning", "content": ""},) if has_reasoning else ()
         return make_dialect(f"thread {has_reasoning}", is_1=is_1, reset=reset, before=tuple(shown))
-
-
-def interrupts_of(turn: TurnRecord) -> list[Json]:
-    """Returns the interrupts with which a turn has ended."""
-    events = record_events(RunState(turn.turn, Answer(turn.turn)), turn)
-    outcome = events[-1].get("outcome", {})
-    return outcome.get("interrupts", []) if isinstance(outcome, dict) else []
 
 
 async def name_run(claims: Claims, tenant: Tenant, turn: TurnRecord) -> str:

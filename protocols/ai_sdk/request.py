@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
-from tailrace.proto.conversation import without_trailing_thinking
+from tailrace.proto.conversation import simplify, without_trailing_thinking
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
@@ -262,7 +262,7 @@ def convert_message(message: UIMessageParam, number: int) -> list[MessageParam]:
             return _assistant_messages(message.parts)
         case "user":
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
-            return [MessageParam("user", _simplify(blocks))]
+            return [MessageParam("user", simplify(blocks))]
         case _:
             return [MessageParam("system", _text(message).strip())]
 
@@ -283,7 +283,7 @@ def _assistant_messages(parts: list[UIPart]) -> list[MessageParam]:
             blocks, results = [], []
         blocks += _assistant_blocks(part)
     blocks = without_trailing_thinking(blocks)
-    return [*found, MessageParam("assistant", _simplify(blocks))] if blocks else found
+    return [*found, MessageParam("assistant", simplify(blocks))] if blocks else found
 
 
 def _user_blocks(part: UIPart, number: int) -> list[Block]:
@@ -335,12 +335,3 @@ def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
 
 def _is_denied(approval: UIApproval | None) -> bool:
     return approval is not None and approval.approved is False
-
-
-def _simplify(blocks: list[Block]) -> str | list[Block]:
-    """Returns a single text block as a string, the form that the log has for it."""
-    match blocks:
-        case [{"type": "text", "text": str(text)}]:
-            return text
-        case _:
-            return blocks

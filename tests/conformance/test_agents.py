@@ -72,7 +72,7 @@ def messages_of(events: list[Json]) -> list[Json]:
 
 
 def shown(messages: list[Json]) -> Json:
-    """What a user sees, whatever the ids: texts, thoughts, and calls of the client's tools with their inputs.
+    """Returns what a user sees of the messages, without ids: texts, thoughts, and calls of the client's tools.
 
     A generator that is killed between a call of the API's own tool and its result makes the call again.
     """

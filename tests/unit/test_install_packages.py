@@ -23,7 +23,7 @@ def test_progress_names_the_package_of_the_lock_file_and_then_counts_what_is_ins
     progress.read(["Installing collected packages: anyio, new\n"])
     assert str(progress) == "  installed 0 of 2 packages"
     (tmp_path / "anyio-4.1.dist-info").mkdir()
-    # What pip renames before it removes it.
+    # pip renames the folder of a package before it removes the package.
     (tmp_path / "~ld-1.dist-info").mkdir()
     assert str(progress) == "  installed 1 of 2 packages"
 
