@@ -152,7 +152,8 @@ async def open_tabs(app: str, url: str, browser: str, printed: Path) -> AsyncIte
 @pytest.mark.proves("ag-ui", "a reload, and a second tab, in mid-answer", APPS)
 async def test_an_answer_is_shown_after_a_reload_and_in_a_second_tab(stack: Stack) -> None:
     """The page is loaded again in mid-answer; the other tab is opened in mid-answer, too."""
-    line, whole = "#sim words=200 rate=40", words(200)
+    # Long enough for three loads of a page on a busy machine.
+    line, whole = "#sim words=800 rate=40", words(800)
     await stack.do(0, "open")
     await stack.do(0, "ask", line)
     await stack.do(0, "chars", 80)
