@@ -103,7 +103,9 @@ class AttemptRunner:
         LogUnavailable.
         """
         key, turn, action, route, *_ = planned
-        logger.info("attempt", mode=action.mode, backend=route.backend)
+        # Each turn has a first attempt: the line of its end is enough.
+        log = logger.debug if action.attempt == 1 else logger.info
+        log("attempt", mode=action.mode, backend=route.backend)
         attempt = Attempt(
             prev=turn.chain.last,
             attempt=action.attempt,

@@ -23,7 +23,7 @@ from tailrace.persistence.rows import TurnRow, blobs_of
 from tailrace.persistence.store import Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
-from tailrace.proto.fold import Turn, text_proof
+from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.leases import PULL_S
@@ -42,6 +42,8 @@ FOLDS_MAX = 16
 WAITING_MAX = 8192
 # Entries that are fetched at once.
 FETCHED_MAX = 512
+# The time between two requests for entries. Each costs as much as the entries of a turn.
+FETCH_PAUSE_S = 0.02
 # How long no entry is fetched while WAITING_MAX wait.
 FULL_WAIT_S = 0.1
 # After a batch, the recorder pauses, at most PAUSE_S_MAX, so that batches take only this share of its time. So slow
@@ -122,6 +124,7 @@ class Recorder:
             most = self._batch_max if self.failure else FETCHED_MAX
             if len(self._queue) < (self._batch_max if self.failure else WAITING_MAX):
                 self._queue.add(await self._deliveries.next(most))
+                await is_set_within(stop, FETCH_PAUSE_S)
             else:
                 await is_set_within(stop, FULL_WAIT_S)
 
@@ -314,6 +317,8 @@ class Recorder:
         if last.kind == "end" and (entry := last.take_entry()):
             return await self._log.read_ended_turn(last.key, entry[0])
         # A running turn is recorded from its request alone: its `end` is delivered later.
+        if last.kind == "request" and (turn := fold(last.take_entry())).request is not None:
+            return turn
         return await self._log.read_turn_upto(last.key, last.seq, 1 if last.kind == "request" else None)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:

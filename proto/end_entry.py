@@ -45,6 +45,8 @@ def build_end(
     text_chars, text_sha256 = text_proof(turn.text)
     blocks, length = _drop_if_long(turn.blocks, BLOCKS_BYTES_MAX), turn.chain.length
     bill = turn.bill
+    total = bill.total
+    usage = Usage(*total.counts)
     requested = turn.request.model if turn.request is not None else ""
     model = find_model(requested)
     own_model = requested if model is None else model.id
@@ -54,11 +56,11 @@ def build_end(
         outcome=outcome,
         stop_reason=_drop_if_long(turn.stop.stop_reason, STOP_BYTES_MAX),
         stop_sequence=_drop_if_long(turn.stop.stop_sequence, STOP_BYTES_MAX),
-        envelope=_drop_if_long(reported_envelope(turn) or None, ENVELOPE_BYTES_MAX),
-        usage=Usage(*bill.total.counts),
+        envelope=_drop_if_long(_reported_envelope(turn, usage) or None, ENVELOPE_BYTES_MAX),
+        usage=usage,
         usage_is_estimated=turn.is_usage_estimated,
-        cost_nano_usd=bill.total.cost_nano_usd,
-        cost_is_unknown=bill.total.cost_is_unknown,
+        cost_nano_usd=total.cost_nano_usd,
+        cost_is_unknown=total.cost_is_unknown,
         by_model=None if bill.by_model.keys() <= {own_model} else dict(bill.by_model),
         answered_by=other_answering_model(turn),
         price_date=price_list().date if turn.request is not None else None,
@@ -85,15 +87,15 @@ def other_answering_model(turn: Turn) -> str | None:
     return None if model is not None and model == find_model(turn.request.model) else name
 
 
-def reported_envelope(turn: Turn) -> dict[str, Any]:
-    """Returns the envelope, with the usage that the model has reported, where the `end`'s usage differs.
+def _reported_envelope(turn: Turn, billed: Usage) -> dict[str, Any]:
+    """Returns the envelope, with the usage that the model has reported, where it differs from what is billed.
 
     The counts, also of server tools and cache lifetimes, are sums over all calls. `iterations` has the steps of
     all calls. Other fields are from the last call that reported them.
     """
     calls = [call for call in turn.calls if call != CallUsage()]
     fields: dict[str, Any] = {}
-    if (top := sum(calls, start=Usage())) != turn.usage:
+    if (top := sum(calls, start=Usage())) != billed:
         fields = msgspec.structs.asdict(top)
     if len(calls) > 1:
         steps = [step for call in calls if isinstance(call.iterations, list) for step in call.iterations]

@@ -74,6 +74,9 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         self._pieces = aiter(body)
         self._response: Any = getattr(getattr(body, "_stream", None), "_aiohttp_response", None)
         """aiohttp's response below the streams of httpx2 and of the SDK; None if there is none."""
+        if self._response is not None:
+            # The headers of the request, 4 kB. Only errors that nobody catches here would name them.
+            self._response._request_info = None  # noqa: SLF001
         self._loop = asyncio.get_running_loop()
         self._receive: Callable[[bytes], Any] = bytes
         self._found: Any = None

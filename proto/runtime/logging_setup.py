@@ -6,9 +6,9 @@ import io
 import logging
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from typing import Literal, TextIO, cast
 
 import structlog
@@ -136,7 +136,8 @@ def _add_trace_ids(_: object, __: str, event: structlog.typing.EventDict) -> str
 
 def _local_time(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Adds the local time with milliseconds."""
-    event["timestamp"] = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
+    now = time.time()
+    event["timestamp"] = f"{time.strftime('%H:%M:%S', time.localtime(now))}.{int(now % 1 * 1000):03}"
     return event
 
 
