@@ -31,13 +31,11 @@ from tailrace.protocols.ag_ui.messages import text_of
 from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import PDF
-from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.tool_definition import SERVER_CALLS, tool_definition
 from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
 
-# The ids of calls that the model's API runs. The session has them and their results.
-SERVER_CALLS = ("srvtoolu_", "mcptoolu_")
 # The API refuses a failed call without a reason.
 FAILED = "the tool failed"
 NO_CALL = "`messages[{number}]` has the result of {call!r}, and no message before it has this call: send the call, too"

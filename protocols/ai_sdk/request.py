@@ -10,7 +10,8 @@
 | provider-executed tools, `source-*` | nothing: the session has them |
 | `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
 
-Messages with the role `system` at the beginning become the system prompt.
+Messages with the role `system` at the beginning become the system prompt. Messages with a list as `content`, which
+assistant-ui's `useDataStreamRuntime` sends, are read as UI messages (`with_parts`).
 """
 
 import itertools
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
@@ -30,7 +32,7 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
 from tailrace.protocols.common.file_block import build_file_block
-from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.tool_definition import SERVER_CALLS, tool_definition
 from tailrace.protocols.common.unsupported import plain_names
 
 DENIED = "the user denied this tool call"
@@ -41,10 +43,7 @@ TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
 )
-MODEL_MESSAGES = (
-    "`messages` have a list as `content`, as assistant-ui's `useDataStreamRuntime` sends it: this route needs the "
-    "`parts` of UI messages. Use `useChatRuntime` of `@assistant-ui/react-ai-sdk`, which sends them"
-)
+NO_CALL = "`messages` have the result of {call!r}, and no message has this call: send the call, too"
 
 Block = dict[str, Any]
 
@@ -69,6 +68,8 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The media type of a file."""
     url: str = ""
     """The address of a file, or its content as a `data:` URL."""
+    data: Any = None
+    """In a `content`: the content of a file in base64, or its URL."""
     filename: str | None = None
     """The name of a file."""
     provider_metadata: dict[str, dict[str, Any]] | None = None
@@ -92,14 +93,14 @@ class UIPart(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class UIMessageParam(msgspec.Struct, frozen=True):
-    role: Literal["user", "assistant", "system", "data"]
-    """Who wrote the message."""
+    role: Literal["user", "assistant", "system", "data", "tool"]
+    """The author of the message; `tool`: the results of calls, in `content`."""
     parts: list[UIPart] = []
     """The parts of the message, in order."""
     id: str = ""
     """The id of the message in the page."""
-    content: Any = None
-    """The text of a message of AI SDK 3 and 4, or the list of parts of assistant-ui's `useDataStreamRuntime`."""
+    content: str | list[UIPart] | None = None
+    """The parts, as assistant-ui's `useDataStreamRuntime` sends them; AI SDK 3 and 4 sent a text, which is refused."""
 
 
 class UITool(msgspec.Struct, frozen=True):
@@ -127,6 +128,8 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The message whose answer is requested once more."""
     session_id: str | None = None
     """The session of the chat, if it is not `id`."""
+    thread_id: str | None = msgspec.field(default=None, name="threadId")
+    """The same as `id`, as assistant-ui's `useDataStreamRuntime` sends it."""
     project_id: str | None = None
     """The project of the session."""
     model: str | None = None
@@ -161,12 +164,13 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 def build_turn(chat: UIChatRequest) -> NewTurn:
     """Returns the turn for `chat`. Raises Refused."""
     # AI SDK 5 and newer send `trigger`, and may send messages that an app has stored with an older version.
-    if chat.trigger is None and any(one.content is not None or one.role == "data" for one in chat.messages):
-        is_list = any(isinstance(one.content, list) for one in chat.messages)
-        raise Refused("request_invalid", MODEL_MESSAGES if is_list else TOO_OLD)
-    if chat.id is not None and chat.session_id not in (None, chat.id):
-        raise Refused("request_invalid", "`id` and `session_id` differ: send one of them")
-    session = chat.id if chat.id is not None else chat.session_id
+    if chat.trigger is None and any(_is_old(one) for one in chat.messages):
+        raise Refused("request_invalid", TOO_OLD)
+    chat = replace(chat, messages=with_parts(chat.messages))
+    names = {one for one in (chat.id, chat.session_id, chat.thread_id) if one is not None}
+    if len(names) > 1:
+        raise Refused("request_invalid", "`id`, `session_id` and `threadId` differ: send one of them")
+    session = names.pop() if names else None
     if not chat.store:
         refuse_fields(chat, "session_id", "project_id")
         # `useChat` always sends `id`, and the whole conversation.
@@ -197,6 +201,44 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     )
 
 
+def _is_old(message: UIMessageParam) -> bool:
+    return message.role == "data" or (message.role != "system" and isinstance(message.content, str))
+
+
+def with_parts(messages: list[UIMessageParam]) -> list[UIMessageParam]:
+    """Returns the messages with `parts` in place of their `content`. Raises Refused for a result without its call."""
+    results = {part.tool_call_id: part for one in messages if one.role == "tool" for part in _content(one)}
+    found = [
+        one
+        if one.parts or one.role == "tool"
+        else replace(one, parts=[_with_result(part, results) for part in _content(one)])
+        for one in messages
+    ]
+    for call in results.keys() - {part.tool_call_id for one in found for part in one.parts}:
+        raise Refused("request_invalid", NO_CALL.format(call=call[:100]))
+    return found
+
+
+def _content(message: UIMessageParam) -> list[UIPart]:
+    if isinstance(message.content, str):
+        return [UIPart(type="text", text=message.content)] if message.role == "system" else []
+    return message.content or []
+
+
+def _with_result(part: UIPart, results: dict[str, UIPart]) -> UIPart:
+    """Returns a part of a `content` as a part of a UI message: a file with a URL, a call with its result."""
+    match part.type, part.data, results.get(part.tool_call_id):
+        case "file", str(data), _:
+            return replace(part, url=data if ":" in data else f"data:{part.media_type};base64,{data}")
+        case "tool-call", _, UIPart(output={"type": str(kind), **output}):
+            state = "output-error" if kind.startswith("error") else "output-available"
+            is_server = part.tool_call_id.startswith(SERVER_CALLS)
+            call = replace(part, type="dynamic-tool", state=state, output=output.get("value"))
+            return replace(call, provider_executed=is_server)
+        case _:
+            return part
+
+
 def _refuse_approved(message: UIMessageParam) -> None:
     """Raises Refused for a call that was approved, and has not run. Without it, the model would not get the call."""
     for part in message.parts:
@@ -207,7 +249,8 @@ def _refuse_approved(message: UIMessageParam) -> None:
 
 def client_names(chat: UIChatRequest) -> dict[str, str]:
     """Returns the name in `chat` of each field of the turn that `chat` names differently."""
-    return {"session": "session_id" if chat.id is None else "id", "project": "project_id"}
+    named = "id" if chat.id is not None else "threadId" if chat.thread_id is not None else "session_id"
+    return {"session": named, "project": "project_id"}
 
 
 def unknown_fields(fields: Iterable[str]) -> list[str]:
@@ -263,6 +306,8 @@ def convert_message(message: UIMessageParam, number: int) -> list[MessageParam]:
         case "user":
             blocks = [block for part in message.parts for block in _user_blocks(part, number)]
             return [MessageParam("user", simplify(blocks))]
+        case "tool":
+            return []
         case _:
             return [MessageParam("system", _text(message).strip())]
 
@@ -317,15 +362,14 @@ def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
         return None
     call = {"type": "tool_use", "id": part.tool_call_id, "name": name, "input": part.input or {}}
     result = {"type": "tool_result", "tool_use_id": part.tool_call_id}
+    if is_deeper(part.output, INPUT_LEVELS_MAX):
+        raise Refused("request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep")
     match part.state:
         case "output-available":
-            if is_deeper(part.output, INPUT_LEVELS_MAX):
-                raise Refused(
-                    "request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep"
-                )
             return call, {**result, "content": encode_output(part.output)}
         case "output-error":
-            return call, {**result, "content": part.error_text or FAILED, "is_error": True}
+            reason = part.error_text or (FAILED if part.output is None else encode_output(part.output))
+            return call, {**result, "content": reason, "is_error": True}
         case "output-denied" | "approval-responded" if part.state == "output-denied" or _is_denied(part.approval):
             reason = f": {part.approval.reason}" if part.approval is not None and part.approval.reason else ""
             return call, {**result, "content": f"{DENIED}{reason}", "is_error": True}

@@ -1,7 +1,9 @@
-"""The definition of a function of a client as a tool of Claude."""
+"""The definition of a function of a client as a tool of Claude, and the ids of calls that no client runs."""
 
 from typing import Any
 
+# The ids of calls that the model's API runs. The session has them and their results.
+SERVER_CALLS = ("srvtoolu_", "mcptoolu_")
 NO_INPUT: dict[str, Any] = {"type": "object", "properties": {}}
 
 
