@@ -114,38 +114,10 @@ async def post_run(
     """`POST /api/agui`: answers the newest message of a thread with the events of AG-UI.
 
     A repeated request gets the same run; with `Last-Event-ID`, the rest of its stream. The response header
-    `tailrace-ignored` names the fields that have no effect.
+    `tailrace-ignored` names the fields that have no effect. `POST /api/copilotkit/agent/{agent}/run` does the same with
+    the model of this name; the agent `default` has the session's model, or the operator's default.
     """
-    return await answer_run(request, submitter, streams, catalogue, claims, turns, None)
-
-
-async def post_agent_run(
-    request: ApiRequest,
-    submitter: TurnSubmitter,
-    streams: StreamContext,
-    catalogue: Catalogue,
-    claims: Claims,
-    turns: TurnReader,
-) -> ASGIApp:
-    """`POST /api/copilotkit/agent/{agent}/run`: the same as `POST /api/agui`, with the model as the agent's name."""
-    agent = request.path_params["agent"]
-    model = None if agent == DEFAULT_AGENT else agent
-    return await answer_run(request, submitter, streams, catalogue, claims, turns, model)
-
-
-async def answer_run(
-    request: ApiRequest,
-    submitter: TurnSubmitter,
-    streams: StreamContext,
-    catalogue: Catalogue,
-    claims: Claims,
-    turns: TurnReader,
-    model: str | None,
-) -> ASGIApp:
-    """Submits the turn of a run and returns its stream. `model` answers if the request names none.
-
-    Raises Refused, LogError.
-    """
+    agent = request.path_params.get("agent", DEFAULT_AGENT)
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     run = read_body.convert(fields, RunAgentInput)
     own = msgspec.json.encode(fields.get("messages", [])) if len(raw) <= OWN_BYTES_MAX else None
@@ -159,6 +131,7 @@ async def answer_run(
                 variant = f"run {run.run_id} {' '.join(sorted(known))}"
                 dialect = make_dialect(variant, is_1=run.is_1, own=own, run=run.run_id, known=known)
             else:
+                model = None if agent == DEFAULT_AGENT else agent
                 new_turn = await convert_body(len(raw), build_turn, run, model)
                 if text := context_text(run.context):
                     new_turn = await add_context(new_turn, text, streams.history, request, catalogue)
@@ -166,9 +139,7 @@ async def answer_run(
                 stored = await submitter.submit(draft)
                 key, cursor, headers = stored.key, draft.cursor, names_of(stored)
                 dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
-            # The run may have gone on in a turn that steered it.
-            owner = await streams.log.find_turn_at(request.tenant, cursor) if cursor else None
-            if cursor and (again := await end_again(streams.log, owner, cursor, reader.part, dialect)) is not None:
+            if cursor and (again := await end_again(streams.log, key, cursor, reader.part, dialect)) is not None:
                 await reader.release()
                 return again
     headers |= ignored_header(ignored_fields(fields))
@@ -346,7 +317,7 @@ ROUTES = [
     Route(
         "POST",
         "/api/copilotkit/agent/{agent}/run",
-        post_agent_run,
+        post_run,
         "write",
         SECTION,
         body=RunAgentInput,

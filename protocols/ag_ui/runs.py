@@ -112,16 +112,20 @@ async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant:
     raise not_found("turn")
 
 
-async def end_again(log: TurnLog, key: TurnKey | None, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
+async def end_again(log: TurnLog, key: TurnKey, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
     """Returns a response with the last event of a run to a client that has received it; None if it has not.
 
     If a connection breaks after this event, TanStack AI resumes, and takes an empty response for an error. It drops
     an event with a known id. Raises LogUnavailable.
     """
-    if key is None or 0 < part < AGAIN:
+    if 0 < part < AGAIN:
         return None
     try:
         turn = await log.read_turn(key)
+        # The run may have gone on in a turn that steered it.
+        while turn.chain.last < cursor and turn.end is not None and turn.end.successor is not None:
+            key = key._replace(turn=turn.end.successor)
+            turn = await log.read_turn(key)
     except TurnUnknown:
         return None
     if turn.end is None or turn.chain.last != cursor or turn.end.successor is not None:

@@ -2,22 +2,26 @@
 
 import asyncio
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import new_id
+from tailrace.proto.ids import Tenant, new_id
 from tailrace.protocols.ag_ui import runs
 from tailrace.protocols.common.newest_branch import newest_branch
 from tests.harness.displayed_text import ag_ui as shown
 from tests.harness.generator_in_loop import words
 from tests.harness.sse_parser import parse
 from tests.harness.system import System
-from tests.integration.conftest import Gateway, NewGateway
+from tests.integration.conftest import Gateway, NewGateway, api_keys
 
 Json = dict[str, Any]
+DOCS = Path(__file__).parents[3] / "docs/AG_UI.md"
+AGENT = "/api/copilotkit/agent/default"
 TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
 
 
@@ -364,34 +368,127 @@ async def test_a_request_to_another_route_gets_advice(gateway: Gateway) -> None:
         assert said in absent.json()["error"]["message"]
 
 
-async def test_bad_input_has_one_documented_answer(gateway: Gateway) -> None:
-    """Nothing is stored or paid for."""
+def documented_answers() -> dict[str, set[tuple[int, str]]]:
+    """Returns the statuses and codes of each row of the table in docs/AG_UI.md."""
+    _, _, table = DOCS.read_text().partition("| request | answer |\n|---|---|\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    found: dict[str, set[tuple[int, str]]] = {}
+    for asked, answer in rows:
+        status = 0
+        found[asked] = set()
+        for number, code in re.findall(r"\b([2-5]\d\d)\b|`([a-z_]+)`", answer):
+            status = int(number or status)
+            found[asked] |= {(status, code)} if code else set()
+    return found
+
+
+async def test_each_bad_input_in_the_documentation_has_its_answer(
+    gateway: Gateway, system: System, new_gateway: NewGateway
+) -> None:
+    """Nothing is stored or paid for. A row without a code has a test of its own."""
     body = body_of(user("#sim words=1 rate=0"))
     posted = await post(gateway, body)
-    reused = await post(gateway, body | {"messages": [user("Other")]})
-    assert code_of(reused) == (409, "run_id_reused")
-    other = await post(gateway, body_of(user("Other"), thread=body["threadId"]), ids_of(posted.content)[0])
-    assert code_of(other) == (400, "cursor_mismatch")
-    assert code_of(await post(gateway, body | {"messages": [{"id": "1", "role": "robot"}]})) == (400, "request_invalid")
-    many = body_of(user("Why?"), forwardedProps={"max_tokens": "many"})
-    assert code_of(await post(gateway, many)) == (400, "request_invalid")
+    elsewhere = body_of(user("#sim words=1 rate=0"))
+    other_id = ids_of((await post(gateway, elsewhere)).content)[0]
+    theirs = await new_gateway(system.nats_url, api_keys=api_keys(Tenant(new_id())))
+    small = await new_gateway(system.nats_url, body_bytes_max=2000)
+    asked = body_of(user("#sim words=1 tool=look rate=0"), tools=TOOLS, forwardedProps={"approve": True})
+    (interrupt,) = events_of(await post(gateway, asked))[-1]["outcome"]["interrupts"]
+    thread, run = body["threadId"], body["runId"]
+    stop = f"{AGENT}/stop"
+
+    def decide(call: str, **payload: Any) -> Json:
+        return body_of(
+            thread=asked["threadId"], resume=[{"interruptId": call, "status": "resolved", "payload": payload}]
+        )
+
+    async def join(one: Gateway = gateway, **params: str) -> httpx2.Response:
+        return await one.client.get("/api/agui", params=params)
+
+    assert (await post(gateway, decide(interrupt["id"], result="blue"))).status_code == 200
     orphan = {"id": "1", "role": "tool", "toolCallId": "none", "content": "blue"}
-    assert code_of(await post(gateway, body_of(user("Why?"), orphan))) == (400, "request_invalid")
-    assert code_of(await post(gateway, {"threadId": "t", "messages": []})) == (400, "request_invalid")
-    spaced = await post(gateway, body_of(user("Why?"), run="calls none"))
-    assert code_of(spaced) == (400, "request_invalid")
-    get = gateway.client.get
-    assert code_of(await get("/api/agui", params={"runId": "calls none"})) == (404, "turn_not_found")
-    assert code_of(await get("/api/agui", params={"runId": "none"})) == (404, "turn_not_found")
-    assert code_of(await get("/api/agui")) == (400, "request_invalid")
-    assert code_of(await get("/api/agui", params={"runId": body["runId"], "offset": "x"})) == (400, "cursor_invalid")
-    other_run = {
-        "runId": body["runId"],
-        "offset": ids_of((await post(gateway, body_of(user("#sim words=1")))).content)[0],
+    audio = {"type": "audio", "source": {"type": "url", "value": "https://example.com/a.mp3"}}
+    answers = {
+        "a `runId` with another body": [await post(gateway, body | {"messages": [user("Other")]})],
+        "an unknown run, or one of another tenant; a run of another thread to be stopped": [
+            await join(runId="none"),
+            await join(runId="calls none"),
+            await join(theirs, runId=run),
+            await gateway.client.post(f"{stop}/other", json={"runId": run}),
+            await theirs.client.post(f"{stop}/{thread}", json={"runId": run}),
+        ],
+        "an unknown thread": [
+            await gateway.client.post(f"{stop}/{new_id()}"),
+            await theirs.client.post(f"{stop}/{thread}"),
+        ],
+        "a `Last-Event-ID` or `offset` of another run": [
+            await post(gateway, body_of(user("Other"), thread=thread), ids_of(posted.content)[0]),
+            await join(runId=run, offset=other_id),
+            await join(runId=run, offset="x"),
+        ],
+        "an unknown role, a part that Claude does not take, a result without its call, a wrong type": [
+            await post(gateway, body_of({"id": "1", "role": "robot"})),
+            await post(gateway, body_of({"id": "1", "role": "user", "content": [audio]})),
+            await post(gateway, body_of(user("Why?"), orphan)),
+            await post(gateway, body_of(user("Why?"), forwardedProps={"max_tokens": "many"})),
+            await post(gateway, body_of(user("Why?"), run="calls none")),
+            await post(gateway, {"threadId": "t", "messages": []}),
+            await join(),
+        ],
+        "another decision about a decided call": [await post(gateway, decide(interrupt["id"], approved=False))],
+        "a decision about an unknown call": [await post(gateway, decide("none", result="blue"))],
+        "a body that is too large": [
+            await post(small, body_of(user("x" * 3000)), path=path)
+            for path in ("/api/agui", f"{AGENT}/run", f"{AGENT}/connect")
+        ],
     }
-    assert code_of(await get("/api/agui", params=other_run)) == (400, "cursor_invalid")
-    far = await get("/api/agui", params={"runId": body["runId"], "offset": "999999999"})
-    assert far.status_code in (400, 404), far.text
-    unknown = (await get("/api/agui", params={"threadId": new_id()})).json()
-    assert unknown == {"messages": [], "activeRun": None, "interrupts": None}
-    assert await calls_of(gateway, body["threadId"]) == 1
+    documented = documented_answers()
+    assert {row: {code_of(one) for one in found} for row, found in answers.items()} == {
+        row: codes for row, codes in documented.items() if codes
+    }
+    for one in (gateway, theirs):
+        unknown = (await join(one, threadId=thread if one is theirs else new_id())).json()
+        assert unknown == {"messages": [], "activeRun": None, "interrupts": None}
+    counts = [await calls_of(gateway, one) for one in (thread, elsewhere["threadId"], asked["threadId"])]
+    assert counts == [1, 1, 2]
+    assert len((await gateway.client.get("/v1/turns")).json()["data"]) == sum(counts)
+
+
+async def test_joined_run_that_was_steered_resumes_after_each_event(gateway: Gateway) -> None:
+    """TanStack AI has joined it with the id of the first turn, and resumes within the next one, and behind its end."""
+    body = body_of(user("#sim words=400 rate=100"), protocolVersion=None)
+    async with gateway.client.stream("POST", "/api/agui", json=body) as stream:
+        received = b""
+        async for piece in stream.aiter_raw():
+            if b"w000003" in piece and b"w000003" not in received:
+                steer = f"/v1/turns/{stream.headers['tailrace-turn']}/steer"
+                await gateway.client.post(steer, json={"message": "#sim words=2 tag=s rate=0"})
+            received += piece
+    events, ids = events_of(received), ids_of(received)
+    start = max(at for at, event in enumerate(events) if event["type"] == "RUN_STARTED")
+    params = {"runId": body["runId"], "offset": "-1"}
+    joined = await gateway.client.get("/api/agui", params=params)
+    assert joined.content == received
+    for at in (1, start - 2, start - 1, start, len(ids) - 2):
+        rest = await gateway.client.get("/api/agui", params=params, headers={"last-event-id": ids[at]})
+        assert ids_of(rest.content) == ids[at + 1 :], at
+    again = await gateway.client.get("/api/agui", params=params, headers={"last-event-id": ids[-1]})
+    assert events_of(again) == events[-1:]
+
+
+async def test_stream_of_a_ticket_resumes_after_each_event(gateway: Gateway) -> None:
+    """Each id is `PROOF.SEQ` or `PROOF.SEQ-N`, also that of an event within an entry (ADR 16)."""
+    turn = (await post(gateway, body_of(user("#sim words=3 thinking=2 rate=0")))).headers["tailrace-turn"]
+    made = (await gateway.client.post(f"/v1/turns/{turn}/tickets", json={})).json()
+    url = f"{made['events']}&dialect=ag-ui"
+    async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as reader:
+        whole = (await reader.get(url)).content
+        ids = ids_of(whole)
+        proof = ids[0].partition(".")[0]
+        assert all(one.startswith(f"{proof}.") for one in ids)
+        assert any("-" in one.removeprefix(proof) for one in ids)
+        blocks = [block + b"\n\n" for block in whole.split(b"\n\n") if block]
+        for at, last in enumerate(ids[:-1], 1):
+            rest = await reader.get(url, headers={"last-event-id": last})
+            assert rest.content == b"".join(blocks[at:]), last
+        assert (await reader.get(url, headers={"last-event-id": "3-0"})).status_code == 401
