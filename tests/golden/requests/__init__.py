@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from starlette.datastructures import Headers
 
 from tailrace.gateway.http.read_body import decode
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import models
+from tailrace.protocols.ag_ui import request as ag_ui
 from tailrace.protocols.ai_sdk import request as ai_sdk
 from tailrace.protocols.anthropic import request as anthropic
 from tailrace.protocols.common.built_turn import BuiltTurn
@@ -27,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "chat": {"model": "claude-haiku-5-5", "messages": [HI]},
     "responses": {"model": "claude-sonnet-5-5", "input": "hi"},
     "ui": {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]},
+    "agents": {"threadId": "t", "runId": "r", "messages": [{"id": "u", **HI}]},
     "messages": {
         "model": "claude-opus-5-5",
         "max_tokens": 100,
@@ -87,6 +90,14 @@ def _ui(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
     return BuiltTurn(ai_sdk.build_turn(decode(msgspec.json.encode(body), ai_sdk.UIChatRequest)), [], {})
 
 
+def _agents(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
+    """Returns the turn of a run with a model that checks its thinking."""
+    run = decode(msgspec.json.encode(body), ag_ui.RunAgentInput)
+    turn = ag_ui.build_turn(run, None)
+    messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run.context))
+    return BuiltTurn(replace(turn, messages=messages), ag_ui.ignored_fields(body), {})
+
+
 def _messages(body: dict[str, Any], headers: Mapping[str, str]) -> BuiltTurn:
     request = decode(msgspec.json.encode(body), anthropic.MessagesRequest)
     return BuiltTurn(anthropic.build_turn(request, body, Headers(headers)), [], {})
@@ -96,5 +107,6 @@ BUILD: dict[str, Callable[[dict[str, Any], Mapping[str, str]], BuiltTurn]] = {
     "chat": _chat,
     "responses": _responses,
     "ui": _ui,
+    "agents": _agents,
     "messages": _messages,
 }
