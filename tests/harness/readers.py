@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 
 from tailrace.features.gateway import DIALECTS
+from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto.chain import START, link
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
@@ -88,12 +89,14 @@ def frames(events: Iterable[SseEvent]) -> list[Frame]:
     return found
 
 
-def render_frames(key: TurnKey, stored: Iterable[StoredEntry], dialect: str = "tailrace") -> tuple[Frame, ...]:
+def render_frames(
+    key: TurnKey, stored: Iterable[StoredEntry], dialect: str | Dialect = "tailrace"
+) -> tuple[Frame, ...]:
     """Returns the frames that an uninterrupted reader receives."""
-    render = DIALECTS[dialect].render
-    state, found = DIALECTS[dialect].start(key), []
+    spoken = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+    state, found = spoken.start(key), []
     for one in select_valid(stored):
-        frame, state = render(state, one)
+        frame, state = spoken.render(state, one)
         if frame.data:
             found.append(Frame(one.seq, frame.data))
     return tuple(found)
