@@ -14,7 +14,7 @@ from tailrace.persistence import sqlite
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime.feature_parts import join_distinct
 
-# The tables and their primary keys, in an order in which rows can be inserted. Triggers fill `session_counts`.
+# The tables and their primary keys, in an order in which rows can be inserted. Triggers fill the tables of `DERIVED`.
 TABLES: Mapping[str, tuple[str, ...]] = {
     "sessions": ("tenant", "session"),
     "projects": ("tenant", "project"),
@@ -33,7 +33,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "call_decisions": ("tenant", "session", "turn", "call"),
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
+    "named_totals": ("tenant", "dimension", "day"),
 }
+DERIVED = ("session_counts", "named_totals")
 
 # A URL whose scheme has these first letters of a driver's scheme is a mistyped one.
 SCHEME_BEGIN = 5

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.persistence.database import TABLES, Database
+from tailrace.persistence.database import DERIVED, TABLES, Database
 from tailrace.persistence.migrations import NEWEST
 from tailrace.proto.errors import StoreRefused
 
 PAGE_ROWS = 500
-# A trigger fills this table when `sessions` are inserted.
-DERIVED = "session_counts"
 
 Read = Callable[[str, Mapping[str, Any]], Awaitable[list[dict[str, Any]]]]
 
@@ -48,7 +46,7 @@ async def copy_database(source: Database, target: Database) -> list[TableDigest]
             hasher = TableHasher(table)
             async for page in _pages(source.read, table):
                 hasher.add(page)
-                if table != DERIVED:
+                if table not in DERIVED:
                     await writer.executemany(_insert(table, page[0]), page)
             copied.append(hasher.digest())
         for expected in copied:

@@ -18,7 +18,7 @@ from tailrace.features.client_calls.records import DecideCall, GetContinuation, 
 from tailrace.features.count_tokens.records import COUNT_TOKENS
 from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
-from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage
+from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage, ListTenantUsage
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
@@ -101,6 +101,7 @@ PERSISTENCE_QUERIES = tuple(
             ListBranches,
             GetBilledUsage,
             GetUsage,
+            ListTenantUsage,
             GetStats,
             CreateSession,
             ChangeSession,

@@ -106,6 +106,9 @@ SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFF
 -- fragment: page_of_keys
 (SELECT key FROM keys LIMIT :limit) AS keys
 
+-- fragment: page_of_tenants
+(SELECT tenant FROM found LIMIT :limit) AS found
+
 -- fragment: models_of_turn
 LATERAL json_each(turns.by_model::json)
 

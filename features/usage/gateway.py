@@ -7,7 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tailrace.features.common.day_parameter import day_of
-from tailrace.features.usage.records import USAGE_BY, GetStats, GetUsage, UsageRecord
+from tailrace.features.usage.records import (
+    BY_TENANT,
+    USAGE_BY,
+    GetStats,
+    GetUsage,
+    ListTenantUsage,
+    UsagePage,
+    UsageRecord,
+)
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
@@ -17,6 +25,7 @@ from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant
+from tailrace.proto.records import Totals
 from tailrace.proto.runtime.settings import NoSettings
 
 DAYS = 30
@@ -35,6 +44,8 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     whole_since: datetime | None
     """Usage and cost are whole for turns that were accepted after this time; null: for all turns. An older version has
     counted earlier turns: without tokens beyond the top level of a usage object, and without server tools."""
+    total: Totals | None
+    """The sum over all turns of these days, whatever `by` is, when this page was read; null: not known."""
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +84,8 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 async def usage(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/usage?by=day|model|key|user|session|project|metadata.NAME&from=&to=`: usage of those days (UTC).
 
-    Only turns that have ended are counted. A deleted turn keeps its share of the sums.
+    Only turns that have ended are counted. A deleted turn keeps its share of the sums. The records sum to the same
+    `total` for each `by`: the record with the key null has the turns without a value, also after an erasure.
     """
     return await usage_response(request, history, request.tenant)
 
@@ -84,6 +96,17 @@ async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
     The totals have the names of users, sessions and projects if `by` asks for them, but no text.
     """
     return await usage_response(request, history, parse_tenant(request.path_params["tenant"]))
+
+
+async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/admin/usage`: the usage of all tenants, by tenant.
+
+    Tenants without usage on these days are left out.
+    """
+    after, limit = page_of(request)
+    first, last = days_of(request, datetime.now(UTC).date())
+    found = await history.query(request.tenant, ListTenantUsage(first, last, after, limit))
+    return _render(found, BY_TENANT, first, last)
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
@@ -118,9 +141,20 @@ async def usage_response(request: Request, history: HistoryClient, tenant: Tenan
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
-    found = await history.query(tenant, query)
+    return _render(await history.query(tenant, query), query.by, first, last)
+
+
+def _render(found: UsagePage, by: str, first: date, last: date) -> Response:
     return json_response(
-        UsageList(data=found.usage, next=found.next, by=query.by, first=first, last=last, whole_since=found.whole_since)
+        UsageList(
+            data=found.usage,
+            next=found.next,
+            by=by,
+            first=first,
+            last=last,
+            whole_since=found.whole_since,
+            total=found.total,
+        )
     )
 
 
@@ -145,6 +179,7 @@ OF_USAGE = (BY, query("key", "Only the usage of this day, model, user…"), FROM
 
 ROUTES = [
     Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, parameters=(*OF_USAGE, *PAGE)),
+    Route("GET", "/v1/admin/usage", usage_of_tenants, "admin", ADMIN, result=UsageList, parameters=(FROM, TO, *PAGE)),
     Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
     Route(
         "GET",

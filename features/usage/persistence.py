@@ -10,6 +10,7 @@ from tailrace.features.usage.records import (
     GetBilledUsage,
     GetStats,
     GetUsage,
+    ListTenantUsage,
     Stats,
     UsagePage,
     UsageRecord,
@@ -25,12 +26,13 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows, Tables
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnKey
-from tailrace.proto.records import TurnRecord
+from tailrace.proto.records import Totals, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.usage import Usage
 
 TENANTS_MAX = 1000
 BUSY_SESSIONS_MAX = 1_000
+COUNTS = ("turns", "messages", *Usage.__struct_fields__, "cost_nusd")
 # The columns of `totals` that `billed_records` sums.
 BILLED_COLUMNS = ("turns", *Usage.__struct_fields__, "cost_nusd")
 
@@ -43,12 +45,26 @@ class UsageTable:
 
     async def usage(
         self, tenant: Tenant, by: str, first: date, last: date, start: str, limit: int
-    ) -> list[UsageRecord]:
-        """Returns the usage of turns of the days `first` to `last`, grouped by `by`, by key from `start` on."""
+    ) -> tuple[list[UsageRecord], Totals]:
+        """Returns the usage of turns of the days `first` to `last`, and its total.
+
+        The usage is grouped by `by`, ordered by key, from the key `start` on: at most `limit` records.
+        """
         statement = "usage_by_day" if by == "day" else "usage"
         rows = await self._store.read(
             statement, tenant=tenant, dimension=by, start=start, limit=limit, **_days(first, last)
         )
+        kinds = {row["kind"]: row for row in rows}
+        parts: list[Mapping[str, Any]] = sorted(
+            (row for row in rows if row["kind"] == "part"), key=lambda row: str(row["key"])
+        )
+        if by.startswith("metadata.") and not start:
+            parts = [*_rest(kinds["total"], kinds["named"]), *(row for row in parts if row["key"])]
+        return [usage_record(row) for row in parts[:limit]], Totals(**totals_of(kinds["total"]))
+
+    async def usage_by_tenant(self, first: date, last: date, after: str, limit: int) -> list[UsageRecord]:
+        """Returns the usage of `limit` tenants after `after`, in order, also of those without usage on these days."""
+        rows = await self._store.read("usage_by_tenant", after=after, limit=limit, **_days(first, last))
         return [usage_record(row) for row in rows]
 
     async def whole_since(self, tenant: Tenant) -> datetime | None:
@@ -89,7 +105,12 @@ class UsageQueries:
 
     def handlers(self) -> list[QueryHandler]:
         """Returns each query with the method that answers it."""
-        return [(GetUsage, self.usage), (GetBilledUsage, self.billed), (GetStats, self.stats)]
+        return [
+            (GetUsage, self.usage),
+            (ListTenantUsage, self.by_tenant),
+            (GetBilledUsage, self.billed),
+            (GetStats, self.stats),
+        ]
 
     async def usage(self, tenant: Tenant, query: GetUsage) -> UsagePage:
         """Returns a page of totals, one for each value of `query.by`; with `query.key`, only the total of this value.
@@ -99,12 +120,20 @@ class UsageQueries:
         limit = paging.clamp_limit(query.limit)
         # The text with a NUL added is the next one after a text.
         start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""
-        found = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
+        found, total = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
         if query.key is not None:
             found = [record for record in found[:1] if record.key == query.key]
         more = len(found) > limit
         cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None
-        return UsagePage(found[:limit], cursor, await self._table.whole_since(tenant))
+        return UsagePage(found[:limit], cursor, await self._table.whole_since(tenant), total)
+
+    async def by_tenant(self, _: Tenant, query: ListTenantUsage) -> UsagePage:
+        """Returns a page of totals, one for each tenant that has usage. Raises Refused for an invalid cursor."""
+        limit = paging.clamp_limit(query.limit)
+        after = paging.decode(query.after).name if query.after is not None else ""
+        found = await self._table.usage_by_tenant(query.first, query.last, after, limit + 1)
+        cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if len(found) > limit else None
+        return UsagePage([one for one in found[:limit] if one.turns], cursor)
 
     async def billed(self, tenant: Tenant, query: GetBilledUsage) -> BilledUsageList:
         """Returns the usage by day and billed model, and the next tenants."""
@@ -139,7 +168,18 @@ def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:
 
 def usage_record(row: Mapping[str, Any]) -> UsageRecord:
     """Returns the usage in a row of sums. Its key is null for turns without a value."""
-    return UsageRecord(key=row["key"] or None, last_used=moment(row["last_used_at"]), **totals_of(row))
+    last_used_at = row["last_used_at"]
+    return UsageRecord(
+        key=row["key"] or None,
+        last_used=moment(last_used_at) if last_used_at is not None else None,
+        **totals_of(row),
+    )
+
+
+def _rest(total: Mapping[str, Any], named: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the row of the turns without a field of metadata, or with an empty one; nothing if there are none."""
+    rest: dict[str, Any] = {name: total[name] - named[name] for name in COUNTS}
+    return [{"key": "", "last_used_at": None, **rest}] if any(rest.values()) else []
 
 
 def _days(first: date, last: date) -> dict[str, int]:

@@ -18,15 +18,25 @@ SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at 
 SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
 
--- name: usage_by_day
--- Usage by UTC day.
-SELECT key, {sums} FROM totals
-WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
-GROUP BY key ORDER BY key LIMIT :limit
-
 -- fragment: by_day
 -- By the primary key SQLite would read all days.
 INDEXED BY totals_by_day
+
+-- fragment: with_total
+-- The sum over all turns of the days, in the same statement as its parts, so that no turn ends in between.
+UNION ALL
+SELECT 'total', '', {sums} FROM totals {by_day}
+WHERE tenant = :tenant AND dimension = 'day' AND day BETWEEN :first AND :last
+
+-- name: usage_by_day
+-- Usage by UTC day, and the total.
+WITH page AS (
+    SELECT key, {sums} FROM totals
+    WHERE tenant = :tenant AND dimension = 'day' AND key >= :start AND day BETWEEN :first AND :last
+    GROUP BY key ORDER BY key LIMIT :limit
+)
+SELECT 'part' AS kind, page.* FROM page
+{with_total}
 
 -- name: usage_since
 -- Usage by model from a day on.
@@ -42,8 +52,9 @@ LIMIT :limit
 keys
 
 -- name: usage
--- Usage by another dimension. Each next key is the smallest one that follows on any of the days, so that a page costs the
--- same however many keys and days there are besides.
+-- Usage by another dimension, the total, and the sum of all parts of a field of metadata. Each next key is the
+-- smallest one that follows on any of the days, so that a page costs the same however many keys and days there are
+-- besides.
 WITH RECURSIVE days (day) AS (
     SELECT :first UNION ALL SELECT day + 1 FROM days WHERE day < :last
 ), keys (key) AS (
@@ -61,10 +72,16 @@ WITH RECURSIVE days (day) AS (
     FROM keys WHERE keys.key IS NOT NULL
     {recursion_max}
 )
-SELECT keys.key, {sums} FROM {page_of_keys}
+SELECT 'part' AS kind, keys.key AS key, {sums} FROM {page_of_keys}
 {join} totals ON totals.tenant = :tenant AND dimension = :dimension AND totals.key = keys.key
     AND day BETWEEN :first AND :last
-GROUP BY keys.key ORDER BY keys.key
+GROUP BY keys.key
+{with_total}
+UNION ALL
+SELECT 'named', '', coalesce(sum(turns), 0), coalesce(sum(messages), 0), coalesce(sum(input_tokens), 0),
+    coalesce(sum(output_tokens), 0), coalesce(sum(cache_creation_input_tokens), 0),
+    coalesce(sum(cache_read_input_tokens), 0), coalesce(sum(cost_nusd), 0), NULL
+FROM named_totals WHERE tenant = :tenant AND dimension = :dimension AND day BETWEEN :first AND :last
 
 -- name: billed_usage
 -- The usage of each day by model: of the requested ones, of turns to subtract from these, and of the billed ones.
@@ -73,8 +90,8 @@ SELECT dimension, key, day, turns, input_tokens, output_tokens, cache_creation_i
 FROM totals {by_day}
 WHERE tenant = :tenant AND dimension IN ('model', 'moved', 'billed') AND day BETWEEN :first AND :last
 
--- name: tenants_with_usage
--- Tenants after one of them that have usage.
+-- fragment: next_tenants
+-- Tenants after one of them that have usage; the last one may be NULL.
 WITH RECURSIVE found (tenant) AS (
     SELECT (SELECT tenant FROM totals WHERE tenant > :after ORDER BY tenant LIMIT 1)
     UNION ALL
@@ -82,7 +99,22 @@ WITH RECURSIVE found (tenant) AS (
     FROM found WHERE found.tenant IS NOT NULL
     {recursion_max}
 )
+
+-- name: tenants_with_usage
+-- Tenants after one of them that have usage.
+{next_tenants}
 SELECT tenant FROM found WHERE tenant IS NOT NULL LIMIT :limit
+
+-- fragment: page_of_tenants
+found
+
+-- name: usage_by_tenant
+-- Usage by tenant, also of tenants without usage on these days.
+{next_tenants}
+SELECT found.tenant AS key, {sums} FROM {page_of_tenants}
+LEFT JOIN totals ON totals.tenant = found.tenant AND dimension = 'day' AND day BETWEEN :first AND :last
+WHERE found.tenant IS NOT NULL
+GROUP BY found.tenant ORDER BY found.tenant
 
 -- fragment: models_of_turn
 -- A row for each model in the usage by model of a turn.

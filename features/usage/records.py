@@ -11,18 +11,22 @@ from tailrace.proto.usage import Usage
 
 USAGE_BY = ("day", "model", "key", "user", "session", "project")
 """The dimensions by which usage is summed, besides `metadata.NAME`."""
+BY_TENANT = "tenant"
+"""The dimension of all tenants together."""
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
-    """The usage of a day (UTC), a model, an API key's id, a user, a session, a project, or a value in the metadata.
+    """The usage of a day (UTC), a model, an API key's id, a user, a session, a project, a value in the metadata, or a
+    tenant.
 
-    The key is None for sessions without a project, for turns without an API key or a user, and for deleted sessions.
+    The key is None for turns without such a value: no project, API key, user or field of metadata, a deleted session,
+    or an erased user. The records of each grouping sum to the same total.
     """
 
     key: str | None
-    """The day, model, key, user, session, project or value that this usage belongs to."""
-    last_used: datetime
-    """When the last of its turns started."""
+    """The day, model, key, user, session, project, value or tenant that this usage belongs to."""
+    last_used: datetime | None
+    """When the last of its turns started; null: not known, for turns without a field of metadata."""
 
 
 class UsagePage(msgspec.Struct, frozen=True):
@@ -32,6 +36,8 @@ class UsagePage(msgspec.Struct, frozen=True):
     next: str | None
     whole_since: datetime | None = None
     """When the last turn was accepted whose usage and cost an older version has counted; None: there is none."""
+    total: Totals | None = None
+    """The sum over all turns of the days, at the time of this page; None: from an older version."""
 
 
 class BilledUsage(msgspec.Struct, frozen=True):
@@ -75,6 +81,17 @@ class GetUsage(Query[UsagePage], frozen=True):
     limit: int = 50
     key: str | None = None
     """Only the usage of this key."""
+
+
+class ListTenantUsage(Query[UsagePage], frozen=True):
+    """A page of the usage of all tenants, by tenant, from day `first` to day `last`; for operators."""
+
+    query: ClassVar[str] = "tenant_usage"
+    is_about_all_tenants: ClassVar[bool] = True
+    first: date
+    last: date
+    after: str | None = None
+    limit: int = 50
 
 
 class GetBilledUsage(Query[BilledUsageList], frozen=True):

@@ -396,5 +396,5 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
         assert not await log.has_turn(stuck)
         assert await UnstoredTable(store).every(FIRST_TURN) == []
         today = datetime.now(UTC).date()
-        usage = await UsageTable(store).usage(OURS, "day", today - timedelta(days=1), today, "", 9)
+        usage = (await UsageTable(store).usage(OURS, "day", today - timedelta(days=1), today, "", 9))[0]
     assert sum(day.turns for day in usage) == 2

@@ -60,7 +60,7 @@ async def test_two_processes_write_one_after_the_other_and_count_each_turn_once(
         for store in (one, other):
             await store.record(rows)
         for by in ("day", "session", "model"):
-            (total,) = await UsageTable(one).usage(OURS, by, NOON.date(), NOON.date(), "", 9)
+            (total,) = (await UsageTable(one).usage(OURS, by, NOON.date(), NOON.date(), "", 9))[0]
             assert (by, total.turns) == (by, 2)
 
 

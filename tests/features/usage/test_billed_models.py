@@ -58,7 +58,7 @@ async def test_the_billed_usage_has_each_model_with_what_it_is_billed_for(store:
         BilledUsage(TODAY, MODEL, 2, own, plain.cost_nusd + 40),
     ]
     assert await UsageTable(store).billed_usage(OURS, TODAY, TODAY) == expected
-    (by_model,) = await UsageTable(store).usage(OURS, "model", TODAY, TODAY, "", 9)
+    (by_model,) = (await UsageTable(store).usage(OURS, "model", TODAY, TODAY, "", 9))[0]
     assert (by_model.key, by_model.turns, by_model.usage) == (MODEL, 2, Usage(*plain_counts(plain)) + TOTAL)
     assert await UsageTable(store).billed_usage(THEIRS, TODAY, TODAY) == []
     assert await UsageTable(store).billed_usage(OURS, TODAY + timedelta(days=1), TODAY + timedelta(days=9)) == []

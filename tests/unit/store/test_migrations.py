@@ -68,18 +68,18 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         expected = {
             "model": [(made.model, 5)], "day": [("2026-01-01", 4), ("2026-01-02", 1)],
             "session": [(None, 3), ("session-1", 1), ("session-2", 1)], "project": [(None, 3), ("rivers", 2)],
-            "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [("1", 1)],
+            "key": [(None, 3), ("k", 2)], "user": [(None, 5)], "metadata.k": [(None, 4), ("1", 1)],
         }  # fmt: skip
         for by, totals in expected.items():
-            found = await UsageTable(store).usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9)
+            found = (await UsageTable(store).usage(OURS, by, NOON.date(), NOON.date() + timedelta(days=1), "", 9))[0]
             assert [(one.key, one.turns) for one in found] == totals
             assert [(one.total_tokens, one.message_count) for one in found] == [(11 * n, 2 * n) for _, n in totals]
-        (total,) = await UsageTable(store).usage(OURS, "model", NOON.date(), NOON.date(), "", 9)
+        (total,) = (await UsageTable(store).usage(OURS, "model", NOON.date(), NOON.date(), "", 9))[0]
         assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
         listed, _ = await store.turn_list.read_page(TurnPageQuery(OURS, {"key": "k"}, None, NEWEST, 9))
         assert [one.turn for one in listed] == ["turn-2"]
         assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
-        theirs = await UsageTable(store).usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9)
+        theirs = (await UsageTable(store).usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9))[0]
         assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
         # As many fields as `labels_of` takes, with the same limits.
         labels = {"model": made.model, "metadata.k": "1", f"metadata.{'n' * 64}": "v" * 512}

@@ -309,7 +309,7 @@ async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_f
         made = left
         assert await counts() == [(left, 2 * left, 11 * left)]
     await store.delete(OURS, DeleteResource("tenant", OURS, (TurnId("turn-000"),)))
-    usage = await UsageTable(store).usage(OURS, "session", NOON.date(), NOON.date(), "", 9)
+    usage = (await UsageTable(store).usage(OURS, "session", NOON.date(), NOON.date(), "", 9))[0]
     assert (await counts(), [(one.key, one.turns) for one in usage]) == ([], [(None, 200)])
 
 
@@ -482,7 +482,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         assert contents[0].rows or table == "unsearched"
     for by in ("day", "session", "project", "model", "key", "user", "metadata.team"):
         start = ""
-        while page := await call_both("usage", OURS, by, NOON.date(), NOON.date(), start, 2):
+        while page := (await call_both("usage", OURS, by, NOON.date(), NOON.date(), start, 2))[0]:
             start = f"{page[-1].key or ''}\0"
     assert await call_both("billed_usage", OURS, NOON.date(), NOON.date() + timedelta(days=1))
     assert await call_both("whole_since", OURS) is not None

@@ -33,7 +33,7 @@ FOUND = (
 )
 # They read one row for each tenant.
 ONE_ROW = re.compile(r"SEARCH (older_costs|totals) USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant[=>]\?\)$")
-FOR_EACH_TENANT = {"older_cost", "tenants_with_usage"}
+FOR_EACH_TENANT = {"older_cost", "tenants_with_usage", "usage_by_tenant"}
 NUMBERED = {"count_projects", "count_sessions", "projects_from", "sessions_from"}
 
 
