@@ -4,6 +4,7 @@ from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.client_calls.persistence import FEATURE as CLIENT_CALLS
 from tailrace.features.erasure.persistence import FEATURE as ERASURE
 from tailrace.features.files.persistence import FEATURE as FILES
+from tailrace.features.limits.persistence import FEATURE as LIMITS
 from tailrace.features.postgresql.persistence import FEATURE as POSTGRESQL
 from tailrace.features.projects.persistence import FEATURE as PROJECTS
 from tailrace.features.retention.persistence import FEATURE as RETENTION
@@ -22,6 +23,7 @@ FEATURES: Features = (
     BATCHES,
     CLIENT_CALLS,
     FILES,
+    LIMITS,
     PROJECTS,
     USAGE,
     ERASURE,

@@ -31,6 +31,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "files": ("tenant", "file"),
     "parked_turns": ("tenant", "session"),
     "call_decisions": ("tenant", "session", "turn", "call"),
+    "notices": ("tenant", "notice"),
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
     "named_totals": ("tenant", "dimension", "day"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 import tailrace.features.failover.metrics
+import tailrace.features.limits.metrics
 import tailrace.features.structured_output.metrics
 import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
@@ -64,6 +65,7 @@ METRICS = {
         tailrace.generators.metrics,
         tailrace.generators.backends.measured,
         tailrace.features.failover.metrics,
+        tailrace.features.limits.metrics,
         tailrace.features.structured_output.metrics,
     ),
     "Persistence": (

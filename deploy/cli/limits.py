@@ -60,7 +60,22 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print_json(found)
     else:
         print(table([HEADINGS, *((one["tenant"], show(one["limits"]), show(one["effective"])) for one in found)]))
+        for one in found:
+            for budget in one.get("budgets") or ():
+                print(describe_budget(budget))
     return 0
+
+
+def describe_budget(budget: Mapping[str, Any]) -> str:
+    """Returns a line about a budget: what is spent of it, what is left, and when it renews."""
+    name, limit, spent, left = budget["name"], budget["limit"], budget["spent"], budget["left"]
+    line = f"{name}: ${spent:.4f} of ${limit:g} is spent, ${left:.4f} is left until {budget['renews_at'][:10]}"
+    if not left:
+        return f"{line}: new turns are refused"
+    if spent >= limit:
+        # docs/LIMITS.md, "What is counted, and when".
+        return f"{line}, because turns from before the budget was set are not counted"
+    return line
 
 
 def apply_change(own: Mapping[str, float], args: argparse.Namespace) -> dict[str, float]:

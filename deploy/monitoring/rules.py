@@ -294,6 +294,15 @@ ALERTS = (
         panels.WEBHOOKS,
     ),
     Alert(
+        "BudgetReached",
+        "sum by (percent) (increase(tailrace_persistence_budgets_reached_total[1h])) > 0",
+        "0s",
+        "ticket",
+        "A share of a budget is spent, or a budget refuses turns",
+        "The log line of persistence names the tenant, the key and the share.",
+        panels.COSTS,
+    ),
+    Alert(
         "GatewaysBusy",
         'sum(rate(tailrace_gateway_refused_total{code="server_busy"}[5m])) > 0',
         "5m",

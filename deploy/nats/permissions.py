@@ -17,6 +17,7 @@ from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, GetBatch, Li
 from tailrace.features.client_calls.records import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
 from tailrace.features.count_tokens.records import COUNT_TOKENS
 from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
+from tailrace.features.limits.records import CheckBudget
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
 from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage, ListTenantUsage
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
@@ -112,6 +113,7 @@ PERSISTENCE_QUERIES = tuple(
             ListFiles,
             DeleteFile,
         ),
+        CheckBudget,
         *(GetBatch, ListBatches, ListBatchTurns),
         *(DecideCall, GetContinuation, ListCalls, ListDecided, ListParked),
     )

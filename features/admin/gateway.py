@@ -1,6 +1,7 @@
 """Routes for operators: keys and limits of all tenants, and the audit log. They need the scope `admin`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ from tailrace.features.admin.audit_log import Actor, AuditEntry
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
-from tailrace.gateway.auth.limits import GivenLimits, Limits
+from tailrace.gateway.auth.limits import BudgetUse, GivenLimits, Limits
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import PAGE
@@ -21,7 +22,7 @@ from tailrace.gateway.http.route import ADMIN, Route, query
 from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.services import Gateway
-from tailrace.proto.errors import Refused, cursor_invalid
+from tailrace.proto.errors import LogUnavailable, Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -111,6 +112,8 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant's own limits."""
     effective: Limits
     """The limits that apply: the tenant's own limits, and the settings for all others."""
+    budgets: list[BudgetUse] | None = None
+    """The use of the budgets that apply; null: not read, in lists and while persistence is unavailable."""
 
 
 class TenantList(Page[TenantBody], frozen=True, kw_only=True):
@@ -191,7 +194,7 @@ async def get_limits(request: ApiRequest, admissions: Admissions, administration
     """
     tenant = parse_tenant(request.path_params["tenant"])
     own = (await administration.tenant_limits()).get(tenant, {})
-    return json_response(_tenant_body(tenant, own, admissions))
+    return json_response(await _with_budgets(_tenant_body(tenant, own, admissions), admissions))
 
 
 async def put_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
@@ -203,7 +206,7 @@ async def put_limits(request: ApiRequest, admissions: Admissions, administration
     tenant = parse_tenant(request.path_params["tenant"])
     body, _ = await request.read(LimitsBody)
     await administration.set_tenant_limits(actor, tenant, body.limits, body.expected)
-    return json_response(_tenant_body(tenant, body.limits, admissions))
+    return json_response(await _with_budgets(_tenant_body(tenant, body.limits, admissions), admissions))
 
 
 async def get_audit(request: ApiRequest, administration: Administration) -> Response:
@@ -228,6 +231,14 @@ def _unknown_key() -> Refused:
 
 def _tenant_body(tenant: Tenant, own: GivenLimits, admissions: Admissions) -> TenantBody:
     return TenantBody(tenant=tenant, limits=own, effective=admissions.limiter.effective_limits(own))
+
+
+async def _with_budgets(body: TenantBody, admissions: Admissions) -> TenantBody:
+    # A change of limits was made already, and needs no persistence.
+    with suppress(Refused, LogUnavailable):
+        budgets = await admissions.limiter.budget_uses(body.tenant, body.limits)
+        return msgspec.structs.replace(body, budgets=budgets)
+    return body
 
 
 def _key(record: ApiKey) -> KeyRecord:

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from tailrace.features.limits import percents
 from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.percents import parse_percents
 from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.rests import ROUTES
+from tailrace.features.limits.soft_limits import SoftLimits
 from tailrace.features.limits.storage_share import BLOBS, LOG, StorageShare
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.limits import Limits
@@ -22,7 +25,7 @@ from tailrace.proto.nats import Counters, Slots
 OPERATOR_REQUESTS_MAX = 120
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(percents.Settings, frozen=True, kw_only=True):
     """The limits of keys and tenants that have no own limits."""
 
     limits_key: Annotated[
@@ -55,6 +58,7 @@ def common_limits(settings: Settings) -> tuple[Limits, Limits]:
 async def check(settings: Settings) -> None:
     """Raises SettingsInvalid for limits that are not valid."""
     common_limits(settings)
+    parse_percents(settings.soft_limits)
 
 
 def counted(endpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,6 +84,9 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
     counters, fullness = Counters(gateway.connection), gateway.log_fullness
     log_share = StorageShare(LOG, counters, lambda: fullness.log, settings.tenant_log_share)
     blob_share = StorageShare(BLOBS, counters, lambda: fullness.blobs, settings.tenant_log_share)
+    soft_limits = SoftLimits(
+        parse_percents(settings.soft_limits), counters, gateway.history, gateway.authenticator.api_keys.ids_counted_as
+    )
     limiter = Limiter(
         counters,
         Slots(gateway.connection),
@@ -88,6 +95,7 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
         own_limits_of=gateway.authenticator.api_keys.limits.get,
         log_share=log_share,
         blob_share=blob_share,
+        soft_limits=soft_limits,
     )
     return Parts(
         services=(limiter,),
@@ -95,6 +103,7 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
             limiter.streams.renew_periodically,
             log_share.flush_periodically,
             blob_share.flush_periodically,
+            soft_limits.run,
         ),
         limiter=limiter,
     )

@@ -16,6 +16,7 @@ import msgspec
 from tailrace.features.limits.cost_estimate import ZERO, Estimate, estimate_request
 from tailrace.features.limits.pdf_pages import PageCounter
 from tailrace.features.limits.quotas import (
+    TENANT,
     Owner,
     Quota,
     QuotaRest,
@@ -27,10 +28,11 @@ from tailrace.features.limits.quotas import (
 )
 from tailrace.features.limits.rate_headers import Headers, rate_headers
 from tailrace.features.limits.rates import MINUTE_S
+from tailrace.features.limits.soft_limits import BUDGETS, SoftLimits
 from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
 from tailrace.gateway.auth.admission import Reserved, Share
-from tailrace.gateway.auth.limits import UNLIMITED, Limits
+from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, Refused
@@ -70,6 +72,7 @@ class Limiter(admission.Limiter):
         own_limits_of: Callable[[Tenant], Mapping[str, float] | None] = lambda _: None,
         log_share: Share = admission.Limiter.log_share,
         blob_share: Share = admission.Limiter.blob_share,
+        soft_limits: SoftLimits | None = None,
     ) -> None:
         self.counters = counters
         self.slots = slots
@@ -78,6 +81,7 @@ class Limiter(admission.Limiter):
         self.streams = StreamSlots(slots)
         self.log_share = log_share
         self.blob_share = blob_share
+        self.soft_limits = soft_limits
         self._of_keys = of_keys
         self._tenant_defaults = tenant_defaults
         self._own_limits_of = own_limits_of
@@ -92,7 +96,7 @@ class Limiter(admission.Limiter):
 
     def admission(self, principal: Principal) -> "Admission | None":
         owners = self.owners(principal)
-        return Admission(self, principal.tenant, owners) if owners else None
+        return Admission(self, principal.tenant, owners, principal.key) if owners else None
 
     async def count_operator(self, principal: Principal, requests_max: int) -> None:
         """Counts a request to a route for operators: a credential has `requests_max` a minute. Raises Refused."""
@@ -106,11 +110,30 @@ class Limiter(admission.Limiter):
     def effective_limits(self, own: Mapping[str, float]) -> Limits:
         return effective_limits(own, self._tenant_defaults)
 
+    async def budget_uses(self, tenant: Tenant, own: Mapping[str, float]) -> list[BudgetUse]:
+        owner, found = Owner(tenant, TENANT, self.effective_limits(own)), list[BudgetUse]()
+        for what in BUDGETS:
+            quota = quota_of(owner, what, self.now())
+            if quota is not None and self.soft_limits is not None:
+                spent = await self.soft_limits.check(owner, quota, None)
+                left = max(0, quota.most - await self.counters.add(quota.subject, 0))
+                found.append(
+                    BudgetUse(
+                        name=what,
+                        limit=quota.most / NANO_USD_PER_USD,
+                        spent=spent / NANO_USD_PER_USD,
+                        left=left / NANO_USD_PER_USD,
+                        renews_at=datetime.fromtimestamp(quota.renews_at, UTC),
+                    )
+                )
+        return found
+
 
 class Admission:
     """The counts and slots that one request has taken from its limits."""
 
-    def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner]) -> None:
+    def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner], key: str | None = None) -> None:
+        self._key = key
         self._limiter = limiter
         self._tenant = tenant
         self._owners = of
@@ -213,18 +236,18 @@ class Admission:
             taken, self._taken = self._taken[before:], self._taken[:before]
             await asyncio.gather(*(self._give_back(*one) for one in taken))
             await asyncio.sleep(GIVEN_BACK_S)
-            await self._take_budgets(amount, is_counted=False)
-            return await self._take_budgets(amount)
+            await self._take_budgets(amount, is_counted=False, is_final=True)
+            return await self._take_budgets(amount, is_final=True)
 
-    async def _take_budgets(self, amount: int, *, is_counted: bool = True) -> list[str]:
+    async def _take_budgets(self, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[str]:
         """`_take` for the budgets of a day and of a month."""
-        day = await self._take("usd_day", amount, is_counted=is_counted)
-        return [*day, *await self._take("usd_month", amount, is_counted=is_counted)]
+        day = await self._take("usd_day", amount, is_counted=is_counted, is_final=is_final)
+        return [*day, *await self._take("usd_month", amount, is_counted=is_counted, is_final=is_final)]
 
-    async def _take(self, what: What, amount: int, *, is_counted: bool = True) -> list[str]:
+    async def _take(self, what: What, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[str]:
         """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable.
 
-        `is_counted`: False only compares the amount with what is left.
+        `is_counted`: False only compares the amount with what is left. `is_final`: whether the client gets a refusal.
         """
         added: list[str] = []
         for owner in self._owners:
@@ -239,7 +262,12 @@ class Admission:
             if counted:
                 self._taken.append((quota, counted))
             self._record(quota, value)
-            if value - counted + amount > quota.most:
+            is_refused = value - counted + amount > quota.most
+            if what in BUDGETS and self._limiter.soft_limits is not None:
+                # No budget of this size would have allowed an amount above the whole of it.
+                is_reached = is_refused and is_final and amount <= quota.most
+                self._limiter.soft_limits.watch(owner, quota, value, self._key, is_refused=is_reached)
+            if is_refused:
                 raise quota_error(quota, amount, value - counted, self._limiter.now())
             added.append(quota.subject)
         return added

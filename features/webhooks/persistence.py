@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -12,10 +12,13 @@ from msgspec import Meta
 
 from tailrace.features.webhooks import signature
 from tailrace.features.webhooks.http import WebhookClient
+from tailrace.features.webhooks.notices import NoticeSender
 from tailrace.features.webhooks.sender import WebhookSender, parse_urls
 from tailrace.features.webhooks.ssrf import parse_private_hosts
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.settings import SECONDS_MAX
+from tailrace.persistence.sql import read_queries
+from tailrace.persistence.tables import Tables
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.runtime.logged_causes import LoggedCauses
@@ -81,18 +84,17 @@ async def _send(
     private = parse_private_hosts(settings.webhook_private_hosts)
     deliveries = await Deliveries.open(services.connection, WEBHOOKS)
     async with WebhookClient(private, timeout_s=settings.webhook_timeout_s) as client:
+        common: dict[str, Any] = {
+            "keys": keys,
+            "urls": parse_urls(settings.webhook_urls, private),
+            "first_wait_s": settings.webhook_wait_s,
+            "give_up_s": settings.webhook_give_up_s,
+        }
+        names_action = settings.webhook_requires_action
         build = partial(
-            WebhookSender,
-            services.log,
-            services.tombstones,
-            deliveries,
-            client,
-            keys=keys,
-            urls=parse_urls(settings.webhook_urls, private),
-            first_wait_s=settings.webhook_wait_s,
-            give_up_s=settings.webhook_give_up_s,
-            names_action=settings.webhook_requires_action,
+            WebhookSender, services.log, services.tombstones, deliveries, client, **common, names_action=names_action
         )
+        notices = NoticeSender(services.store, client, **common)
         is_sender, logged = asyncio.Event(), LoggedCauses()
 
         async def send() -> None:
@@ -101,7 +103,10 @@ async def _send(
                     async with services.store.lock("webhooks"):
                         is_sender.set()
                         logged.clear()
-                        await build().run(stop)
+                        async with asyncio.TaskGroup() as group:
+                            noticing = group.create_task(notices.run(stop))
+                            await build().run(stop)
+                            noticing.cancel()
                 except (StoreBusy, StoreUnwritable) as error:
                     if logged.add(str(error)):
                         logger.warning("webhooks wait for the database", why=str(error))
@@ -121,4 +126,4 @@ async def _send(
                 await sending
 
 
-FEATURE = Feature(Settings, _start, check=check)
+FEATURE = Feature(Settings, _start, Tables(read_queries(__package__)), check=check)

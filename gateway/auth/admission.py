@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
-from tailrace.gateway.auth.limits import UNLIMITED, GivenLimits, Limits
+from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, GivenLimits, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
@@ -81,6 +81,10 @@ class Limiter:
     def effective_limits(self, _own: GivenLimits) -> Limits:
         """Returns the limits that apply to a tenant whose own limits are `_own`."""
         return UNLIMITED
+
+    async def budget_uses(self, _tenant: Tenant, _own: GivenLimits) -> list[BudgetUse]:
+        """Returns the use of each budget of a tenant whose own limits are `_own`. Raises Refused, LogUnavailable."""
+        return []
 
 
 class Admissions:

@@ -56,6 +56,15 @@ class ApiKeyCache:
             return None
         return _principal(change.record)
 
+    def ids_counted_as(self, key_id: str | None) -> list[str]:
+        """Returns the ids of the keys that share the limits of this key after rotations; else the id itself, or ""."""
+        known = self._changes.get(key_id or "")
+        if known is None or known.record is None:
+            return [key_id or ""]
+        name = known.record.counted_as or known.id
+        records = [change.record for change in self._changes.values() if change.record is not None]
+        return [record.id for record in records if name in (record.id, record.counted_as)]
+
     def is_ended(self, key_id: str | None) -> bool:
         """Returns whether `key_id` has the form of an API key's id and the key is unknown, revoked or expired."""
         if key_id is None or KEY_ID.fullmatch(key_id) is None:

@@ -4,6 +4,7 @@ The settings and a key's record use the same names. A limit that is not set does
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -37,6 +38,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     def is_estimated(self) -> bool:
         """Whether any limit counts amounts that are only known after the turn's end."""
         return (self.tokens, self.usd_day, self.usd_month) != (None, None, None)
+
+
+class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget of a tenant in its current period, in dollars."""
+
+    name: str
+    """`usd_day` or `usd_month`."""
+    limit: float
+    """The budget."""
+    spent: float
+    """The cost of the turns that have ended in the period, also of those from before the budget was set."""
+    left: float
+    """What new turns may cost: without what running turns have reserved, and without turns from before it was set."""
+    renews_at: datetime
+    """When the next period begins."""
 
 
 GivenLimits = dict[str, int | float]

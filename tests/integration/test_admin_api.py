@@ -246,7 +246,7 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     await until_equal(post, 429)
     await gateway.client.put(path, json={"limits": {}})
     await until_equal(post, 202)
-    assert (await gateway.client.get(path)).json() == {"tenant": "acme", "limits": {}, "effective": {}}
+    assert (await gateway.client.get(path)).json() == {"tenant": "acme", "limits": {}, "effective": {}, "budgets": []}
     names = [one["tenant"] for one in (await gateway.client.get("/v1/admin/tenants")).json()["data"]]
     assert names == ["acme", "operators"]
     changes = [(one.get("before"), one.get("after")) for one in await audit(gateway) if one["action"] == "limits.set"]

@@ -64,6 +64,7 @@ FIRES = {
     "DatabaseBehind": {"tailrace_persistence_backlog": "0+5"},
     "WebhooksWait": {"tailrace_persistence_webhooks_waiting": "20+1"},
     "WebhooksGivenUp": {'tailrace_persistence_webhooks_given_up_total{reason="gone"}': "0+1"},
+    "BudgetReached": {'tailrace_persistence_budgets_reached_total{percent="80"}': "0+1"},
     "GatewaysBusy": {'tailrace_gateway_refused_total{code="server_busy"}': "0+1"},
     "ClientsDoNotRead": {"tailrace_gateway_connections_unread_total": "0+12"},
 }
@@ -95,6 +96,7 @@ HEALTHY = {
     "tailrace_persistence_damaged_turns": "0+0",
     "tailrace_persistence_webhooks_waiting": "20+0",
     'tailrace_persistence_webhooks_given_up_total{reason="gone"}': "2+0",
+    'tailrace_persistence_budgets_reached_total{percent="80"}': "3+0",
     'tailrace_gateway_refused_total{code="server_busy"}': "5+0",
     "tailrace_gateway_connections_unread_total": "0+1",
 }

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 import tailrace.features.failover.metrics
+import tailrace.features.limits.metrics
 import tailrace.features.structured_output.metrics
 import tailrace.features.unstored.metrics
 import tailrace.features.webhooks.metrics
@@ -22,6 +23,7 @@ import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
 from tailrace.features.backends import BACKENDS
 from tailrace.features.gateway import DIALECTS, ROUTES
+from tailrace.features.limits.percents import PERCENTS
 from tailrace.features.webhooks.metrics import GivenUp
 from tailrace.gateway.metrics import StreamEnd
 from tailrace.generators.backend_order import FAILOVER_CODES
@@ -79,6 +81,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_tenant_usage_tokens", "tenant"): TENANTS,
     ("tailrace_generator_tenant_cost_dollars", "tenant"): TENANTS,
     ("tailrace_persistence_webhooks_given_up", "reason"): get_args(GivenUp),
+    ("tailrace_persistence_budgets_reached", "percent"): PERCENTS,
 }
 # The number of values of all labels.
 SERIES_MAX = 1000
@@ -87,6 +90,7 @@ MODULES = (
     tailrace.generators.metrics,
     tailrace.generators.backends.measured,
     tailrace.features.failover.metrics,
+    tailrace.features.limits.metrics,
     tailrace.features.structured_output.metrics,
     tailrace.features.unstored.metrics,
     tailrace.features.webhooks.metrics,

@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).parents[2]
 # Common moments of deltas: 49. Log lines that are written together: 24.
 # Several events of an entry have ids of their own, after each of which a reader resumes (R15): 22.
 # Query parameters that are `true` or `false`: 5. Cheaper turns: 11.
-CORE_LINES_MAX = 17_605
+CORE_LINES_MAX = 17_621
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
 COUNTS = 3

@@ -92,6 +92,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_DISK": [("/nowhere", "is not a directory")],
     "TAILRACE_LIMITS_KEY": LIMITS,
     "TAILRACE_LIMITS_TENANT": LIMITS,
+    "TAILRACE_SOFT_LIMITS": each("0", "7", "105", "80%", "1.5", says="from 5 to 100 in steps of 5"),
     "TAILRACE_PROMPTS": [("/nowhere", "does not exist")],
     "TAILRACE_CACHE": each("9m", "", says="one of auto, 5m, 1h, off"),
     "TAILRACE_LOG_FORMAT": [("xml", "one of json, console, colour")],

@@ -33,6 +33,8 @@ EXAMPLES: Json = {
     "LimitsBody.limits": {"requests": 600, "usd_month": 500}, "LimitsBody.expected": {"requests": 600},
     "TenantBody.limits": {"requests": 600}, "LimitRest.of": "key", "LimitRest.name": "usd_month",
     "LimitRest.limit": 500.0, "LimitRest.left": 481.25, "LimitRest.renews_at": TIME,
+    "BudgetUse.name": "usd_month", "BudgetUse.limit": 500.0, "BudgetUse.spent": 18.75, "BudgetUse.left": 481.25,
+    "BudgetUse.renews_at": TIME,
     "grace_s": 3600, "Limits.requests": 600,
     "Limits.tokens": 100000, "burst": 10, "running": 5,
     "streams": 100, "usd_day": 50.0, "usd_month": 500.0, "bytes_day": 1000000000,

@@ -39,6 +39,8 @@ INSERT INTO unstored SELECT 'ours', turn, 'u' || asked_at FROM turns;
 INSERT INTO totals SELECT 'ours', 'user', 'u' || n, n % 300, 1, 1, 1, 1, 1, 1, 1, 1 FROM generate_series(1, 19000) AS n;
 INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
 INSERT INTO files SELECT 'ours', 'f' || n, 'b', 1, 'f', 'm', 'p', 1, n FROM generate_series(1, 9000) AS n;
+INSERT INTO notices SELECT 'ours', 'n' || n, '{}', n, n, 0, CASE WHEN n % 100 = 0 THEN n END
+FROM generate_series(1, 9000) AS n;
 INSERT INTO session_counts SELECT 'theirs', 'p' || n, 1 FROM generate_series(1, 9000) AS n;
 ANALYZE;
 """
@@ -112,5 +114,7 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
     condition = scan.get("Index Cond", "") or scan.get("Recheck Cond", "")
     if "tailrace_words" in condition or "number >=" in condition:
         return True
-    across_tenants = scan.get("Index Name") in ("sessions_by_age", "files_expiring", "unstored_pkey", "parked_decided")
+    across_tenants = scan.get("Index Name") in (
+        *("sessions_by_age", "files_expiring", "unstored_pkey", "parked_decided", "notices_waiting"),
+    )
     return " AND " in condition or (bool(condition) and (name in NUMBERED | FOR_EACH_TENANT or across_tenants))

@@ -452,7 +452,17 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
                 ):
                     await writer.execute("count_decision", given | {"decided_at": 1})
 
+    async def note(number: int) -> None:
+        """Stores a webhook that is about no turn, and attempts it."""
+        given = {"tenant": OURS, "notice": f"n{number % 9}", "body": f"{number}\0", "noted_at": number}
+        for store in stores:
+            async with store.write(OURS) as writer:
+                await writer.execute("put_notice", given | {"expires_at": number + 60})
+                await writer.execute("set_notice_attempts", given | {"attempts": number, "next_at": None})
+                await writer.execute("delete_old_notices", given)
+
     for number in range(120):
+        await note(number)
         rows = [row(chance.randrange(50)) for _ in range(3)]
         await call_both("record", rows, Seq(number))
         await decide(rows[0])

@@ -11,6 +11,7 @@ from tailrace.persistence.store import Store
 BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
+    r"SEARCH notices USING INDEX notices_waiting \(next_at[>< ?]|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
     r"SEARCH parked_turns USING INDEX parked_decided \(\(tenant,session\)>\(\?,\?\)\)$|"
     r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"

@@ -1,0 +1,95 @@
+"""Compares usage with budgets, and stores the webhooks about budgets that are reached."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from tailrace.features.limits import metrics
+from tailrace.features.limits.percents import Settings, parse_percents
+from tailrace.features.limits.records import BudgetState, BudgetWebhook, CheckBudget, ReachedBudget
+from tailrace.persistence.feature import Feature, Parts, Services
+from tailrace.persistence.rows import EPOCH, micros
+from tailrace.persistence.sql import read_queries
+from tailrace.persistence.store import Store
+from tailrace.persistence.tables import Tables
+from tailrace.proto.ids import Tenant
+from tailrace.proto.usage import NANO_USD_PER_USD
+
+logger = structlog.get_logger()
+
+# A gateway whose clock is late may ask about a period that has ended.
+KEPT_AFTER = timedelta(days=2)
+
+
+class BudgetQueries:
+    """Answers the queries about budgets. Each raises StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def check(self, tenant: Tenant, query: CheckBudget) -> BudgetState:
+        """Returns what is spent. Stores a webhook, counts and logs each share that is reached for the first time."""
+        spent = await self._spent(tenant, query)
+        reached = [
+            percent
+            for percent in sorted(query.percents)
+            if query.is_refused or spent * 100 >= percent * query.limit_nano_usd
+        ]
+        for percent in reached:
+            await self._note(tenant, query, spent, percent)
+        return BudgetState(spent, max(reached, default=0))
+
+    async def _spent(self, tenant: Tenant, query: CheckBudget) -> int:
+        days = {"first": (query.first - EPOCH.date()).days, "last": (query.last - EPOCH.date()).days}
+        if query.keys is None:
+            rows = await self._store.read("spent_of_tenant", tenant=tenant, **days)
+        else:
+            listed = msgspec.json.encode(query.keys).decode()
+            rows = await self._store.read("spent_of_keys", tenant=tenant, listed=listed, **days)
+        return int(rows[0]["spent"])
+
+    async def _note(self, tenant: Tenant, query: CheckBudget, spent: int, percent: int) -> None:
+        now = datetime.now(UTC)
+        data = ReachedBudget(
+            tenant=tenant,
+            of="tenant" if query.keys is None else "key",
+            key=query.key,
+            budget=query.budget,
+            percent=percent,
+            limit_usd=query.limit_nano_usd / NANO_USD_PER_USD,
+            spent_usd=spent / NANO_USD_PER_USD,
+            is_refused=query.is_refused,
+            renews_at=query.renews_at,
+        )
+        named = hashlib.sha256(f"{query.name} {query.limit_nano_usd} {percent}".encode()).hexdigest()[:32]
+        row: dict[str, Any] = {
+            "tenant": tenant,
+            "notice": f"budget_{named}",
+            "body": msgspec.json.encode(BudgetWebhook("budget.reached", now, data, {"limits": "/v1/limits"})).decode(),
+            "noted_at": micros(now),
+            "expires_at": micros(query.renews_at + KEPT_AFTER),
+        }
+        async with self._store.write(tenant) as writer:
+            await writer.execute("delete_old_notices", row)
+            is_new = await writer.execute("put_notice", row)
+        if is_new:
+            metrics.BUDGETS_REACHED.labels(str(percent)).inc()
+            logger.warning("a share of a budget is reached", **msgspec.to_builtins(data))
+
+
+def _start(services: Services, settings: Settings) -> Parts:
+    # For Prometheus, a series that appears with its first event has not grown. So create the series of the alert at 0.
+    for percent in parse_percents(settings.soft_limits):
+        metrics.BUDGETS_REACHED.labels(str(percent))
+    return Parts([(CheckBudget, BudgetQueries(services.store).check)])
+
+
+def _check(settings: Settings) -> None:
+    parse_percents(settings.soft_limits)
+
+
+TABLES = Tables(read_queries(__package__), erase_tenant=[("", "delete_notices")])
+FEATURE = Feature(Settings, _start, TABLES, check=_check)

@@ -1,0 +1,79 @@
+"""The query about a budget that persistence answers, and the webhook that a share of it is reached."""
+
+from datetime import date, datetime
+from typing import ClassVar, Literal
+
+import msgspec
+
+from tailrace.proto.ids import Tenant
+from tailrace.proto.records import Query
+
+Budget = Literal["usd_day", "usd_month"]
+
+
+class BudgetState(msgspec.Struct, frozen=True):
+    """What is spent of a budget, and the greatest of the query's shares that is reached; 0: none."""
+
+    spent_nano_usd: int
+    reached_percent: int
+
+
+class CheckBudget(Query[BudgetState], frozen=True, kw_only=True):
+    """Compares the usage of a key or a tenant with its budget. Stores a webhook for each share that is reached.
+
+    Each share is reached once: `name`, `limit_nano_usd` and the share identify it.
+    """
+
+    query: ClassVar[str] = "check_budget"
+    name: str
+    """The subject of the counter of the budget, which names owner, budget and period."""
+    budget: Budget
+    key: str | None = None
+    """The id of the credential whose budget this is; None: the tenant's, or that of requests without a key."""
+    keys: list[str] | None = None
+    """The ids of the credentials whose usage is counted; None: the usage of the tenant."""
+    limit_nano_usd: int
+    first: date
+    last: date
+    """The days of the period."""
+    renews_at: datetime
+    percents: list[int]
+    """The shares, in percent of the budget."""
+    is_refused: bool = False
+    """Whether the budget has refused a turn: then all shares are reached."""
+
+
+class ReachedBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget of which a share is reached. Costs are in dollars."""
+
+    tenant: Tenant
+    """The tenant."""
+    of: Literal["key", "tenant"]
+    """Whose budget it is."""
+    key: str | None
+    """The id of the key; null: the budget of the tenant, or of requests without a key."""
+    budget: Budget
+    """The name of the limit."""
+    percent: int
+    """The share that is reached, in percent."""
+    limit_usd: float
+    """The budget."""
+    spent_usd: float
+    """The cost of the turns that have ended in the period."""
+    is_refused: bool
+    """Whether the budget has refused a turn: what it may have cost was more than the rest."""
+    renews_at: datetime
+    """When the next period begins."""
+
+
+class BudgetWebhook(msgspec.Struct, frozen=True):
+    """The body of the webhook, as Standard Webhooks defines it."""
+
+    type: str
+    """`budget.reached`."""
+    timestamp: datetime
+    """When it was noticed."""
+    data: ReachedBudget
+    """The budget."""
+    links: dict[str, str]
+    """Paths by name."""

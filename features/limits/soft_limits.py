@@ -1,0 +1,136 @@
+"""Soft limits: has persistence compare a budget with the recorded usage when a share of it may be reached.
+
+A turn costs nothing here: its admission has read what is spent or reserved. As long as that may reach the next share,
+a background task asks persistence what is spent, which stores a webhook for each share once (records.py).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import structlog
+
+from tailrace.features.limits.quotas import Owner, Quota
+from tailrace.features.limits.records import Budget, CheckBudget
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.nats import Counters
+from tailrace.proto.runtime.race import is_set_within
+
+logger = structlog.get_logger()
+
+# The wait between two comparisons of the same budget, while its running turns may reach a share.
+EVERY_S = 5.0
+# Turns of many clients that reach a share together are compared once.
+PAUSE_S = 0.5
+BUDGETS: tuple[Budget, ...] = ("usd_day", "usd_month")
+
+
+class Watched(NamedTuple):
+    """A budget that is to be compared. `key` is the id of the credential that has used it."""
+
+    owner: Owner
+    quota: Quota
+    key: str | None
+    is_refused: bool = False
+
+
+class SoftLimits:
+    """The shares of budgets, in percent, and the budgets that may reach one of them.
+
+    `ids_of(key)` returns the ids of the credentials that share the budget of this one.
+    """
+
+    def __init__(
+        self,
+        percents: Sequence[int],
+        counters: Counters,
+        history: HistoryClient,
+        ids_of: Callable[[str | None], list[str]],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._percents = percents
+        self._counters = counters
+        self._history = history
+        self._ids_of = ids_of
+        self._now = now
+        self._watched: dict[str, Watched] = {}
+        """By the subjects of the counters."""
+        self._reached: dict[str, tuple[Quota, int]] = {}
+        """The share that each compared budget has reached, by the same subjects."""
+        self._added = asyncio.Event()
+
+    def watch(self, owner: Owner, quota: Quota, counted: int, key: str | None, *, is_refused: bool = False) -> None:
+        """Notes that the counter of a budget has reached `counted`, or that the budget has refused a turn.
+
+        A budget that was not compared before is compared once: its counter lacks the turns of before it was set.
+        """
+        if self._next(quota) is None:
+            return
+        if is_refused or not self._is_known(quota) or self._may_reach(quota, counted):
+            was_refused = quota.subject in self._watched and self._watched[quota.subject].is_refused
+            self._watched[quota.subject] = Watched(owner, quota, key, is_refused or was_refused)
+            self._added.set()
+
+    async def check(self, owner: Owner, quota: Quota, key: str | None, *, is_refused: bool = False) -> int:
+        """Has persistence compare a budget. Returns what is spent, in nano-dollars. Raises Refused."""
+        renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
+        is_of_key = quota.noun == "key"
+        state = await self._history.query(
+            owner.tenant,
+            CheckBudget(
+                name=quota.subject,
+                budget="usd_day" if quota.what == "usd_day" else "usd_month",
+                key=key if is_of_key else None,
+                keys=self._ids_of(key) if is_of_key else None,
+                limit_nano_usd=quota.most,
+                first=(renews_at - timedelta(seconds=quota.window_s)).date(),
+                last=(renews_at - timedelta(days=1)).date(),
+                renews_at=renews_at,
+                percents=list(self._percents),
+                is_refused=is_refused,
+            ),
+        )
+        self._reached[quota.subject] = (quota, state.reached_percent)
+        return state.spent_nano_usd
+
+    async def run(self) -> None:
+        """Compares the watched budgets, forever."""
+        while True:
+            await is_set_within(self._added, EVERY_S)
+            self._added.clear()
+            await asyncio.sleep(PAUSE_S)
+            for one in list(self._watched.values()):
+                try:
+                    await self._compare(one)
+                except (Refused, LogError) as error:
+                    logger.debug("a budget is compared later", tenant=one.owner.tenant, why=str(error))
+            self._forget_ended()
+
+    async def _compare(self, one: Watched) -> None:
+        await self.check(one.owner, one.quota, one.key, is_refused=one.is_refused)
+        counted = await self._counters.add(one.quota.subject, 0)
+        # A turn that is admitted meanwhile replaces the entry.
+        if self._watched.get(one.quota.subject) is one and not self._may_reach(one.quota, counted):
+            del self._watched[one.quota.subject]
+
+    def _forget_ended(self) -> None:
+        for subject, (quota, _) in list(self._reached.items()):
+            if quota.renews_at < self._now():
+                del self._reached[subject]
+                self._watched.pop(subject, None)
+
+    def _is_known(self, quota: Quota) -> bool:
+        known = self._reached.get(quota.subject)
+        return known is not None and known[0].most == quota.most
+
+    def _next(self, quota: Quota) -> int | None:
+        """Returns the next share that the budget may reach; None if it has reached all."""
+        reached = self._reached[quota.subject][1] if self._is_known(quota) else 0
+        return min((percent for percent in self._percents if percent > reached), default=None)
+
+    def _may_reach(self, quota: Quota, counted: int) -> bool:
+        following = self._next(quota)
+        return following is not None and counted * 100 >= following * quota.most

@@ -1,0 +1,277 @@
+"""Soft limits: each share of a budget is noted once, as a webhook, a metric and a log line."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp.web import Request, StreamResponse
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from tailrace.deploy.cli.keys import create
+from tailrace.deploy.cli.limits import describe_budget
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.limits import soft_limits
+from tailrace.features.limits.percents import parse_percents
+from tailrace.features.limits.persistence import BudgetQueries
+from tailrace.features.limits.records import BudgetState, CheckBudget
+from tailrace.persistence.rows import TurnRow
+from tailrace.persistence.store import Store
+from tailrace.proto.errors import SettingsInvalid
+from tailrace.proto.ids import Tenant
+from tailrace.proto.resources import DeleteResource
+from tests.harness.forks import run_command
+from tests.harness.own_system import OwnSystem
+from tests.harness.persistence_in_loop import Persistence
+from tests.harness.postgresql import PostgreSQLServer
+from tests.harness.stored_turns import OURS, THEIRS, running_row
+from tests.harness.turn_builder import NOON
+from tests.harness.until import until, until_equal
+from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_with
+from tests.integration.conftest import Gateway, NewGateway
+
+ACME = Tenant("acme")
+TURN = {"message": "#sim words=100 rate=0", "max_tokens": 200}
+
+
+def count_reached(percent: int) -> float:
+    named = {"percent": str(percent)}
+    return REGISTRY.get_sample_value("tailrace_persistence_budgets_reached_total", named) or 0.0
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(autouse=True)
+def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_limits, "EVERY_S", 0.2)
+    monkeypatch.setattr(soft_limits, "PAUSE_S", 0.05)
+
+
+class Company:
+    """A tenant with a key, an operator, and the processes of both."""
+
+    def __init__(self, server: NatsServer, receiver: Receiver, folder: Path) -> None:
+        self.server = server
+        self.receiver = receiver
+        self.database: Path | str = folder / "tailrace.db"
+        self.failed = 0
+
+    async def create_keys(self, limits: dict[str, float] | None = None) -> None:
+        admin, _ = await create(self.server.url, Tenant("operators"), "me", ["admin"])
+        self.admin = admin.secret
+        self.key = await self.create_key(limits)
+
+    async def create_key(self, limits: dict[str, float] | None = None) -> str:
+        made, _ = await create(self.server.url, ACME, "app", ["read", "write", "manage"], limits)
+        return made.secret
+
+    def persistence(self, **given: object) -> Persistence:
+        settings: dict[str, object] = {
+            "webhook_key": "a-key-that-only-this-test-has-0123",
+            "webhook_private_hosts": "127.0.0.1",
+            "webhook_wait_s": 0.02,
+            "webhook_urls": f"acme={self.receiver.url}",
+        }
+        return Persistence(self.server.url, self.database, **settings | given)
+
+    async def post(self, gateway: Gateway, key: str = "") -> int:
+        """Creates a turn and waits for its end; returns the status of the POST."""
+        headers = {"authorization": f"Bearer {key or self.key}"}
+        answer = await gateway.client.post("/v1/turns", json=TURN, headers=headers)
+        if answer.status_code == 202:
+            await gateway.client.get(answer.json()["links"]["events"], headers=headers)
+        return answer.status_code
+
+    async def cost(self, gateway: Gateway) -> float:
+        headers = {"authorization": f"Bearer {self.admin}"}
+        found = (await gateway.client.get("/v1/admin/tenants/acme/usage", headers=headers)).json()
+        return float(found["total"]["cost_usd"])
+
+    async def spent_by(self, gateway: Gateway, key: str) -> float:
+        headers = {"authorization": f"Bearer {self.admin}"}
+        (found,) = (await gateway.client.get(f"/v1/admin/tenants/acme/usage?by=key&key={key}", headers=headers)).json()[
+            "data"
+        ]
+        return float(found["cost_usd"])
+
+    async def set_limits(self, gateway: Gateway, **limits: float) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {self.admin}"}
+        path = "/v1/admin/tenants/acme/limits"
+        answer = await gateway.client.put(path, json={"limits": limits}, headers=headers)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def of_budgets(self) -> list[ReceivedWebhook]:
+        """The webhooks about budgets. The URL of a tenant also receives those of its turns."""
+        return [one for one in self.receiver.received if one.turn.startswith("budget_")]
+
+    async def fail_twice(self, webhook: ReceivedWebhook, request: Request) -> StreamResponse:
+        """Answers the first two attempts of webhooks about budgets with errors."""
+        is_failing = webhook.turn.startswith("budget_") and self.failed < 2
+        self.failed += is_failing
+        return await answer_with(503 if is_failing else 204)(webhook, request)
+
+    def noted(self) -> list[tuple[str, str, int, float]]:
+        """The owner, budget, share and limit of each webhook, without repetitions of one webhook."""
+        payloads = {one.turn: one.payload for one in self.of_budgets()}
+        data = [one["data"] for one in payloads.values()]
+        return sorted((one["of"], one["budget"], one["percent"], one["limit_usd"]) for one in data)
+
+
+@pytest.fixture
+async def company(own_server: NatsServer, receiver: Receiver, tmp_path: Path) -> Company:
+    return Company(own_server, receiver, tmp_path)
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_each_share_of_a_budget_is_noted_once_before_the_budget_refuses(
+    own: OwnSystem, company: Company, new_gateway: NewGateway, postgresql: PostgreSQLServer
+) -> None:
+    """Over a restart of the gateway and of persistence, with two processes of each. The first webhook fails."""
+    company.database = await postgresql.new_database()
+    await company.create_keys()
+    before = {percent: count_reached(percent) for percent in (80, 100)}
+    company.receiver.answer = company.fail_twice
+    async with own.running_generator(), company.persistence(), company.persistence():
+        gateway, other = await new_gateway(own.server.url), await new_gateway(own.server.url)
+        assert await company.post(gateway) == 202
+        each = await company.cost(gateway)
+        limit = round(20 * each, 6)
+        (budget,) = (await company.set_limits(gateway, usd_month=limit))["budgets"]
+        assert (budget["name"], budget["spent"]) == ("usd_month", pytest.approx(each))
+        with capture_logs() as logs:
+            statuses = list[int]()
+            while 402 not in statuses and len(statuses) < 40:
+                statuses.append(await company.post(other if len(statuses) % 2 else gateway))
+            assert statuses[-1] == 402
+            await until_equal(company.noted, [("tenant", "usd_month", percent, limit) for percent in (80, 100)])
+        lines = [one for one in logs if one["event"] == "a share of a budget is reached"]
+        assert [(one["percent"], one["tenant"], one["of"]) for one in lines] == [
+            *((80, "acme", "tenant"), (100, "acme", "tenant"))
+        ]
+    async with company.persistence():
+        gateway = await new_gateway(own.server.url)
+        assert await company.post(gateway) == 402
+        await asyncio.sleep(2)
+    assert len(company.noted()) == 2
+    # Two attempts failed; each webhook was accepted once.
+    assert len(company.of_budgets()) == 4
+    assert {percent: count_reached(percent) - before[percent] for percent in (80, 100)} == {80: 1, 100: 1}
+
+
+@pytest.mark.timeout(90)
+async def test_a_budget_below_what_is_spent_is_noted_when_it_is_set(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """It counts only turns from after it was set, and the command says so. A smaller one refuses turns at once."""
+    await company.create_keys()
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url)
+        assert await company.post(gateway) == 202
+        each = await company.cost(gateway)
+        limit = round(each / 2, 6)
+        environ = {"TAILRACE_URL": str(gateway.client.base_url), "TAILRACE_KEY": company.admin}
+        ran = await run_command("limits", "acme", "--set", f"usd_month={limit}", **environ)
+        assert f"usd_month: ${each:.4f} of ${limit:g} is spent" in ran.out
+        assert "turns from before the budget was set are not counted" in ran.out
+        await until_equal(company.noted, [("tenant", "usd_month", percent, limit) for percent in (80, 100)])
+        # The same budget again says nothing; another budget does.
+        await company.set_limits(gateway, usd_month=limit)
+        (budget,) = (await company.set_limits(gateway, usd_month=0.0))["budgets"]
+        assert (budget["left"], "new turns are refused" in describe_budget(budget)) == (0, True)
+        await until(lambda: len(company.noted()) == 4)
+    assert {one[3] for one in company.noted()} == {0.0, limit}
+
+
+@pytest.mark.timeout(90)
+async def test_a_rotated_key_shares_the_soft_limits_of_its_budget(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """The usage of the old key counts, and the webhook names the key that is in use."""
+    await company.create_keys({"usd_day": 0.01})
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url)
+        admin = {"authorization": f"Bearer {company.admin}"}
+        assert await company.post(gateway) == 202
+        (mine,) = (await gateway.client.get("/v1/admin/keys?tenant=acme", headers=admin)).json()["data"]
+        path = f"/v1/admin/keys/{mine['id']}/rotate"
+        rotated = (await gateway.client.post(path, json={}, headers=admin)).json()
+        for _ in range(40):
+            if await company.post(gateway, rotated["key"]) == 402:
+                break
+            if await company.cost(gateway) >= 0.008:
+                # No further turn is needed.
+                await until(lambda: len(company.noted()) == 1)
+        await until_equal(company.noted, [("key", "usd_day", percent, 0.01) for percent in (80, 100)])
+        eighty, hundred = sorted((one.payload["data"] for one in company.of_budgets()), key=lambda one: one["percent"])
+        assert eighty["key"] == rotated["id"]
+        assert (eighty["is_refused"], hundred["is_refused"]) == (False, True)
+        of_both = [await company.spent_by(gateway, one) for one in (mine["id"], rotated["id"])]
+        assert min(of_both) > 0
+        assert max(of_both) < eighty["spent_usd"] <= sum(of_both)
+
+
+def row_of(turn: str, key: str, cost_nusd: int) -> TurnRow:
+    row = running_row(turn)
+    return msgspec.structs.replace(row, asked_by=key, cost_nusd=cost_nusd, outcome="completed")
+
+
+def query_of(limit: int, **given: object) -> CheckBudget:
+    query = CheckBudget(
+        name="budgets.ours.tenant.usd_month.2026-01",
+        budget="usd_month",
+        limit_nano_usd=limit,
+        first=NOON.date(),
+        last=NOON.date(),
+        renews_at=datetime.now(UTC) + timedelta(days=1),
+        percents=[50, 90],
+    )
+    return msgspec.structs.replace(query, **given)
+
+
+async def notices_of(store: Store) -> list[str]:
+    return [row["body"] for row in await store.database.read("SELECT body FROM notices ORDER BY noted_at", {})]
+
+
+async def test_persistence_compares_the_usage_of_a_tenant_and_of_keys(store: Store) -> None:
+    """Each share, budget and owner is stored once. The period's end, and an erasure of the tenant, delete it."""
+    queries = BudgetQueries(store)
+    await store.record([row_of("turn-1", "a", 40), row_of("turn-2", "b", 50), row_of("turn-3", "c", 9)])
+    assert await queries.check(OURS, query_of(200)) == BudgetState(99, 0)
+    assert await queries.check(OURS, query_of(198)) == BudgetState(99, 50)
+    assert await queries.check(OURS, query_of(198)) == BudgetState(99, 50)
+    assert await queries.check(OURS, query_of(110, name="other", keys=["a", "b", "x"])) == BudgetState(90, 50)
+    assert await queries.check(OURS, query_of(100, name="none", keys=[])) == BudgetState(0, 0)
+    assert await queries.check(THEIRS, query_of(1)) == BudgetState(0, 0)
+    tomorrow = NOON.date() + timedelta(days=1)
+    assert await queries.check(OURS, query_of(9, first=tomorrow, last=tomorrow)) == BudgetState(0, 0)
+    assert len(await notices_of(store)) == 2
+    assert await queries.check(OURS, query_of(200, is_refused=True)) == BudgetState(99, 90)
+    assert len(await notices_of(store)) == 4
+    past = datetime.now(UTC) - timedelta(days=9)
+    await queries.check(OURS, query_of(99, name="past", renews_at=past))
+    assert len(await notices_of(store)) == 5
+    await queries.check(OURS, query_of(99, name="last"))
+    assert len(await notices_of(store)) == 6
+    purged = tuple(one.turn for one in await store.turns_to_delete(OURS, DeleteResource("tenant", OURS)))
+    await store.delete(OURS, DeleteResource("tenant", OURS, purged))
+    assert await notices_of(store) == []
+
+
+@pytest.mark.parametrize("text", ["0", "105", "80%", "a", "-5", "7", "1.5", "²"])
+def test_soft_limits_are_percents_in_steps_of_5(text: str) -> None:
+    with pytest.raises(SettingsInvalid, match="TAILRACE_SOFT_LIMITS"):
+        parse_percents(text)
+
+
+def test_soft_limits_are_sorted_and_may_be_empty() -> None:
+    assert (parse_percents("100, 80,80"), parse_percents("")) == ([80, 100], [])
