@@ -51,7 +51,8 @@ async def test_runtime_shows_answers_runs_a_tool_and_goes_on(open_gateway: Gatew
     assert turns[2]["input"][0]["content"][0]["content"] == [{"type": "text", "text": '{"seen":"blue"}'}]
 
     assert (cut["errors"], cut["messages"][1]["status"]["reason"]) == (["network error"], "error")
-    ((_,), (shown,)) = texts(cut)
+    # On a busy machine, the page may have shown none of it.
+    shown = "".join(texts(cut)[1])
     assert words(20).startswith(shown.rstrip())
     assert shown != words(20)
     assert proxy.left == []
