@@ -67,6 +67,8 @@ class Supports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     """The supported values of `thinking.type`."""
     effort: tuple[str, ...] | None = None
     """The supported values of `output_config.effort`."""
+    server_tools: tuple[str, ...] | None = None
+    """The tools that the API executes for it, of `web_search` and `code_execution`."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -45,9 +45,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
                 "code_execution": support(is_there=False),
                 "context_management": support(is_there=True),
                 "server_tools": {
-                    "supported": False,
-                    "code_execution": support(is_there=False),
-                    "web_search": support(is_there=False),
+                    "supported": True,
+                    "code_execution": support(is_there=True),
+                    "web_search": support(is_there=True),
                 },
                 "thinking": {
                     "supported": True,

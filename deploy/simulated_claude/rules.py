@@ -23,6 +23,8 @@ from tailrace.deploy.simulated_claude.thinking import (
 )
 
 MARKS_MAX = 4
+MCP_BETA = "mcp-client-"
+REFUSED_TOKEN = "refused"  # noqa: S105 - not a secret
 USER_ID_CHARS_MAX = 256
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 # The betas with which a message may have a field. Claude Code sends the first one of `output_config`.
@@ -59,6 +61,7 @@ def refuse_request(
     refuse_stop_sequences(request)
     refuse_marks(request)
     refuse_unknown_fields(request, places, betas)
+    refuse_servers(request, betas)
     for place in places:
         refuse_images(place.path, place.block)
     refuse_container(request, places, settings)
@@ -96,6 +99,30 @@ def refuse_marks(request: Json) -> None:
     count = len(marked) + (request.get("cache_control") is not None)
     if count > MARKS_MAX:
         raise Refusal(INVALID, f"A maximum of {MARKS_MAX} blocks with cache_control may be provided. Found {count}.")
+
+
+def refuse_servers(request: Json, betas: str) -> None:
+    """Raises Refusal for a wrong MCP server, and for the access token `refused`: no server is called.
+
+    Anthropic's page "MCP connector"; anthropics/anthropic-sdk-python#1029 quotes the message for a token. The other
+    wordings are not known.
+    """
+    servers = request.get("mcp_servers") or []
+    if servers and MCP_BETA not in betas:
+        raise Refusal(INVALID, "mcp_servers: Extra inputs are not permitted")
+    names = [server.get("name") for server in servers]
+    for number, tool in enumerate(request.get("tools") or []):
+        if tool.get("type") == "mcp_toolset" and tool.get("mcp_server_name") not in names:
+            raise Refusal(INVALID, f"tools.{number}: MCP server '{tool.get('mcp_server_name')}' is not in mcp_servers")
+    for number, server in enumerate(servers):
+        if not str(server.get("url")).startswith("https://"):
+            raise Refusal(INVALID, f"mcp_servers.{number}.url: must start with https://")
+        if server.get("authorization_token") == REFUSED_TOKEN:
+            raise Refusal(
+                INVALID,
+                f"Invalid authorization token for MCP server '{server.get('name')}'. Please check your token and try "
+                "again.",
+            )
 
 
 def refuse_unknown_fields(request: Json, places: list[Place], betas: str) -> None:

@@ -132,14 +132,15 @@ async def _chat_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn
     chat = read_body.convert(fields, chat_request.ChatCompletionRequest)
     if chat.stream:
         raise Refused("request_invalid", STREAMED, param="stream")
-    return await convert_body(len(body), chat_request.build_turn, chat, offer.model(chat.model), fields)
+    return await convert_body(len(body), chat_request.build_turn, chat, offer.model(chat.model), fields, offer.models)
 
 
 async def _response_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn:
     response = await bodies.decode(body, responses_request.ResponseRequest)
     if response.stream or response.background:
         raise Refused("request_invalid", STREAMED, param="stream")
-    return await convert_body(len(body), responses_request.build_turn, response, offer.model(response.model))
+    model = offer.model(response.model)
+    return await convert_body(len(body), responses_request.build_turn, response, model, offer.models)
 
 
 BUILDERS: dict[str, Callable[[bytes, BodyReader, Offer], Awaitable[BuiltTurn]]] = {

@@ -29,6 +29,11 @@ class Effort(msgspec.Struct, frozen=True):
     max: Flag | None = None
 
 
+class ServerTools(msgspec.Struct, frozen=True):
+    web_search: Flag | None = None
+    code_execution: Flag | None = None
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """The fields of `capabilities` in Anthropic's ModelInfo that are used."""
 
@@ -38,6 +43,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     structured_outputs: Flag | None = None
     thinking: Thinking | None = None
     effort: Effort | None = None
+    server_tools: ServerTools | None = None
 
 
 def update_supports(supports: Supports, capabilities: bytes) -> Supports:
@@ -54,6 +60,7 @@ def update_supports(supports: Supports, capabilities: bytes) -> Supports:
         "structured_outputs": _flag(given.structured_outputs),
         "thinking": _flag_names(thinking),
         "effort": _flag_names(given.effort),
+        "server_tools": _flag_names(given.server_tools),
     }
     return msgspec.structs.replace(supports, **{name: value for name, value in values.items() if value is not None})
 
@@ -62,7 +69,7 @@ def _flag(flag: Flag | None) -> bool | None:
     return flag.supported if flag is not None else None
 
 
-def _flag_names(flags: ThinkingTypes | Effort | None) -> tuple[str, ...] | None:
+def _flag_names(flags: ThinkingTypes | Effort | ServerTools | None) -> tuple[str, ...] | None:
     """Returns the names of the flags that are set; None if there are no flags."""
     if flags is None:
         return None

@@ -26,17 +26,17 @@ class UnsupportedParameter(NamedTuple):
     reason: str
 
 
-def ignored_parameters(body: Any, table: Iterable[UnsupportedParameter]) -> Iterator[str]:
+def ignored_parameters(body: Any, table: Iterable[UnsupportedParameter], where: str = "") -> Iterator[str]:
     """Yields the names of parameters that are ignored. Raises Refused for the others.
 
-    `body` is a Struct that has a field for each row of the table.
+    `body` is a Struct that has a field for each row of the table. `where` precedes the names in messages.
     """
     for parameter in table:
         value = getattr(body, parameter.name)
         if value is None or value in parameter.allowed:
             continue
         if parameter.is_refused:
-            raise Refused("request_invalid", f"`{parameter.name}` is not supported: {parameter.reason}")
+            raise Refused("request_invalid", f"`{where}{parameter.name}` is not supported: {parameter.reason}")
         yield parameter.name
 
 

@@ -1,29 +1,82 @@
 """Converts Claude's citations of web pages and files to the annotations of OpenAI's protocols.
 
 Claude cites sources for a whole text block, so an annotation covers the block. Its indices count code points of the
-text that this client receives. Sources: OpenAI's API reference, "Annotations"; Anthropic's docs, "Citations" and
-"Search results".
+text that this client receives, which consecutive blocks have together. Sources: OpenAI's API reference, "Annotations";
+Anthropic's docs, "Citations" and "Search results".
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tailrace.gateway.clients.block_start import split_start
+from tailrace.gateway.clients.text_order import started_text
+from tailrace.proto import events
 
 Annotation = dict[str, Any]
 
 
-def chat_annotations(citations: object, start: int, end: int) -> list[Annotation]:
-    """Returns the annotations of a block at `start` to `end` of its message. Chat completions have only web pages."""
-    pages = (_url_citation(citation, start, end) for citation in _dicts(citations))
-    return [{"type": "url_citation", "url_citation": page} for page in pages if page is not None]
+class TextSpan(NamedTuple):
+    """The length of a text block so far, in characters, and its citations."""
+
+    block: int = 0
+    chars: int = 0
+    citations: tuple[dict[str, Any], ...] = ()
 
 
-def responses_annotations(citations: object, end: int) -> list[Annotation]:
-    """Returns the annotations of a block of `end` characters, which in this protocol is a message of its own."""
-    found = (_responses_annotation(citation, end) for citation in _dicts(citations))
-    return [annotation for annotation in found if annotation is not None]
+Spans = tuple[TextSpan, ...]
 
 
-def _responses_annotation(citation: dict[str, Any], end: int) -> Annotation | None:
+def measure(spans: Spans, event: events.Event | events.UnknownEvent) -> Spans:
+    """Returns the text blocks after an event."""
+    match event:
+        case events.BlockStart(index, {"type": "text"} as block):
+            return (*spans, span_of(index, block))
+        case events.BlockDelta(index, events.TextDelta(text)):
+            return tuple(one._replace(chars=one.chars + len(text)) if one.block == index else one for one in spans)
+        case events.BlockDelta(index, events.CitationsDelta(citation)):
+            return tuple(
+                one._replace(citations=(*one.citations, citation)) if one.block == index else one for one in spans
+            )
+        case _:
+            return spans
+
+
+def span_of(index: int, block: Mapping[str, Any]) -> TextSpan:
+    """Returns a text block as it is in its start, or as it is stored."""
+    _, deltas = split_start(dict(block))
+    citations = tuple(delta.citation for delta in deltas if isinstance(delta, events.CitationsDelta))
+    return TextSpan(index, len(started_text(dict(block))), citations)
+
+
+def text_spans(content: Iterable[Mapping[str, Any]]) -> Spans:
+    """Returns the text blocks of a stored answer."""
+    return tuple(span_of(index, block) for index, block in enumerate(content) if block.get("type") == "text")
+
+
+def chat_annotations(spans: Iterable[TextSpan]) -> list[Annotation]:
+    """Returns the annotations of a message with these text blocks. Chat completions have only web pages."""
+    pages = _annotations(spans, _url_citation)
+    return [{"type": "url_citation", "url_citation": page} for page in pages]
+
+
+def responses_annotations(spans: Iterable[TextSpan]) -> list[Annotation]:
+    """Returns the annotations of a message with these text blocks."""
+    return list(_annotations(spans, _responses_annotation))
+
+
+def _annotations(
+    spans: Iterable[TextSpan], annotate: Callable[[dict[str, Any], int, int], Annotation | None]
+) -> Iterator[Annotation]:
+    start = 0
+    for span in spans:
+        end = start + span.chars
+        for citation in span.citations:
+            if (annotation := annotate(citation, start, end)) is not None:
+                yield annotation
+        start = end
+
+
+def _responses_annotation(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
     match citation:
         case {"file_id": str(file)}:
             return {
@@ -33,7 +86,7 @@ def _responses_annotation(citation: dict[str, Any], end: int) -> Annotation | No
                 "index": end,
             }
         case _:
-            page = _url_citation(citation, 0, end)
+            page = _url_citation(citation, start, end)
             return None if page is None else {"type": "url_citation", **page}
 
 
@@ -50,9 +103,3 @@ def _title(citation: dict[str, Any], name: str) -> str:
     """Returns the title, empty where Claude has none: OpenAI's field is required."""
     title = citation.get(name)
     return title if isinstance(title, str) else ""
-
-
-def _dicts(citations: object) -> Iterator[dict[str, Any]]:
-    """Yields the citations that are objects. A block may come from a client, and its content was not validated."""
-    if isinstance(citations, list | tuple):
-        yield from (citation for citation in citations if isinstance(citation, dict))

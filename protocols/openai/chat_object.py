@@ -13,7 +13,7 @@ from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import Usage
 from tailrace.protocols.common.answer_warnings import Shown, Warnings, types_of, warnings_field, warnings_of
 from tailrace.protocols.common.stop_reasons import is_whole
-from tailrace.protocols.openai.annotations import Annotation, chat_annotations
+from tailrace.protocols.openai.annotations import TextSpan, chat_annotations, text_spans
 from tailrace.protocols.openai.common import thinking_tokens
 
 NEVER = datetime.fromtimestamp(0, UTC)
@@ -22,7 +22,7 @@ FINISH = {"tool_use": "tool_calls", "refusal": "content_filter"}
 # The parts of an answer that a chat completion can show.
 SHOWN = Shown(
     frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
-    has_citation=lambda citation: bool(chat_annotations([citation], 0, 0)),
+    has_citation=lambda citation: bool(chat_annotations((TextSpan(citations=(citation,)),))),
     is_shown=is_executed_tool,
 )
 
@@ -74,7 +74,7 @@ def message_of(record: TurnRecord) -> dict[str, Any]:
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
-    if annotations := _annotations(record.content):
+    if annotations := chat_annotations(text_spans(record.content)):
         message["annotations"] = annotations
     return message
 
@@ -102,17 +102,6 @@ def usage_of(usage: Usage, envelope: dict[str, Any] | None) -> dict[str, Any]:
         },
         **details,
     }
-
-
-def _annotations(content: list[dict[str, Any]]) -> list[Annotation]:
-    found: list[Annotation] = []
-    start = 0
-    for block in content:
-        if block["type"] == "text":
-            end = start + len(block["text"])
-            found += chat_annotations(block.get("citations"), start, end)
-            start = end
-    return found
 
 
 def as_tool_use(block: dict[str, Any]) -> dict[str, Any]:

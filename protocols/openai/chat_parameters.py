@@ -11,9 +11,6 @@ UNSUPPORTED = (
     UnsupportedParameter("audio", (), REFUSED, "Claude answers in text"),
     UnsupportedParameter("functions", ([],), REFUSED, "it is deprecated; send `tools`"),
     UnsupportedParameter("function_call", (), REFUSED, "it is deprecated; send `tool_choice`"),
-    UnsupportedParameter(
-        "web_search_options", (), REFUSED, "there is no built-in search; give the model a search tool"
-    ),
     UnsupportedParameter("moderation", (), REFUSED, "there is no moderation"),
     UnsupportedParameter("service_tier", ("auto", "default"), REFUSED, "there is one tier; send `auto` or `default`"),
     UnsupportedParameter("presence_penalty", (0,), IGNORED, "Claude has no penalties"),

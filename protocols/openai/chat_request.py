@@ -4,7 +4,8 @@ The fields are those of OpenAI's API reference, "Create chat completion", and th
 Claude add. An unknown field is refused by name, as OpenAI does.
 """
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -15,6 +16,7 @@ from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.common.tool_definition import tool_definition
 from tailrace.protocols.common.unsupported import ignored_parameters
 from tailrace.protocols.openai import common
+from tailrace.protocols.openai.builtin_tools import UserLocation, refuse_without, web_search
 from tailrace.protocols.openai.chat_messages import (
     AssistantMessage,
     ChatMessage,
@@ -74,6 +76,20 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the answer must fit the schema. It is always checked."""
 
 
+class SearchLocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    approximate: UserLocation
+    """The place that results are for."""
+    type: Literal["approximate"] = "approximate"
+    """`approximate`."""
+
+
+class WebSearchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    user_location: SearchLocation | None = None
+    """The place that results are for."""
+    search_context_size: str | None = None
+    """It has no effect: Claude decides how much it reads."""
+
+
 class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
     pass
 
@@ -117,6 +133,9 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     reasoning_effort: Effort | None = None
     """An effort level of the model, with thinking; `none` where thinking can be turned off."""
 
+    web_search_options: WebSearchOptions | None = None
+    """Lets the model search the web: `user_location`; `search_context_size` is ignored."""
+
     n: Any = None
     logprobs: Any = None
     logit_bias: Any = None
@@ -124,7 +143,6 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     audio: Any = None
     functions: Any = None
     function_call: Any = None
-    web_search_options: Any = None
     presence_penalty: Any = None
     frequency_penalty: Any = None
     seed: Any = None
@@ -132,11 +150,18 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     prediction: Any = None
 
 
-def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]) -> BuiltTurn:
+def build_turn(
+    chat: ChatCompletionRequest, model: Model, fields: dict[str, Any], offered: Iterable[Model] = ()
+) -> BuiltTurn:
     """Returns the turn for `model`, and the ignored parameters of the whole body, `fields`.
 
-    Raises Refused with the name of a wrong field.
+    `offered`: the models that the client can choose. Raises Refused with the name of a wrong field.
     """
+    search = chat.web_search_options
+    tools = [_tool(tool) for tool in chat.tools or ()]
+    if search is not None:
+        refuse_without("web_search", model, offered, "web_search_options")
+        tools.append(web_search(search.user_location.approximate if search.user_location is not None else None))
     sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
     # A body with an answer in it is the whole conversation; one without an answer adds to the session.
     is_whole = any(isinstance(message, AssistantMessage) for message in chat.messages)
@@ -146,7 +171,7 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
         system=system_of(chat.messages),
         model=model.id,
         max_tokens=_max_tokens(chat.max_completion_tokens, chat.max_tokens),
-        tools=[_tool(tool) for tool in chat.tools] if chat.tools else None,
+        tools=tools or None,
         options=sampling | _options(chat, model) or None,
         session=chat.session_id,
         create_session=chat.session_id is not None,
@@ -162,6 +187,11 @@ def build_turn(chat: ChatCompletionRequest, model: Model, fields: dict[str, Any]
     ignored = [
         *ignored_parameters(chat, UNSUPPORTED),
         *ignored_sampling,
+        *(
+            ["web_search_options.search_context_size"]
+            if search and search.search_context_size not in (None, "medium")
+            else []
+        ),
         *(["stop"] if len(_stop_sequences(chat)) < len(_stops(chat)) else []),
         *unknown_fields(chat.messages, fields["messages"]),
     ]

@@ -7,13 +7,12 @@ be resumed; and `warnings`, if there are any, in the chunk with the `finish_reas
 an error.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tailrace.gateway.clients.block_start import split_start
-from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, started_text, text_of_event
+from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, text_of_event
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
@@ -24,7 +23,7 @@ from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, warnings_of
 from tailrace.protocols.common.failure import error_type, failure_of
 from tailrace.protocols.openai import chat_object
-from tailrace.protocols.openai.annotations import Annotation, chat_annotations
+from tailrace.protocols.openai.annotations import Spans, chat_annotations, measure
 from tailrace.protocols.openai.chat_object import Head, as_tool_use, finish_reason, usage_of
 
 NAME, NAME_WITH_USAGE = "openai-chat", "openai-chat-usage"
@@ -51,7 +50,7 @@ class ChatState(msgspec.Struct, frozen=True):
     order: TextOrder = NO_BLOCKS
     thinking_order: TextOrder = NO_BLOCKS
     left_out: LeftOut = NOTHING
-    texts: tuple["_TextBlock", ...] = ()
+    texts: Spans = ()
     """The text blocks in their order: their lengths give the indices of the annotations at the end."""
 
 
@@ -65,14 +64,6 @@ class _PendingCall(NamedTuple):
     block: int
     input: dict[str, Any]
     is_stopped: bool = False
-
-
-class _TextBlock(NamedTuple):
-    """The length of a text block so far, in characters, and its citations."""
-
-    block: int
-    chars: int = 0
-    citations: tuple[dict[str, Any], ...] = ()
 
 
 def start(key: TurnKey, *, include_usage: bool) -> ChatState:
@@ -114,7 +105,7 @@ def _delta(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple
     text, order = text_of_event(state.order, event)
     thinking, thinking_order = text_of_event(state.thinking_order, event, "thinking")
     state = msgspec.structs.replace(
-        state, order=order, thinking_order=thinking_order, texts=_measure(state.texts, event)
+        state, order=order, thinking_order=thinking_order, texts=measure(state.texts, event)
     )
     calls, state = _call_deltas(state, event)
     fields = {"content": text, "reasoning_content": thinking, "tool_calls": calls}
@@ -122,23 +113,6 @@ def _delta(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple
     if isinstance(event, events.MessageStart):
         delta = {"role": "assistant", "content": ""}
     return delta or None, state
-
-
-def _measure(texts: tuple[_TextBlock, ...], event: events.Event | events.UnknownEvent) -> tuple[_TextBlock, ...]:
-    """Returns the text blocks after an event."""
-    match event:
-        case events.BlockStart(index, {"type": "text"} as block):
-            _, deltas = split_start(block)
-            citations = tuple(delta.citation for delta in deltas if isinstance(delta, events.CitationsDelta))
-            return (*texts, _TextBlock(index, len(started_text(block)), citations))
-        case events.BlockDelta(index, events.TextDelta(text)):
-            return tuple(one._replace(chars=one.chars + len(text)) if one.block == index else one for one in texts)
-        case events.BlockDelta(index, events.CitationsDelta(citation)):
-            return tuple(
-                one._replace(citations=(*one.citations, citation)) if one.block == index else one for one in texts
-            )
-        case _:
-            return texts
 
 
 def _call_deltas(state: ChatState, event: events.Event | events.UnknownEvent) -> tuple[list[Delta], ChatState]:
@@ -200,15 +174,6 @@ def _held(state: ChatState) -> Delta:
     return {name: text for name, text in fields.items() if text}
 
 
-def _annotations(texts: Iterable[_TextBlock]) -> list[Annotation]:
-    found: list[Annotation] = []
-    start = 0
-    for one in texts:
-        found += chat_annotations(one.citations, start, start + one.chars)
-        start += one.chars
-    return found
-
-
 def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Events:
     if ended.outcome != "completed":
         held = _held(state)
@@ -224,7 +189,7 @@ def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Ev
         annotations = chat_object.message_of(ended).get("annotations", [])
         warnings = chat_object.record_warnings(ended)
     else:
-        annotations = _annotations(state.texts)
+        annotations = chat_annotations(state.texts)
         warnings = warnings_of(ended, state.left_out.types, state.head.turn)
     if annotations:
         # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.

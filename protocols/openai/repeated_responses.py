@@ -15,11 +15,13 @@ import msgspec
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.streaming.feed import FanOut, TurnFeed
 from tailrace.gateway.streaming.writer import Snapshot
+from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold
 from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, is_token
 from tailrace.proto.records import record_from_fold
-from tailrace.protocols.openai.item_references import block_of_item, turn_of_item
+from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
+from tailrace.protocols.openai.item_references import turn_of_item
 from tailrace.protocols.openai.responses_input import InputItem, messages_of
 from tailrace.protocols.openai.responses_object import Item, response_of
 from tailrace.protocols.openai.responses_stream import render_snapshot
@@ -62,7 +64,7 @@ async def find_rest(
     count = len(items)
     try:
         async with asyncio.timeout(BEHIND_S_MAX), fan_out.subscribe(key, BEFORE_FIRST) as feed:
-            response = await _read_response(feed, block_of_item(items[-1]))
+            response = await _read_response(feed, items[-1].id or "")
     except TurnUnknown:
         return None
     except TimeoutError as error:
@@ -76,20 +78,30 @@ async def find_rest(
 
 
 def _are_equal(items: Sequence[InputItem], output: Sequence[Item]) -> bool:
-    """Returns whether the items of an input are those of an output. Raises Refused if an item is not valid."""
+    """Returns whether the items of an input are those of an output. Raises Refused if an item is not valid.
+
+    Calls of built-in tools are compared by their ids.
+    """
     begun = msgspec.convert(output, list[InputItem])
-    return [one.id for one in items] == [one.id for one in begun] and messages_of(items) == messages_of(begun)
+    return [one.id for one in items] == [one.id for one in begun] and _messages(items) == _messages(begun)
 
 
-async def _read_response(feed: TurnFeed, block: int) -> dict[str, Any]:
-    """Returns the response as soon as the item of the block is whole, or the turn has ended. Raises LogUnavailable."""
-    turn, read = EMPTY_TURN, 0
+def _messages(items: Sequence[InputItem]) -> list[MessageParam]:
+    return messages_of([one for one in items if one.type not in ITEM_TYPES])
+
+
+async def _read_response(feed: TurnFeed, item_id: str) -> dict[str, Any]:
+    """Returns the response as soon as an item is whole, or the turn has ended. Raises LogUnavailable."""
+    turn, read, blocks = EMPTY_TURN, 0, 0
     while True:
-        # Only the new entries: a client may name a block that never comes.
+        # Only the new entries: a client may name an item that never comes.
         turn, read = fold(feed.entries[read:], turn), len(feed.entries)
-        # The next block, which may have no item, closes the item of a block (responses_stream.py).
-        if len(turn.blocks) > block + 1 or feed.is_ended:
-            return response_of(record_from_fold(feed.key, turn))
+        if len(turn.blocks) != blocks or feed.is_ended:
+            # The next block, which may have no item, closes an item; the item of a call has its result in a block.
+            response, blocks = response_of(record_from_fold(feed.key, turn)), len(turn.blocks)
+            whole = [item["id"] for item in response["output"] if item.get("status") != "in_progress"]
+            if feed.is_ended or item_id in whole:
+                return response
         if feed.is_broken:
             raise LogUnavailable(BEHIND)
         await feed.wait_for_change(read)

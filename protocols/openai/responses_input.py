@@ -16,7 +16,8 @@ from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.protocols.openai import common
-from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item, output_item
+from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
+from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item, output_items
 
 Block = dict[str, Any]
 Role = Literal["user", "assistant", "system"]
@@ -51,7 +52,9 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """An item of any type; a message if it has no type."""
 
     type: str | None = None
-    """`message`, `function_call`, `function_call_output`, `reasoning` or `item_reference`."""
+    """`message`, `function_call`, `function_call_output`, `reasoning`, `item_reference`, or a call of a built-in tool
+    in an earlier response: `web_search_call`, `code_interpreter_call`, `mcp_call` or `mcp_list_tools`.
+    """
     id: str | None = None
     """For `item_reference`: the id of an output item of an earlier response."""
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -70,6 +73,15 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """The summary of earlier reasoning."""
     encrypted_content: str | None = None
     """The signed form of earlier reasoning, which the model can read."""
+    container_id: str | None = None
+    """The container of a `code_interpreter_call`."""
+
+
+class StoredItem(InputItem, frozen=True, kw_only=True):
+    """A call of a built-in tool in an earlier response, as the model gets it again."""
+
+    blocks: list[Block] = []
+    """The call and its result, in Anthropic's format."""
 
 
 def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:
@@ -119,6 +131,8 @@ def _role(one: InputItem, index: int) -> Role:
             return "system"
         case InputItem(type=None | "message", role="assistant") | InputItem(type="function_call" | "reasoning"):
             return "assistant"
+        case InputItem(type=kind) if kind in ITEM_TYPES:
+            return "assistant"
         case InputItem(type="function_call_output"):
             return "user"
         case InputItem(type="item_reference"):
@@ -127,9 +141,13 @@ def _role(one: InputItem, index: int) -> Role:
         case InputItem(type=None | "message"):
             raise invalid_item(index, "`role` is missing: send user, assistant, system or developer")
         case _:
-            raise invalid_item(
-                index, f"`{(one.type or '')[:64]}` is an item of OpenAI's built-in tools, which are not supported"
-            )
+            raise invalid_item(index, f"`{(one.type or '')[:64]}` is an item of a tool that is not supported")
+
+
+def lost_calls(items: str | Sequence[InputItem]) -> list[str]:
+    """Returns the types of calls of built-in tools without their stored blocks, which the model does not get."""
+    calls = (one for one in (() if isinstance(items, str) else items) if not getattr(one, "blocks", None))
+    return list(dict.fromkeys(one.type for one in calls if one.type in ITEM_TYPES))
 
 
 def invalid_item(index: int, reason: str) -> Refused:
@@ -149,6 +167,8 @@ def _item_blocks(one: InputItem, where: str) -> list[Block]:
             return [{"type": "tool_result", "tool_use_id": one.call_id, "content": output}]
         case "reasoning":
             return _thinking_blocks(one)
+        case kind if kind in ITEM_TYPES:
+            return one.blocks if isinstance(one, StoredItem) else []
         case _:
             return _blocks(one.content or "", where)
 
@@ -207,6 +227,9 @@ def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
 def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
     for number, message in enumerate(messages):
         blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
+        if message.role == "assistant":
+            yield from (shown.item for shown in output_items(f"{turn}_in{number}", blocks))
+            continue
         parts: list[Item] = []
         for index, block in enumerate(blocks):
             match block:
@@ -218,9 +241,6 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
                         "call_id": call,
                         "output": _output(block.get("content", "")),
                     }
-                case _ if message.role == "assistant":
-                    if (output := output_item(f"{turn}_in{number}", index, block)) is not None:
-                        yield output
                 case _:
                     parts.append(_part(block))
         if parts:

@@ -1,13 +1,17 @@
 """The response object of OpenAI's Responses API and its output items, built from a turn's record.
 
+Consecutive text blocks are one message, because clients take the last message of an answer for its whole text (OpenAI's
+Agents SDK), and Claude begins a block at each citation. A call of a server tool and its result are one item, too.
+
 A record is the same from the log and from the database, and so is the object. It does not repeat the request's
 `tools` and `instructions`: those fields have their empty values. Source: OpenAI's API reference, "Responses", in the
 types of its Python SDK 3.52.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -20,14 +24,21 @@ from tailrace.proto.usage import Usage
 from tailrace.protocols.common.answer_warnings import Shown, types_of, warnings_field, warnings_of
 from tailrace.protocols.common.failure import LOST, error_type
 from tailrace.protocols.common.stop_reasons import is_whole
-from tailrace.protocols.openai.annotations import Annotation, responses_annotations
+from tailrace.protocols.openai import builtin_calls
+from tailrace.protocols.openai.annotations import Annotation, TextSpan, responses_annotations, text_spans
+from tailrace.protocols.openai.builtin_calls import call_item, call_of, kind_of, pair_results
 from tailrace.protocols.openai.common import thinking_tokens
 
 Item = dict[str, Any]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
 
 PREFIX = "resp_"
-ITEM_PREFIXES = {"text": "msg", "thinking": "rs", "redacted_thinking": "rs", "tool_use": "fc"}
+MESSAGE_PREFIX = "msg"
+ITEM_PREFIXES = {"text": MESSAGE_PREFIX, "thinking": "rs", "redacted_thinking": "rs", "tool_use": "fc"}
+# The id of an output item contains the turn's id.
+ITEM_ID = re.compile(
+    rf"(?:{'|'.join(sorted({*ITEM_PREFIXES.values(), *builtin_calls.ITEM_PREFIXES}))})_(.+)_(\d{{1,9}})"
+)
 # The beginnings of `encrypted_content`, which no value of another vendor has: those are base64.
 SIGNED, REDACTED = "thinking:", "redacted_thinking:"
 
@@ -42,7 +53,8 @@ STEERED = "steered"
 # The parts of an answer that a response can show.
 SHOWN = Shown(
     frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
-    has_citation=lambda citation: bool(responses_annotations([citation], 0)),
+    has_citation=lambda citation: bool(responses_annotations((TextSpan(citations=(citation,)),))),
+    is_shown=builtin_calls.is_shown,
 )
 # The protocol has a closed list of codes; Anthropic's error type is in `type`.
 ERROR_CODES = {"backend_rate_limited": "rate_limit_exceeded", "backend_refused_request": "invalid_prompt"}
@@ -119,16 +131,23 @@ def build_response(
 def response_of(record: TurnRecord) -> dict[str, Any]:
     """Returns the response object of a turn as far as it is stored."""
     status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
-    items = [output_item(record.turn, index, block) for index, block in enumerate(record.content)]
-    # Only the last block can still be open, or have been cut off. A call that a limit has cut has its status already.
-    if items and (last := items[-1]) is not None:
+    items = output_items(record.turn, record.content)
+    if status != "in_progress":
+        for shown in items:
+            # A call without a result is over, too.
+            if shown.item.get("status") == "in_progress":
+                shown.item["status"] = "incomplete"
+    # Only the last block can still be open, or have been cut off. Calls have their status already, except a function
+    # call in an answer that was not cut by a limit.
+    if items and items[-1].last == len(record.content) - 1 and items[-1].item["type"] not in builtin_calls.ITEM_TYPES:
+        last = items[-1].item
         is_cut = record.stop_reason in CUT and last["type"] != "function_call"
         if is_cut or status not in ("completed", "incomplete"):
             last |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
     return build_response(
         head_of_record(record),
         status,
-        [item for item in items if item is not None],
+        [shown.item for shown in items],
         record if record.outcome != "running" else None,
         record.ended_at,
         types_of(record.content, SHOWN),
@@ -148,16 +167,55 @@ def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True
             return "failed"
 
 
-def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
-    """Returns the output item of the answer's block number `index`; None for a block without equivalent.
+class ShownBlocks(NamedTuple):
+    """An output item, and the number of the last block that it shows, except results."""
 
-    The item is complete, unless the block is a tool call that was cut.
+    item: Item
+    last: int
+
+
+def output_items(turn: str, content: Sequence[Mapping[str, Any]]) -> list[ShownBlocks]:
+    """Returns the output items of an answer. Blocks without equivalent have none.
+
+    An item is complete, unless it shows a function call that was cut, or another call without a result.
     """
+    found: list[ShownBlocks] = []
+    results = pair_results(content)
+    texts: list[tuple[int, Mapping[str, Any]]] = []
+    for index, block in enumerate([*content, {}]):
+        if block.get("type") == "text" and isinstance(block.get("text"), str):
+            texts.append((index, block))
+            continue
+        if texts:
+            found.append(ShownBlocks(_message(turn, texts), texts[-1][0]))
+            texts = []
+        if (item := _output_item(turn, index, block, results.get(index))) is not None:
+            found.append(ShownBlocks(item, index))
+    return found
+
+
+def _message(turn: str, texts: Sequence[tuple[int, Mapping[str, Any]]]) -> Item:
+    blocks = [block for _, block in texts]
+    return message_item(turn, texts[0][0], "".join(block["text"] for block in blocks), text_spans(blocks))
+
+
+def message_item(turn: str, index: int, text: str, spans: Iterable[TextSpan]) -> Item:
+    """Returns the item of text blocks, of which the first is the answer's block number `index`."""
+    part = output_text(text, responses_annotations(spans))
+    message = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    return {"id": f"{MESSAGE_PREFIX}_{turn}_{index}", **message}
+
+
+def _output_item(turn: str, index: int, block: Mapping[str, Any], result: Mapping[str, Any] | None) -> Item | None:
+    if (kind := kind_of(block)) is not None:
+        return call_item(kind, item_id(block, turn, index), call_of(turn, block, result), "in_progress")
+    return block_item(turn, index, block)
+
+
+def block_item(turn: str, index: int, block: Mapping[str, Any]) -> Item | None:
+    """Returns the item of the answer's block number `index`, if it is thinking or a function call; otherwise None."""
     item: Item
     match block:
-        case {"type": "text", "text": str(text)}:
-            part = output_text(text, responses_annotations(block.get("citations"), len(text)))
-            item = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
         case {"type": "thinking", "thinking": thinking}:
             item = _reasoning(thinking, f"{SIGNED}{signature}" if (signature := block.get("signature")) else None)
         case {"type": "redacted_thinking", "data": hidden}:
@@ -169,7 +227,7 @@ def output_item(turn: str, index: int, block: dict[str, Any]) -> Item | None:
             item = {"type": "function_call", "status": status, "call_id": call, "name": name, "arguments": arguments}
         case _:
             return None
-    return {"id": item_id(block["type"], turn, index), **item}
+    return {"id": item_id(block, turn, index), **item}
 
 
 def _reasoning(thinking: str, encrypted: str | None) -> Item:
@@ -178,9 +236,10 @@ def _reasoning(thinking: str, encrypted: str | None) -> Item:
     return {"type": "reasoning", "status": "completed", "summary": summary, "encrypted_content": encrypted}
 
 
-def item_id(kind: str, turn: str, index: int) -> str:
-    """Returns the id of a block's item, the same in the stream and in the stored response."""
-    return f"{ITEM_PREFIXES[kind]}_{turn}_{index}"
+def item_id(block: Mapping[str, Any], turn: str, index: int) -> str:
+    """Returns the id of the item of a block, the same in the stream and in the stored response."""
+    kind = kind_of(block)
+    return f"{ITEM_PREFIXES[block['type']] if kind is None else kind.prefix}_{turn}_{index}"
 
 
 def output_text(text: str, annotations: Sequence[Annotation] = ()) -> Item:

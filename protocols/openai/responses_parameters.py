@@ -17,18 +17,11 @@ UNSUPPORTED = (
         "truncation", ("disabled",), IGNORED, "nothing is cut; a conversation that is too long is refused"
     ),
     UnsupportedParameter(
-        "include",
-        ([], ["reasoning.encrypted_content"]),
-        IGNORED,
-        "encrypted reasoning is always included, nothing else",
-    ),
-    UnsupportedParameter(
         "background_options",
         ({}, {"completion_window": "soonest"}),
         IGNORED,
         "a response with `background` is generated at once",
     ),
-    UnsupportedParameter("max_tool_calls", (), IGNORED, "it limits OpenAI's built-in tools, which do not exist here"),
     UnsupportedParameter("stream_options", ({}, {"include_obfuscation": False}), IGNORED, "deltas are not padded"),
     UnsupportedParameter("client_metadata", ({},), IGNORED, "it is Codex's, for OpenAI's statistics of its sessions"),
     UnsupportedParameter("image", (), IGNORED, "images are passed on unchanged"),

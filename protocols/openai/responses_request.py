@@ -4,6 +4,7 @@ The fields are those of OpenAI's API reference, "Create a model response", and t
 protocol. An unknown field is refused by name, as OpenAI does.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -13,41 +14,13 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
-from tailrace.protocols.common.tool_definition import tool_definition
 from tailrace.protocols.common.unsupported import ignored_parameters
 from tailrace.protocols.openai import common
+from tailrace.protocols.openai.builtin_tools import MCP_BETA, TOOLS, BuiltTools, build_tools, turn_of_container
 from tailrace.protocols.openai.common import Choice, Effort, Fields, RequestBody
-from tailrace.protocols.openai.responses_input import InputItem, messages_of, system_of
+from tailrace.protocols.openai.responses_input import InputItem, lost_calls, messages_of, system_of
 from tailrace.protocols.openai.responses_object import PREFIX
 from tailrace.protocols.openai.responses_parameters import UNSUPPORTED
-
-
-class ResponseTool(msgspec.Struct, frozen=True):
-    """A function. OpenAI's built-in tools have other types and are refused."""
-
-    type: str
-    """`function`."""
-    name: str = ""
-    """The name of the function."""
-    description: str | None = None
-    """The description of the function, which the model receives."""
-    parameters: Fields | None = None
-    """The JSON Schema of the function's arguments."""
-    strict: bool | None = None
-    """Whether the arguments always fit the schema."""
-
-    allowed_callers: Any = None
-    """It has no effect: the model calls the function directly."""
-    cache_control: Any = None
-    """It has no effect: this protocol cannot control Claude's prompt cache."""
-    defer_loading: Any = None
-    """It has no effect: the model always sees the function."""
-    output_schema: Any = None
-    """It has no effect: describe the output in `description`."""
-
-
-# Of these fields, OpenAI's API has all but `cache_control`.
-IGNORED_TOOL_FIELDS = ("allowed_callers", "cache_control", "defer_loading", "output_schema")
 
 
 class NamedResponseTool(msgspec.Struct, frozen=True):
@@ -113,11 +86,17 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
 
     By default `TAILRACE_MAX_TOKENS`; OpenAI's default is the model's maximum.
     """
-    tools: list[ResponseTool] | None = None
-    """The functions that the model may call; `strict` is passed on.
+    tools: list[Fields] | None = None
+    """The functions and built-in tools that the model may call.
 
-    `allowed_callers`, `cache_control`, `defer_loading` and `output_schema` are ignored; OpenAI's built-in tools are
-    refused by name.
+    `type` is `function`, with `name`, `description`, `parameters` and `strict`; or `web_search`, `code_interpreter` or
+    `mcp`, which Anthropic executes (docs/OPENAI.md, "Built-in tools").
+    """
+    max_tool_calls: int | None = None
+    """The most calls of built-in tools. It has an effect if web search is the only one, and is ignored otherwise."""
+    include: list[str] | None = None
+    """Further parts of the response. It always has encrypted reasoning, the sources of searches and the output of code,
+    and nothing else.
     """
     tool_choice: Choice | NamedResponseTool | None = None
     """`auto`, `none`, `required`, or the function that the model must call."""
@@ -135,15 +114,22 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     access_programs: Any = None
     background_options: Any = None
     truncation: Any = None
-    include: Any = None
-    max_tool_calls: Any = None
     stream_options: Any = None
     client_metadata: Any = None
     image: Any = None
 
 
-def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
-    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field."""
+# The parts that a response always has.
+INCLUDED = frozenset({"reasoning.encrypted_content", "web_search_call.action.sources", "code_interpreter_call.outputs"})
+
+
+def build_turn(
+    body: ResponseRequest, model: Model, offered: Iterable[Model] = (), container: str | None = None
+) -> BuiltTurn:
+    """Returns the turn for `model`, and the ignored parameters. Raises Refused with the name of a wrong field.
+
+    `offered`: the models that the client can choose. `container`: that of the code before, in Claude's API.
+    """
     reasoning, text = body.reasoning or Reasoning(), body.text or Text()
     sampling, ignored_sampling = common.sampling(body.temperature, body.top_p, model)
     ignored = [*ignored_parameters(body, UNSUPPORTED), *ignored_sampling]
@@ -153,8 +139,14 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         ignored.append("reasoning.context")
     if text.verbosity not in (None, "medium"):
         ignored.append("text.verbosity")
-    tools = body.tools or ()
-    ignored += [f"tools.{name}" for name in IGNORED_TOOL_FIELDS if any(getattr(tool, name) for tool in tools)]
+    tools = build_tools(body.tools or (), model, offered, body.max_tool_calls)
+    if container is None and (named := tools.container) is not None:
+        if turn_of_container(named) is not None:
+            raise Refused("request_invalid", "`container` cannot be continued in a batch: send `auto`")
+        container = named
+    ignored += tools.ignored
+    ignored += ["include"] if set(body.include or ()) - INCLUDED else []
+    ignored += [f"input.{kind}" for kind in lost_calls(body.input)]
     session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
@@ -170,8 +162,9 @@ def build_turn(body: ResponseRequest, model: Model) -> BuiltTurn:
         system=system_of(body.input, body.instructions),
         model=model.id,
         max_tokens=body.max_output_tokens,
-        tools=[_tool(tool, index) for index, tool in enumerate(body.tools)] if body.tools else None,
-        options=_options(body, model) | sampling or None,
+        tools=tools.tools or None,
+        options=_options(body, model, tools, container) | sampling or None,
+        betas=[MCP_BETA] if tools.servers else None,
         session=session,
         create_session=session is not None,
         full_history=is_whole,
@@ -227,20 +220,7 @@ def parent_of(body: ResponseRequest) -> str | None:
     return turn
 
 
-def _tool(tool: ResponseTool, index: int) -> Fields:
-    if tool.type == "function" and not tool.name:
-        raise Refused(
-            "request_invalid", f"`tools[{index}]` needs a `name`, beside its `type` and not in a field `function`"
-        )
-    if tool.type != "function":
-        raise Refused(
-            "request_invalid",
-            f"`tools[{index}]`: `{tool.type[:64]}` is not supported: send `type`: `function` and a `name`",
-        )
-    return tool_definition(tool.name, tool.description, tool.parameters, strict=tool.strict)
-
-
-def _options(body: ResponseRequest, model: Model) -> Fields:
+def _options(body: ResponseRequest, model: Model, tools: BuiltTools, container: str | None) -> Fields:
     """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
     reasoning = body.reasoning or Reasoning()
     user = body.safety_identifier or body.user
@@ -250,6 +230,8 @@ def _options(body: ResponseRequest, model: Model) -> Fields:
         "output_config": {name: value for name, value in config.items() if value is not None},
         "thinking": body.thinking or _thinking(reasoning, model),
         "metadata": {"user_id": user} if user else None,
+        "mcp_servers": tools.servers or None,
+        "container": container,
     }
     return {name: value for name, value in given.items() if value not in (None, {})}
 
@@ -261,7 +243,8 @@ def _tool_choice(body: ResponseRequest) -> Fields | None:
         case NamedResponseTool(type="function", name=str(name)):
             return common.tool_choice(None, name, parallel=body.parallel_tool_calls)
         case NamedResponseTool(type=kind):
-            raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: name a function")
+            why = "ask for it in the prompt" if kind in TOOLS else "name a function"
+            raise Refused("request_invalid", f"`tool_choice`: `{kind[:64]}` is not supported: {why}")
         case choice:
             return common.tool_choice(choice, None, parallel=body.parallel_tool_calls)
 

@@ -43,6 +43,7 @@ from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.session_headers import apply_session_headers
 from tailrace.protocols.common.stored_messages import read_texts, resolve
 from tailrace.protocols.common.unsupported import ignored_header
+from tailrace.protocols.openai.code_container import find_container
 from tailrace.protocols.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.protocols.openai.repeated_responses import Received, find_received, find_rest
 from tailrace.protocols.openai.responses_input import items_of
@@ -74,18 +75,23 @@ async def post_response(
     bytes_max = min(settings.body_bytes_max, INSERTED_BYTES_MAX)
     items, added_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
-    name = body.model or await read_session_model(history, request.tenant, session_of(body), parent_of(body))
-    model = (await catalogue.offer(request.tenant)).model(name)
+    session, parent = session_of(body), parent_of(body)
+    name = body.model or await read_session_model(history, request.tenant, session, parent)
+    offer = await catalogue.offer(request.tenant)
+    model = offer.model(name)
+    container = await find_container(body.tools, items, parent, session, request.tenant, turns, history)
     if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
         asked = msgspec.structs.replace(body, input=received.question)
-        build = partial(build_turn, asked, model)
+        build = partial(build_turn, asked, model, offer.models, container)
         may_continue = model.supports.prefill is not False
         rest = await stream_rest(
             request, responder, streams, raw, received, build, added_bytes=added_bytes, may_continue=may_continue
         )
         if rest is not None:
             return rest
-    new_turn, ignored, names = await convert_body(len(raw) + added_bytes, build_turn, body, model)
+    new_turn, ignored, names = await convert_body(
+        len(raw) + added_bytes, build_turn, body, model, offer.models, container
+    )
     headers = ignored_header(ignored)
     with name_as_client(names):
         if body.background and not body.stream:

@@ -1,11 +1,11 @@
 """The dialect `openai-responses`: the events of OpenAI's Responses API, numbered from 0 for the whole turn.
 
-An event's number never changes, so a client resumes after the number of its last event. Each block of the
-answer is an output item. The protocol has no event for "discard the text so far": at a restart, readers get an `error`
-and the connection is broken off. The numbers go on, and a new `response.created` starts the new answer.
+An event's number never changes, so a client resumes after the number of its last event. The output items are those of
+`responses_object.output_items`. The protocol has no event for "discard the text so far": at a restart, readers get an
+`error` and the connection is broken off. The numbers go on, and a new `response.created` starts the new answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import accumulate, count
 from operator import itemgetter
@@ -22,6 +22,7 @@ from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEn
 from tailrace.proto.fold import CUT, Turn, content
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
+from tailrace.proto.server_tools import is_result
 from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, types_of
 from tailrace.protocols.openai.responses_object import (
     SHOWN,
@@ -38,9 +39,12 @@ from tailrace.protocols.openai.responses_output_item import (
     OpenItem,
     add_delta,
     close_item,
+    continue_message,
     is_cut_by_limit,
     is_empty_call,
+    is_open_call,
     open_item,
+    stop_block,
 )
 
 RESTARTED = "the answer starts again: request it from its beginning, without starting_after"
@@ -142,25 +146,41 @@ def _render_event(state: ResponsesState, event: events.Event | events.UnknownEve
 def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
     """Renders an event of a block."""
     match event:
+        case events.BlockStart(index, {"type": "text"} as block) if state.open and state.open[-1].kind == "text":
+            return replace(state, open=(*state.open[:-1], continue_message(state.open[-1], index, block))), []
         case events.BlockStart(index, block):
-            state, closing = _close(state, [(one, "completed") for one in state.open if one.is_stopped])
+            ended = [one for one in state.open if one.is_stopped]
+            state, closing = _close(state, [(one, "completed", None) for one in ended])
+            if is_result(block) and (calls := _calls_of(state, block["tool_use_id"])):
+                state, ending = _close(state, [(calls[-1], "completed", block)])
+                closing += ending
             item, beginning = open_item(state.head.turn, index, state.outputs, block)
             outputs = state.outputs + bool(beginning)
             return replace(state, open=(*state.open, item), outputs=outputs), closing + beginning
         case events.BlockDelta(index, delta):
-            deltas: Events = []
-            changed = list(state.open)
-            for position, one in enumerate(state.open):
-                if one.block == index:
-                    changed[position], deltas = add_delta(one, delta)
-            return replace(state, open=tuple(changed)), deltas
+            return _change(state, index, lambda one: add_delta(one, index, delta))
         case events.BlockStop(index):
-            # The next block or the end of the answer closes an item: only they show whether a limit has cut it.
-            return replace(
-                state, open=tuple(replace(one, is_stopped=one.is_stopped or one.block == index) for one in state.open)
-            ), []
+            return _change(state, index, lambda one: stop_block(one, index))
         case _:
             return state, []
+
+
+def _calls_of(state: ResponsesState, call: str) -> list[OpenItem]:
+    """Returns the calls of built-in tools with this id that have no result."""
+    return [one for one in state.open if is_open_call(one) and one.start.get("id") == call]
+
+
+def _change(
+    state: ResponsesState, index: int, change: Callable[[OpenItem], tuple[OpenItem, Events]]
+) -> tuple[ResponsesState, Events]:
+    """Changes the open items of a block."""
+    rendered: Events = []
+    changed = list(state.open)
+    for position, one in enumerate(state.open):
+        if one.has_block(index):
+            changed[position], more = change(one)
+            rendered += more
+    return replace(state, open=tuple(changed)), rendered
 
 
 def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
@@ -181,7 +201,7 @@ def _events_of(index: int, block: Block) -> list[events.Event]:
             deltas.append(events.TextDelta(block.text))
         case "thinking":
             deltas.append(events.ThinkingDelta(block.text))
-        case "tool_use":
+        case kind if events.is_tool_use(kind):
             deltas.append(events.InputJsonDelta(block.text))
     if block.signature:
         deltas.append(events.SignatureDelta(block.signature))
@@ -202,9 +222,9 @@ def _whole_block(content: dict[str, Any]) -> Block:
             return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
         case {"type": "thinking", "thinking": str(thinking)}:
             return Block(kind, {"type": "thinking"}, thinking, str(content.get("signature", "")), is_closed=True)
-        case {"type": "tool_use", "partial_json": str(text)}:
+        case {"partial_json": str(text)} if events.is_tool_use(kind):
             return Block(kind, content, text, is_closed=True)
-        case {"type": "tool_use", "input": given}:
+        case {"input": given} if events.is_tool_use(kind):
             return Block(kind, content | {"input": {}}, odd_json.encode(given).decode(), is_closed=True)
         case _:
             return Block(kind, content, is_closed=True)
@@ -225,15 +245,17 @@ def _render_in_progress(state: ResponsesState) -> tuple[ResponsesState, Events]:
     return state, [*created, _lifecycle("response.in_progress", running)]
 
 
-def _close(state: ResponsesState, closed: list[tuple[OpenItem, str]]) -> tuple[ResponsesState, Events]:
-    """Closes open items, each with its status. Returns their last events."""
+def _close(
+    state: ResponsesState, closed: list[tuple[OpenItem, str, dict[str, Any] | None]]
+) -> tuple[ResponsesState, Events]:
+    """Closes open items, each with its status, and with the result of its call. Returns their last events."""
     items, rendered = list(state.items), Events()
-    for one, status in closed:
-        item, closing = close_item(one, status)
+    for one, status, result in closed:
+        item, closing = close_item(one, status, result)
         rendered += closing
         if item is not None:
             items.append((one.output, item))
-    rest = tuple(one for one in state.open if all(one is not other for other, _ in closed))
+    rest = tuple(one for one in state.open if all(one is not other for other, _, _ in closed))
     return replace(state, open=rest, items=tuple(items)), rendered
 
 
@@ -246,9 +268,11 @@ def _render_ended(
     state, opening = (state, []) if state.is_created else _render_queued(state)
     last = state.open[-1] if state.open else None
     is_cut = outcome != "completed" or (stop_reason in CUT and last is not None and is_cut_by_limit(last))
-    statuses = ["completed" if one.is_stopped or not is_empty_call(one) else "incomplete" for one in state.open[:-1]]
-    statuses.append("incomplete" if is_cut else "completed")
-    state, closing = _close(state, list(zip(state.open, statuses, strict=False)))
+    closed: list[tuple[OpenItem, str, dict[str, Any] | None]] = []
+    for one in state.open:
+        is_whole = not is_cut if one is last else one.is_stopped or not is_empty_call(one)
+        closed.append((one, "completed" if is_whole and not is_open_call(one) else "incomplete", None))
+    state, closing = _close(state, closed)
     items = [item for _, item in sorted(state.items, key=itemgetter(0))]
     left_out = types_of(ended.content, SHOWN) if isinstance(ended, TurnRecord) else state.left_out.types
     response = build_response(state.head, status, items, ended, ended_at, left_out)

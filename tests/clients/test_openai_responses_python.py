@@ -141,8 +141,8 @@ async def test_failure_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, 
     with pytest.raises(openai.InternalServerError) as refused:
         await sdk.responses.create(model=MODEL, input="#sim words=5 fault=529@0", stream=is_streamed)
     assert (refused.value.status_code, refused.value.code) == (529, "backend_overloaded")
-    with pytest.raises(openai.BadRequestError, match="web_search"):
-        await sdk.responses.create(model=MODEL, input="hi", tools=[{"type": "web_search"}], stream=is_streamed)
+    with pytest.raises(openai.BadRequestError, match="image_generation"):
+        await sdk.responses.create(model=MODEL, input="hi", tools=[{"type": "image_generation"}], stream=is_streamed)
     with pytest.raises(openai.BadRequestError, match="unknown model `"):
         await sdk.responses.create(model="gpt-6-astra", input="hi", stream=is_streamed)
 

@@ -139,15 +139,24 @@ async def test_a_gateway_that_is_behind_the_items_of_the_request_waits_for_them(
 
 
 @pytest.mark.rule("R62")
-async def test_an_item_is_whole_as_soon_as_a_block_without_an_item_follows(
+async def test_a_text_is_whole_as_soon_as_a_search_follows(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repeated_responses, "BEHIND_S_MAX", 0.4)
-    # A search and its result, which have no items, come between two words: the second item begins after 1.3 s.
+    # The second text begins after 1.3 s.
     body = question("words=2 server=web_search rate=1.5")
     rest = await stream(gateway, repeated(body, [await stream_until_item(gateway, body)]))
-    assert "".join(item["content"][0]["text"] for item in output_of(rest)) == words(2)
-    assert [event["output_index"] for event in rest if event["type"] == "response.output_item.done"] == [1]
+    assert [item["type"] for item in output_of(rest)] == ["message", "web_search_call", "message"]
+    assert [event["output_index"] for event in rest if event["type"] == "response.output_item.done"] == [1, 2]
+
+
+@pytest.mark.rule("R62")
+async def test_a_search_that_the_client_has_is_not_sent_again(gateway: Gateway) -> None:
+    body = question("words=2 server=web_search rate=0")
+    output = output_of(await stream(gateway, body))
+    rest = await stream(gateway, repeated(body, output[:2]))
+    assert output_of(rest) == output
+    assert [event["output_index"] for event in rest if event["type"] == "response.output_item.done"] == [2]
 
 
 @pytest.mark.rule("R62")
