@@ -33,14 +33,21 @@ from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric
 from tailrace.proto.version import VERSION
+from tailrace.protocols.openai import builtin_tools
 from tailrace.protocols.tutorials import content_stream, delta_stream
 from tools import api_surface, asyncapi
+from tools.openapi.descriptions import meanings_of
 from tools.openapi.document import build_document
 
 ROOT = Path(__file__).parent.parent
 # The process of each module of a feature.
 PROCESSES = {"gateway.py": "gateway", "generator.py": "generators", "persistence.py": "persistence"}
 # The bodies of OpenAI's two protocols in the OpenAPI document.
+# The objects in options of OpenAI's tools.
+INNER: dict[type, tuple[tuple[str, type], ...]] = {
+    builtin_tools.WebSearchTool: (("filters.", builtin_tools.SearchFilters),),
+    builtin_tools.CodeInterpreterTool: (("container.", builtin_tools.Container),),
+}
 OPENAI_BODIES = {"POST /v1/chat/completions": "ChatCompletionRequest", "POST /v1/responses": "ResponseRequest"}
 # The reasons of `incomplete_details` in a response, and whether OpenAI's types have them (`IncompleteDetails`).
 INCOMPLETE_REASONS = {
@@ -116,6 +123,14 @@ def openai_parameters() -> str:
             for field, schema in schemas[name]["properties"].items()
         ]
         parts += [f"### Parameters of `{route}`\n", "| parameter | meaning |", "|---|---|", *rows, ""]
+    for struct in dict.fromkeys(row.struct for row in builtin_tools.TOOLS.values()):
+        kinds = [f"`{kind}`" for kind, row in builtin_tools.TOOLS.items() if row.struct is struct]
+        options = [
+            f"| `{prefix}{field}` | {meaning} |"
+            for prefix, one in [("", struct), *INNER.get(struct, ())]
+            for field, meaning in meanings_of(one).items()
+        ]
+        parts += [f"### Options of the tool {', '.join(kinds)}\n", "| option | verdict |", "|---|---|", *options, ""]
     rows = [
         f"| `{reason}` | {why} | {'yes' if is_known else 'no: clients must accept it as text'} |"
         for reason, (why, is_known) in INCOMPLETE_REASONS.items()

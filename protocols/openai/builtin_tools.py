@@ -104,7 +104,7 @@ class ToolNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class McpTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_label: str
-    """The name of the server in calls, at most one tool each."""
+    """The name of the server in calls. Each server has one tool in `tools`."""
     type: str = ""
     server_url: str | None = None
     """The address of the server, which Anthropic can reach: `https://…`."""
@@ -116,6 +116,7 @@ class McpTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only `Authorization: Bearer TOKEN`, in place of `authorization`."""
 
     require_approval: Any = None
+    """Only `never`: a call cannot wait for an approval. Without it, OpenAI's default is `always`, which is refused."""
     connector_id: Any = None
     tunnel_id: Any = None
     server_description: Any = None
@@ -311,26 +312,12 @@ SEARCH = ToolRow(
     ),
     capability="web_search",
 )
-CODE = ToolRow(
-    CodeInterpreterTool,
-    _code,
-    (CALLERS,),
-    (
-        (
-            "container",
-            (
-                UnsupportedParameter(
-                    "file_ids", ([],), REFUSED, "code cannot read uploaded files; send them as `input_file`"
-                ),
-                UnsupportedParameter("memory_limit", (), IGNORED, "Claude's containers have one size"),
-                UnsupportedParameter(
-                    "network_policy", ({"type": "disabled"},), REFUSED, "Claude's containers have no network"
-                ),
-            ),
-        ),
-    ),
-    capability="code_execution",
+CONTAINER = (
+    UnsupportedParameter("file_ids", ([],), REFUSED, "code cannot read uploaded files; send them as `input_file`"),
+    UnsupportedParameter("memory_limit", (), IGNORED, "Claude's containers have one size"),
+    UnsupportedParameter("network_policy", ({"type": "disabled"},), REFUSED, "Claude's containers have no network"),
 )
+CODE = ToolRow(CodeInterpreterTool, _code, (CALLERS,), (("container", CONTAINER),), capability="code_execution")
 MCP = ToolRow(
     McpTool,
     _mcp,

@@ -41,7 +41,7 @@ TEXT_FRAME = 0x81
 CONFIG = """
 model = "{model}"
 model_provider = "tailrace"
-web_search = "disabled"
+web_search = "live"
 check_for_update_on_startup = false
 sandbox_mode = "danger-full-access"
 
@@ -78,11 +78,14 @@ class Case(NamedTuple):
     """The answers of the model, each with the same text."""
     commands: int = 0
     """How often Codex runs the command of the answer."""
+    searches: int = 0
+    """The searches in the answer, whose text they divide."""
 
 
 # The answer to the result of a command is thinking and text without a call.
 CASES = {
     "text": Case("words=8", 8),
+    "search": Case("words=6 server=web_search*2", 6, searches=2),
     "tool": Case('thinking=2 words=3 tool=exec_command json={"cmd":"echo ran >> ran.txt"}', 3, messages=2, commands=1),
 }
 
@@ -108,7 +111,7 @@ class CodexRun(NamedTuple):
     commands: int
     status: int
     is_whole: bool
-    """Whether Codex has shown each message of the model once, whole, and without an error of its turn."""
+    """Whether Codex has shown each message and search once, whole, and without an error of its turn."""
 
     @property
     def is_good(self) -> bool:
@@ -279,6 +282,16 @@ class SocketProxy:
         return await self._fault()
 
 
+def _are_whole(texts: list[str], text: str, case: Case) -> bool:
+    return ["".join(texts)] == [text] if case.searches else texts == [text] * case.messages
+
+
+def _searches(items: list[dict[str, Any]], stats: dict[str, Any]) -> tuple[int, list[int]]:
+    """Returns how many searches Codex has shown, and how often the simulated Claude has executed each search."""
+    shown = sum(item["type"] == "web_search" for item in items)
+    return shown, [len(results) for results in stats["executions"].values()]
+
+
 class Bench:
     """The running system, and an installed Codex."""
 
@@ -334,7 +347,7 @@ class Bench:
             sum(calls - 1 for calls in stats["turns"].values()),
             commands,
             status,
-            texts == [text] * case.messages,
+            _are_whole(texts, text, case) and _searches(items, stats) == (case.searches, [1] * case.searches),
         )
 
     async def _ask(self, question: str, port: int) -> tuple[list[dict[str, Any]], int, int]:

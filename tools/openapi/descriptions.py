@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect as types
 
 from tailrace.protocols.common.unsupported import UnsupportedParameter
-from tailrace.protocols.openai import chat_parameters, responses_parameters
+from tailrace.protocols.openai import builtin_tools, chat_parameters, responses_parameters
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_request import ResponseRequest
 from tools.openapi.examples import EXAMPLES, WHOLE
@@ -24,6 +24,8 @@ Json = dict[str, Any]
 UNSUPPORTED: dict[type, Iterable[UnsupportedParameter]] = {
     ChatCompletionRequest: chat_parameters.UNSUPPORTED,
     ResponseRequest: responses_parameters.UNSUPPORTED,
+    **{row.struct: row.unsupported for row in builtin_tools.TOOLS.values()},
+    builtin_tools.Container: builtin_tools.CONTAINER,
 }
 
 
@@ -50,7 +52,7 @@ def describe(components: Json, kinds: Collection[Any]) -> None:
 def add_meanings(components: Json, kinds: Collection[Any]) -> None:
     """Adds only the descriptions: a constant, or the docstring below the field."""
     for struct in structs_in(kinds):
-        meanings = _meanings(struct)
+        meanings = meanings_of(struct)
         for field, schema in components[struct.__name__].get("properties", {}).items():
             if meaning := _constant(schema) or meanings.get(field):
                 schema["description"] = meaning
@@ -96,7 +98,7 @@ def _constant(schema: Json) -> str:
             return ""
 
 
-def _meanings(struct: type) -> dict[str, str]:
+def meanings_of(struct: type) -> dict[str, str]:
     """Returns the descriptions of a Struct's own and inherited fields, by their names in JSON."""
     named = {one.name: one.encode_name for one in msgspec.structs.fields(struct)}
     found = {

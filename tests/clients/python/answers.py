@@ -4,10 +4,12 @@ Runs in .venv-clients, with the versions of requirements-clients.lock. A framewo
 imports take longer than the answers.
 """
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from typing import Any
 
 import pydantic
 
@@ -67,10 +69,51 @@ def llama_index(url: str, key: str, mode: str, question: str) -> str:
     return model.complete(question).text
 
 
+def openai_agents(url: str, key: str, mode: str, question: str) -> str:
+    """Returns the final output, and the calls of built-in tools. `mode`: `run` or `stream`."""
+    import agents
+    import openai
+
+    agents.set_tracing_disabled(True)
+    server: Any = {
+        "type": "mcp",
+        "server_label": "simulated",
+        "server_url": "https://mcp.example/mcp",
+        "require_approval": "never",
+    }
+    code: Any = {"type": "code_interpreter", "container": {"type": "auto"}}
+    tools: list[Any] = [
+        agents.WebSearchTool(),
+        agents.CodeInterpreterTool(tool_config=code),
+        agents.HostedMCPTool(tool_config=server),
+    ]
+
+    async def ask() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as sdk:
+            model = agents.OpenAIResponsesModel(model=MODEL, openai_client=sdk)
+            agent = agents.Agent(name="Reader", model=model, tools=tools)
+            result: Any
+            if mode == "run":
+                result = await agents.Runner.run(agent, question)
+            else:
+                result = agents.Runner.run_streamed(agent, question)
+                async for _ in result.stream_events():
+                    pass
+            # The conversation goes on with all items of the first answer.
+            await agents.Runner.run(
+                agent, [*result.to_input_list(), {"role": "user", "content": "#sim words=1 rate=0"}]
+            )
+        calls = [item.raw_item.type for item in result.new_items if item.type == "tool_call_item"]
+        return json.dumps({"output": result.final_output, "calls": calls})
+
+    return asyncio.run(ask())
+
+
 FRAMEWORKS: dict[str, Callable[[str, str, str, str], str]] = {
     "instructor-openai": instructor_openai,
     "instructor-anthropic": instructor_anthropic,
     "llama-index": llama_index,
+    "openai-agents": openai_agents,
 }
 
 if __name__ == "__main__":

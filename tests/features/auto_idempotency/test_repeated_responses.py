@@ -139,9 +139,7 @@ async def test_a_gateway_that_is_behind_the_items_of_the_request_waits_for_them(
 
 
 @pytest.mark.rule("R62")
-async def test_a_text_is_whole_as_soon_as_a_search_follows(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_text_is_whole_as_soon_as_a_search_follows(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeated_responses, "BEHIND_S_MAX", 0.4)
     # The second text begins after 1.3 s.
     body = question("words=2 server=web_search rate=1.5")
