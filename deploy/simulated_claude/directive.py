@@ -74,7 +74,8 @@ A signature of thinking says what stood before it. A request is refused if think
 `system`, other `tools` or other messages, if the thinking of a tool loop is missing, for a signature of another
 program, for more than four marks of the cache, a call by code without its container, an expired or foreign container,
 an email address or more than 256 characters as `user_id`, a blank stop sequence, an image of another type than it says,
-and a system message with `clear_at`, `output_config` or a change of the tools without the beta. A question after a
+an MCP server without the beta, at an http URL or with the access token `refused`, and a system message with `clear_at`,
+`output_config` or a change of the tools without the beta. A question after a
 refused one is refused, too, and a call that max_tokens cuts is left open. With --thinking drop, thinking after a change
 is dropped, as for some accounts; with --thinking none, it is not checked unless the request asks for it. Dropped
 thinking is listed in `input_transformations` if the request has the beta thinking-binding-controls-2026-08-01. The

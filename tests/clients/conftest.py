@@ -148,11 +148,12 @@ class Takeover:
         self._claude_url = claude_url
 
     @asynccontextmanager
-    async def run_and_kill_after(self, entries: int) -> AsyncIterator[None]:
-        """Runs the posted turn in a generator that is killed after so many entries; then another generator
-        continues.
+    async def run_and_kill_after(self, entries: int, containing: bytes = b"") -> AsyncIterator[None]:
+        """Runs the posted turn in a generator that is killed after so many entries that contain these bytes; then
+        another generator continues.
         """
-        assert await run_and_kill_after(entries, self._nats_url, self._claude_url), "its generator outlived the turn"
+        urls = self._nats_url, self._claude_url
+        assert await run_and_kill_after(entries, *urls, containing=containing), "its generator outlived the turn"
         async with running_generator(self._nats_url, self._claude_url):
             yield
             await until(lambda: is_acknowledged(self._connection))

@@ -11,6 +11,7 @@ import msgspec
 import openai
 import pytest
 
+from tailrace.proto.server_tools import is_real_result
 from tests.clients import node
 from tests.clients.conftest import Takeover
 from tests.clients.openai_chat import MODEL, sdk_of, user_message
@@ -119,8 +120,10 @@ async def test_web_search(claude: str, sdk: Any) -> None:
         "response.output_item.done",
     ]
     assert without_ids(events[-1].response.output) == without_ids(made.output)
-    usage = await sdk.responses.retrieve(made.id)
-    assert usage.to_dict() == made.to_dict()
+    assert (await sdk.responses.retrieve(made.id)).to_dict() == made.to_dict()
+    record: Any = await sdk.get(f"/turns/{made.id.removeprefix('resp_')}", cast_to=object)
+    # Two searches at $0.01, and a few tokens.
+    assert record["cost_usd"] == pytest.approx(0.02, abs=0.001)
 
 
 @pytest.mark.proves(DIALECT, "built-in tools", PYTHON)
@@ -346,37 +349,33 @@ def files_with(folder: Path, text: str) -> list[Path]:
 
 @on_shared_loop
 @pytest.mark.rule("R119")
-@pytest.mark.parametrize("entries", [9, 16, 24])
-async def test_a_search_is_made_once_although_its_generator_is_killed(takeover: Takeover, entries: int) -> None:
-    """After a result, in a text, and after the code: the client has one stream with the items of a whole answer."""
-    assert await kill_after(takeover, entries, f"k{entries}-") == [1, 1, 1]
+@pytest.mark.parametrize("results", [1, 2, 3])
+async def test_no_search_is_made_again_when_its_generator_is_killed(takeover: Takeover, results: int) -> None:
+    """After each result: the client has one stream with the items of a whole answer, and stored results are kept.
 
-
-async def kill_after(takeover: Takeover, entries: int, tag: str) -> list[int]:
-    """Kills the generator of an answer after so many entries. Returns how often each call of a tool was executed.
-
-    Asserts that the client has the items of the answer; a call whose result was lost is there as failed, too.
+    A call whose result was on its way is there as failed, too.
     """
-    before = await takeover.executions()
-    line = f"#sim words=9 rate=200 server=web_search,bash_code_execution,mcp tag={tag}"
+    before, tag = await takeover.executions(), f"k{results}-"
+    asked: Any = {"model": MODEL, "tools": TOOLS}
+    asked["input"] = f"#sim words=9 rate=20 server=web_search,bash_code_execution,mcp tag={tag}"
 
     async def read() -> Any:
-        asked: Any = {"model": MODEL, "input": line, "tools": TOOLS}
         async with sdk_of(takeover.gateway.url) as sdk, sdk.responses.stream(**asked) as stream:
             return await stream.get_final_response()
 
     reading = asyncio.create_task(read())
-    async with takeover.run_and_kill_after(entries):
+    async with takeover.run_and_kill_after(results, containing=b"_tool_result"):
         made = await reading
-    whole = [item for item in made.output if item.type == "message" or item.status == "completed"]
     assert made.output_text == words(9, tag)
-    assert [item.type for item in whole if item.type != "message"] == [
-        "web_search_call",
-        "code_interpreter_call",
-        "mcp_call",
-    ]
+    whole = [item.type for item in made.output if item.type != "message" and item.status == "completed"]
+    assert whole == ["web_search_call", "code_interpreter_call", "mcp_call"]
     after = await takeover.executions()
-    return [len(after[call]) for call in after.keys() - before.keys()]
+    executed = {call.rpartition(".")[2]: after[call] for call in after.keys() - before.keys()}
+    assert sorted(executed) == ["1", "2", "3"]
+    assert [len(executed[str(number)]) for number in range(1, results + 1)] == [1] * results
+    record = (await takeover.gateway.client.get(f"/v1/turns/{made.id.removeprefix('resp_')}")).json()
+    stored = {block["tool_use_id"] for block in record["content"] if is_real_result(block)}
+    assert stored == {ids[-1] for ids in executed.values()}
 
 
 @pytest.mark.timeout(120)

@@ -132,6 +132,26 @@ def test_a_field_of_a_system_message_needs_its_beta(fields: Json, betas: tuple[s
     assert [refusal(request, betas=f"a,{beta}") for beta in betas] == [None] * len(betas)
 
 
+@pytest.mark.parametrize(
+    ("server", "betas", "refused"),
+    [
+        ({}, "mcp-client-2025-11-20", None),
+        ({}, "", "mcp_servers: Extra inputs are not permitted"),
+        ({"url": "http://a.example"}, "mcp-client-2025-11-20", "mcp_servers.0.url: must start with https://"),
+        ({"name": "b"}, "mcp-client-2025-11-20", "tools.0: MCP server 'a' is not in mcp_servers"),
+        (
+            {"authorization_token": "refused"},
+            "mcp-client-2025-11-20",
+            "Invalid authorization token for MCP server 'a'. Please check your token and try again.",
+        ),
+    ],
+)
+def test_an_mcp_server_is_checked(server: Json, betas: str, refused: str | None) -> None:
+    servers = [{"type": "url", "name": "a", "url": "https://a.example", **server}]
+    tools = [{"type": "mcp_toolset", "mcp_server_name": "a"}]
+    assert refusal({"mcp_servers": servers, "tools": tools}, betas=betas) == refused
+
+
 def test_an_effort_of_a_message_needs_thinking() -> None:
     request = {"messages": [ASK, {"role": "system", "content": [], "output_config": {"effort": "low"}}]}
     assert refusal(request, betas=OUTPUT_CONFIG) is None
