@@ -174,6 +174,7 @@ async def test_capabilities_have_limits_prices_and_features(gateway: Gateway) ->
             "prefill": False,
             "thinking": ["adaptive", "disabled"],
             "effort": ["low", "medium", "high", "xhigh", "max"],
+            "server_tools": ["web_search", "code_execution"],
         },
     }
 
