@@ -32,13 +32,21 @@ def measure(spans: Spans, event: events.Event | events.UnknownEvent) -> Spans:
         case events.BlockStart(index, {"type": "text"} as block):
             return (*spans, span_of(index, block))
         case events.BlockDelta(index, events.TextDelta(text)):
-            return tuple(one._replace(chars=one.chars + len(text)) if one.block == index else one for one in spans)
+            return _change(spans, index, len(text), ())
         case events.BlockDelta(index, events.CitationsDelta(citation)):
-            return tuple(
-                one._replace(citations=(*one.citations, citation)) if one.block == index else one for one in spans
-            )
+            return _change(spans, index, 0, (citation,))
         case _:
             return spans
+
+
+def _change(spans: Spans, index: int, chars: int, citations: tuple[dict[str, Any], ...]) -> Spans:
+    """Returns the text blocks after a delta of the block `index`, which is nearly always the last one."""
+    for position in range(len(spans) - 1, -1, -1):
+        block, before, cited = spans[position]
+        if block == index:
+            changed = TextSpan(block, before + chars, (*cited, *citations) if citations else cited)
+            return (*spans[:position], changed, *spans[position + 1 :])
+    return spans
 
 
 def span_of(index: int, block: Mapping[str, Any]) -> TextSpan:

@@ -36,7 +36,9 @@ class OpenItem(msgspec.Struct, frozen=True):
     """The number of its first block."""
     output: int
     start: dict[str, Any]
-    """The `content_block` of its `content_block_start`."""
+    """The `content_block` of its `content_block_start`; empty for a block without an item."""
+    id: str = ""
+    """The id of its item."""
     deltas: GrowingText = GrowingText()
     signature: str = ""
     texts: Spans = ()
@@ -51,7 +53,7 @@ class OpenItem(msgspec.Struct, frozen=True):
         return str(self.start.get("type"))
 
     def has_block(self, index: int) -> bool:
-        return index == self.block or any(text.block == index for text in self.texts)
+        return index == self.block or any(index == block for block, _, _ in self.texts)
 
 
 def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tuple[OpenItem, Events]:
@@ -60,6 +62,7 @@ def open_item(turn: str, block: int, output: int, start: dict[str, Any]) -> tupl
     item = _item(opened, "in_progress", None)
     if item is None:
         return replace(opened, start={}), []
+    opened = replace(opened, id=item["id"])
     opening = [_event("response.output_item.added", opened, item=item)]
     if (call := kind_of(start)) is not None:
         return opened, [*opening, _item_event(f"response.{call.item}.in_progress", opened)]
@@ -78,11 +81,12 @@ def continue_message(opened: OpenItem, block: int, start: dict[str, Any]) -> Ope
     return replace(opened, texts=measure(opened.texts, events.BlockStart(block, start)), order=order, is_stopped=False)
 
 
-def add_delta(opened: OpenItem, index: int, delta: events.Delta) -> tuple[OpenItem, Events]:
-    """Adds a delta of the block `index`. Returns its event; none for an empty delta or one that does not fit the block.
+def add_delta(opened: OpenItem, event: events.BlockDelta) -> tuple[OpenItem, Events]:
+    """Adds a delta of one of the item's blocks. Returns its event; none if it is empty or does not fit the block.
 
     The text of a block waits for the end of the blocks before it.
     """
+    delta = event.delta
     if not events.fits_block(type(delta), opened.kind):
         return opened, []
     match delta:
@@ -90,12 +94,14 @@ def add_delta(opened: OpenItem, index: int, delta: events.Delta) -> tuple[OpenIt
             return replace(opened, signature=signature), []
         case events.CitationsDelta():
             # Rendered at the end of the item, when the lengths of its blocks are known.
-            return replace(opened, texts=measure(opened.texts, events.BlockDelta(index, delta))), []
+            return replace(opened, texts=measure(opened.texts, event)), []
         case events.TextDelta(text) if text:
-            shown, order = opened.order.add(index, text)
-            return _show(
-                replace(opened, texts=measure(opened.texts, events.BlockDelta(index, delta)), order=order), shown
-            )
+            shown, order = opened.order.add(event.index, text)
+            texts = measure(opened.texts, event)
+            if not shown:
+                return replace(opened, texts=texts, order=order), []
+            changed = replace(opened, texts=texts, order=order, deltas=opened.deltas.plus(shown))
+            return changed, _delta(opened, shown)
         case events.ThinkingDelta(text) | events.InputJsonDelta(text) if text:
             return _show(opened, text)
         case _:
@@ -234,7 +240,7 @@ def _summary(kind: str, opened: OpenItem, **fields: object) -> dict[str, Any]:
 
 
 def _item_event(kind: str, opened: OpenItem, **fields: object) -> dict[str, Any]:
-    return _event(kind, opened, item_id=item_id(opened.start, opened.turn, opened.block), **fields)
+    return _event(kind, opened, item_id=opened.id, **fields)
 
 
 def _event(kind: str, opened: OpenItem, **fields: object) -> dict[str, Any]:

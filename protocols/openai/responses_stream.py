@@ -157,8 +157,8 @@ def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownE
             item, beginning = open_item(state.head.turn, index, state.outputs, block)
             outputs = state.outputs + bool(beginning)
             return replace(state, open=(*state.open, item), outputs=outputs), closing + beginning
-        case events.BlockDelta(index, delta):
-            return _change(state, index, lambda one: add_delta(one, index, delta))
+        case events.BlockDelta(index):
+            return _change(state, index, lambda one: add_delta(one, event))
         case events.BlockStop(index):
             return _change(state, index, lambda one: stop_block(one, index))
         case _:
