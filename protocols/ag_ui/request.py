@@ -13,7 +13,7 @@
 | `forwardedProps` | the fields of `ForwardedProps` |
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -245,41 +245,49 @@ def with_context(messages: list[MessageParam], text: str) -> list[MessageParam]:
 def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:
     """Returns the messages for the model, without the system messages at the beginning. Raises Refused.
 
-    An answer of the model is one message, also if AG-UI has several messages for it.
+    An answer of the model is one message, also if AG-UI has several messages for it. The results of its calls follow it
+    in the order of the calls, wherever they stand in `messages`: the API takes them nowhere else, and the session has
+    them in this order. The first result of a call counts.
     """
     found: list[MessageParam] = []
     blocks: list[Block] = []
-    results: list[Block] = []
-    calls: dict[str, bool] = {}
-    answered = {one.tool_call_id for one in messages if one.role == "tool" and one.content not in (CUT, NO_RESULT)}
+    calls: set[str] = set()
+    results = {
+        one.tool_call_id: (one, number)
+        for number, one in reversed([*enumerate(messages)])
+        if one.role == "tool" and one.content not in (CUT, NO_RESULT)
+    }
+
+    def own_calls() -> list[str]:
+        return [block["id"] for block in blocks if block["type"] == "tool_use"]
+
+    has_result = False
 
     def end_answer() -> None:
-        nonlocal blocks, results
-        if not results:
+        nonlocal blocks, has_result
+        own = [_tool_result(*results[call]) for call in own_calls()]
+        if not own:
             blocks = without_trailing_thinking(blocks)
         if blocks:
             found.append(MessageParam("assistant", simplify(blocks)))
-        if results:
-            found.append(MessageParam("user", results))
-        blocks, results = [], []
+        if own:
+            found.append(MessageParam("user", own))
+        blocks, has_result = [], False
 
     first = len(_leading(messages))
     for number, message in enumerate(messages[first:], first):
         match message.role:
             case "assistant" | "reasoning":
-                if results:
+                if has_result:
                     end_answer()
-                blocks += _answer_blocks(message, answered, calls)
+                blocks += _answer_blocks(message, results.keys(), calls)
             case "tool":
                 if message.tool_call_id not in calls:
                     raise Refused("request_invalid", NO_CALL.format(number=number, call=message.tool_call_id[:100]))
-                if calls[message.tool_call_id]:
-                    results.append(_tool_result(message, number))
+                has_result = has_result or message.tool_call_id in own_calls()
             case "user":
                 end_answer()
-                parts = message.content if isinstance(message.content, list) else [_text_part(message.content)]
-                content = [block for part in parts for block in _user_blocks(part, number)]
-                found.append(MessageParam("user", simplify(content)))
+                found.append(MessageParam("user", simplify(_content_blocks(message, number))))
             case "system" | "developer":
                 end_answer()
                 found.append(MessageParam("system", text_of(message.content).strip()))
@@ -298,8 +306,8 @@ def _leading(messages: list[AgentMessage]) -> list[AgentMessage]:
     return messages[:count]
 
 
-def _answer_blocks(message: AgentMessage, answered: set[str], calls: dict[str, bool]) -> list[Block]:
-    """Returns the blocks of a message of the assistant. Adds its calls to `calls`, with whether the model gets them."""
+def _answer_blocks(message: AgentMessage, answered: Container[str], calls: set[str]) -> list[Block]:
+    """Returns the blocks of a message of the assistant. Adds its calls to `calls`."""
     if message.role == "reasoning":
         secret, text = message.encrypted_value, text_of(message.content)
         if not secret:
@@ -311,7 +319,7 @@ def _answer_blocks(message: AgentMessage, answered: set[str], calls: dict[str, b
     blocks: list[Block] = [{"type": "text", "text": text}] if text.strip() else []
     for call in message.tool_calls or []:
         given = None if call.id.startswith(SERVER_CALLS) or call.id not in answered else _input(call.function.arguments)
-        calls[call.id] = given is not None
+        calls.add(call.id)
         if given is not None:
             blocks.append({"type": "tool_use", "id": call.id, "name": call.function.name, "input": given})
     return blocks
@@ -329,9 +337,15 @@ def _tool_result(message: AgentMessage, number: int) -> Block:
     block: Block = {"type": "tool_result", "tool_use_id": message.tool_call_id}
     if message.error is not None:
         return {**block, "content": message.error or text_of(message.content) or FAILED, "is_error": True}
-    if isinstance(message.content, list):
-        return {**block, "content": [one for part in message.content for one in _user_blocks(part, number)]}
-    return {**block, "content": text_of(message.content)}
+    if isinstance(message.content, str | None):
+        return {**block, "content": message.content or ""}
+    return {**block, "content": _content_blocks(message, number)}
+
+
+def _content_blocks(message: AgentMessage, number: int) -> list[Block]:
+    """Returns the blocks of the content of a message. Raises Refused."""
+    parts = message.content if isinstance(message.content, list) else [_text_part(message.content)]
+    return [block for part in parts for block in _user_blocks(part, number)]
 
 
 def _user_blocks(part: object, number: int) -> list[Block]:

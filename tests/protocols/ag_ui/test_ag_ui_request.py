@@ -75,6 +75,33 @@ def test_a_call_that_was_cut_or_has_no_result_is_left_out() -> None:
     ]
 
 
+def test_results_follow_their_answer_in_the_order_of_its_calls() -> None:
+    """A question may come before a result, a result twice. The API refuses both, in this request and in all later ones.
+
+    The session has the results of decided calls in this order: in another one, they would start a branch.
+    """
+    other = {**CALL, "id": "toolu_3"}
+    calls = {"role": "assistant", "content": "So.", "toolCalls": [CALL, other]}
+    given = [
+        {"role": "tool", "toolCallId": call, "content": text} for call, text in (("toolu_3", "b"), ("toolu_1", "a"))
+    ]
+    again = {**given[1], "content": "later"}
+    inputs = [{"type": "tool_use", "id": one["id"], "name": "look", "input": {"q": 1}} for one in (CALL, other)]
+    results = [
+        {"type": "tool_result", "tool_use_id": call, "content": text}
+        for call, text in (("toolu_1", "a"), ("toolu_3", "b"))
+    ]
+    whole = [("user", "Why?"), ("assistant", [{"type": "text", "text": "So."}, *inputs]), ("user", results)]
+    assert sent(user(), calls, *given, again) == whole
+    assert sent(user(), calls, *given, user("And?")) == [*whole, ("user", "And?")]
+    assert sent(user(), calls, given[0], user("And?"), given[1]) == [*whole, ("user", "And?")]
+    assert sent(user(), calls, *given, {"role": "assistant", "content": "It is."}, again, user("And?")) == [
+        *whole,
+        ("assistant", "It is."),
+        ("user", "And?"),
+    ]
+
+
 def test_a_failed_tool_has_its_error_as_the_result() -> None:
     """The API refuses a failed call without a reason."""
     results = [
@@ -122,6 +149,14 @@ def test_a_part_of_a_question_is_a_block(part: Json, block: Json) -> None:
     [
         ([user([{"type": "video", "source": {"type": "url", "value": "https://a"}}])], "'video'"),
         ([user({"text": "Why?"})], "must be a string or a list"),
+        (
+            [
+                user(),
+                {"role": "assistant", "toolCalls": [CALL]},
+                {"role": "tool", "toolCallId": "toolu_1", "content": {}},
+            ],
+            "must be a string or a list",
+        ),
         ([user(), {"role": "tool", "toolCallId": "toolu_9", "content": "blue"}], "no message before it has this call"),
         ([user("")], "has no text"),
     ],
