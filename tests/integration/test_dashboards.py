@@ -200,6 +200,14 @@ async def busy_gateway(loaded: LoadedSystem) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def spent_budget(loaded: LoadedSystem) -> AsyncGenerator[None]:
+    """The second gateway has a budget, which the turns of before have spent."""
+    turn = {"message": "#sim words=2 rate=0", "max_tokens": 20}
+    async with loaded.again(1, lambda: loaded.system.clients[1].post("/v1/turns", json=turn)):
+        yield
+
+
+@asynccontextmanager
 async def full_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
     """The log has less space: 85 % are used."""
     jetstream = loaded.system.connection.jetstream
@@ -414,6 +422,7 @@ ROUNDS = (
         ),
         Fault(refused_webhooks, ("WebhooksGivenUp ticket",), ("Webhooks",)),
         Fault(busy_gateway, ("GatewaysBusy page",), ("Refused requests, by code",)),
+        Fault(spent_budget, ("BudgetReached ticket",), ()),
         Fault(forks, ("EntriesSkipped ticket",), ("Invalid entries and records",)),
         Fault(dead_generator, ("ProcessDown page",), ("Takeover",)),
     ),
@@ -539,7 +548,11 @@ async def start(system: System, targets: dict[str, list[int]]) -> None:
         await system.new_persistence(TAILRACE_METRICS_PORT=of_persistence),
         *[await system.new_generator(TAILRACE_METRICS_PORT=port) for port in of_generators],
         await system.new_gateway(TAILRACE_METRICS_PORT=of_gateways[0], TAILRACE_OPS_TARGETS=sampled),
-        await system.new_gateway(TAILRACE_METRICS_PORT=of_gateways[1], TAILRACE_STREAMS_MAX=STREAMS_MAX),
+        await system.new_gateway(
+            TAILRACE_METRICS_PORT=of_gateways[1],
+            TAILRACE_STREAMS_MAX=STREAMS_MAX,
+            TAILRACE_LIMITS_TENANT="usd_month=0.01",
+        ),
     ]
     async with asyncio.TaskGroup() as group:
         for part in parts:
