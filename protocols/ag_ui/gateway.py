@@ -34,7 +34,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore, Claim, Claims
-from tailrace.proto.records import GetLastTurn, GetSession
+from tailrace.proto.records import GetLastTurn, GetSession, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
 from tailrace.proto.version import VERSION
@@ -46,8 +46,10 @@ from tailrace.protocols.ag_ui.request import (
     build_turn,
     context_text,
     decisions_of,
+    has_question,
     ignored_fields,
     with_context,
+    with_results,
 )
 from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run, read_thread
 from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, make_dialect
@@ -58,6 +60,7 @@ from tailrace.protocols.common.unsupported import ignored_header
 # The messages of a larger request are not kept for the case of a restart: the stream would hold them.
 OWN_BYTES_MAX = 256 * 1024
 DEFAULT_AGENT = "default"
+GONE_ON = "the thread has gone on since these interrupts: load it again, and send the question without `resume`"
 REUSED = "this runId was used with another body: use a new one"
 
 
@@ -124,21 +127,26 @@ async def post_run(
     reader = Reader(streams, request)
     with name_as_client(CLIENT_NAMES), as_run():
         async with reader.reserve():
+            dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
             if run.resume:
-                key, cursor = await decide(request, run, raw, submitter, claims, turns), cursor_of_post(request)
-                headers: dict[str, str] = {}
                 known = frozenset(one.tool_call_id for one in run.messages if one.role == "tool")
                 variant = f"run {run.run_id} {' '.join(sorted(known))}"
                 dialect = make_dialect(variant, is_1=run.is_1, own=own, run=run.run_id, known=known)
+            if run.resume and not has_question(run):
+                key, cursor = await decide(request, run, raw, submitter, claims, turns), cursor_of_post(request)
+                headers: dict[str, str] = {}
             else:
+                default_key = run.run_id
+                if run.resume:
+                    default_key = await find_question_key(request, run, raw, streams.history, claims, turns)
+                    run = with_results(run)
                 model = None if agent == DEFAULT_AGENT else agent
                 new_turn = await convert_body(len(raw), build_turn, run, model)
                 if text := context_text(run.context):
                     new_turn = await add_context(new_turn, text, streams.history, request, catalogue)
-                draft = draft_turn(request, new_turn, raw, default_key=run.run_id, is_followed=True)
+                draft = draft_turn(request, new_turn, raw, default_key=default_key, is_followed=True)
                 stored = await submitter.submit(draft)
                 key, cursor, headers = stored.key, draft.cursor, names_of(stored)
-                dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
             if cursor and (again := await end_again(streams.log, key, cursor, reader.part, dialect)) is not None:
                 await reader.release()
                 return again
@@ -159,10 +167,7 @@ async def decide(
     decisions, sha256 = decisions_of(run), await hash_body(raw)
     claim = await claims.find(request.tenant, run.run_id)
     if claim is not None and claim.body_sha256 != sha256:
-        interrupted = await turns.read(TurnKey(request.tenant, claim.turn))
-        calls = {block["id"] for block in interrupted.content if is_call(block)}
-        if interrupted.session != run.thread_id or not decisions.keys() <= calls:
-            raise Refused("run_id_reused", REUSED, param="runId")
+        await require_interrupted(request, run, claim, turns)
     following: TurnKey | None = None
     for call, decision in decisions.items():
         following = await submitter.steps.decide_call(request.principal, run.thread_id, call, decision)
@@ -171,6 +176,37 @@ async def decide(
     if claim is None:
         await claims.claim(request.tenant, run.run_id, Claim(following.turn, sha256))
     return following
+
+
+async def require_interrupted(request: ApiRequest, run: RunAgentInput, claim: Claim, turns: TurnReader) -> None:
+    """Raises Refused if the turn that has the id of `run` is not the one that was interrupted."""
+    turn = await turns.read(TurnKey(request.tenant, claim.turn))
+    if turn.session != run.thread_id or not decisions_of(run).keys() <= calls_of(turn):
+        raise Refused("run_id_reused", REUSED, param="runId")
+
+
+def calls_of(turn: TurnRecord) -> set[str]:
+    return {block["id"] for block in turn.content if is_call(block)}
+
+
+async def find_question_key(
+    request: ApiRequest, run: RunAgentInput, raw: bytes, history: HistoryClient, claims: Claims, turns: TurnReader
+) -> str:
+    """Returns the idempotency key of a question that comes with decisions: the run's id, if no other run has it.
+
+    Raises Refused if the thread does not wait for the decisions.
+    """
+    key, sha256 = run.run_id, await hash_body(raw)
+    claim = await claims.find(request.tenant, key)
+    if claim is not None and claim.body_sha256 != sha256:
+        await require_interrupted(request, run, claim, turns)
+        key = sha256
+        claim = await claims.find(request.tenant, key)
+    if claim is None:
+        newest = await history.query(request.tenant, GetLastTurn(run.thread_id))
+        if not {entry.interrupt_id for entry in run.resume or ()} <= calls_of(newest):
+            raise Refused("call_decided", GONE_ON, param="resume")
+    return key
 
 
 async def add_context(

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy
@@ -31,7 +32,7 @@ from tailrace.protocols.ag_ui.messages import text_of
 from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import PDF
-from tailrace.protocols.common.tool_definition import SERVER_CALLS, tool_definition
+from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
 from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
@@ -400,6 +401,30 @@ def decisions_of(run: RunAgentInput) -> dict[str, Block]:
             result = _tool_result(message, number)
             found[message.tool_call_id] = {"result": result["content"], "is_error": "is_error" in result}
     return found | {entry.interrupt_id: _decision(entry) for entry in run.resume or ()}
+
+
+def has_question(run: RunAgentInput) -> bool:
+    """Returns whether a message of the user follows the last answer.
+
+    HttpAgent sends no run without the decisions about its interrupts: a question that was asked meanwhile comes with
+    them.
+    """
+    roles = [one.role for one in run.messages if one.role in ("assistant", "user")]
+    return "assistant" in roles and roles[-1] == "user"
+
+
+def with_results(run: RunAgentInput) -> RunAgentInput:
+    """Returns the run with its decisions as results of tools. Raises Refused."""
+    decided = {entry.interrupt_id: _decision(entry) for entry in run.resume or ()}
+    others = [one for one in run.messages if one.role != "tool" or one.tool_call_id not in decided]
+    return replace(run, messages=[*others, *(_result_message(call, one) for call, one in decided.items())])
+
+
+def _result_message(call: str, decision: Block) -> AgentMessage:
+    if "result" in decision:
+        return AgentMessage("tool", tool_call_id=call, content=decision["result"])
+    reason = f": {decision['reason']}" if "reason" in decision else ""
+    return AgentMessage("tool", tool_call_id=call, error=f"{DENIED}{reason}")
 
 
 def _decision(entry: ResumeEntry) -> Block:

@@ -32,10 +32,9 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
 from tailrace.protocols.common.file_block import build_file_block
-from tailrace.protocols.common.tool_definition import SERVER_CALLS, tool_definition
+from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
 from tailrace.protocols.common.unsupported import plain_names
 
-DENIED = "the user denied this tool call"
 # The API refuses a failed call without a reason.
 FAILED = "the tool failed"
 UNRUN = "`{name}` is approved, but has no output: Tailrace runs no tools. Run it, and send its output (`addToolOutput`)"

@@ -4,6 +4,8 @@ from typing import Any
 
 # The ids of calls that the model's API runs. The session has them and their results.
 SERVER_CALLS = ("srvtoolu_", "mcptoolu_")
+# The result of a call that the user has not allowed.
+DENIED = "the user denied this tool call"
 NO_INPUT: dict[str, Any] = {"type": "object", "properties": {}}
 
 

@@ -218,6 +218,43 @@ async def test_interrupt_is_decided_with_the_id_of_the_interrupted_run(gateway: 
     ]
 
 
+@pytest.mark.parametrize("is_same_id", [False, True])
+async def test_question_that_comes_with_decisions_is_answered(gateway: Gateway, *, is_same_id: bool) -> None:
+    """HttpAgent sends none while interrupts wait: the next run has the question and the decisions.
+
+    `useInterrupt` of CopilotKit sends the id of the interrupted run.
+    """
+    thread = new_id()
+    two = [*TOOLS, {**TOOLS[0], "name": "book"}]
+    given: Json = {"thread": thread, "tools": two, "forwardedProps": {"approve": True}}
+    asked = body_of(user("#sim words=1 tool=look,book rate=0"), **given)
+    events = events_of(await post(gateway, asked))
+    first, second = [interrupt["id"] for interrupt in events[-1]["outcome"]["interrupts"]]
+    calls = [
+        {"id": call, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for call, name in ((first, "look"), (second, "book"))
+    ]
+    shown_call = {"id": new_id(), "role": "assistant", "content": words(1), "toolCalls": calls}
+    resume = [
+        {"interruptId": second, "status": "resolved", "payload": {"result": "blue"}},
+        {"interruptId": first, "status": "resolved", "payload": {"approved": False, "reason": "too dear"}},
+    ]
+    history = [*asked["messages"], shown_call, user("#sim words=2 tag=b rate=0")]
+    run = asked["runId"] if is_same_id else ""
+    body = body_of(*history, run=run, resume=resume, **given)
+    answer, again = await post(gateway, body), await post(gateway, body)
+    assert shown(answer.content) == "b000000 b000001"
+    assert again.content == answer.content
+    events = events_of(answer)
+    assert (events[0]["runId"], events[-1]["outcome"]) == (body["runId"], {"type": "success"})
+    results = [(event["toolCallId"], event["content"]) for event in events if event["type"] == "TOOL_CALL_RESULT"]
+    assert results == [(first, "the user denied this tool call: too dear"), (second, "blue")]
+    late = body_of(*history, resume=resume[:1], **given)
+    assert code_of(await post(gateway, late)) == (409, "call_decided")
+    turns = (await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"]
+    assert [turn["parent"] for turn in turns] == [None, turns[0]["turn"]]
+
+
 async def test_thread_waits_for_the_database(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart it is behind the log, and TanStack AI would show an empty thread after an error."""
     thread, refusals = new_id(), [Refused("persistence_unavailable", "behind")] * 2
