@@ -6,7 +6,10 @@ The messages of an answer are made of its events, as the client makes them.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from tailrace.proto.conversation import simplify
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Message
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, close_blocks
 from tailrace.protocols.ag_ui.events import Json
@@ -67,11 +70,12 @@ def add_events(messages: list[Json], shown: Iterable[Json]) -> None:
 
 
 def build_page(messages: Sequence[Json]) -> list[Json]:
-    """Returns messages of AG-UI as TanStack AI keeps them: a call and its result are in one message.
+    """Returns messages of AG-UI as TanStack AI keeps them after a stream: a call and its result are in one message.
 
     What follows a result is another message: TanStack AI sends all texts of a message back before its calls.
     """
     found: list[Json] = []
+    calls: dict[str, Json] = {}
     for message in messages:
         match message["role"]:
             case "user" | "system" as role:
@@ -84,8 +88,22 @@ def build_page(messages: Sequence[Json]) -> list[Json]:
                 if message["role"] == "assistant":
                     # The id with which the answer is streamed.
                     found[-1]["id"] = message["id"]
-                found[-1]["parts"] += _answer_parts(message)
+                parts = _answer_parts(message)
+                found[-1]["parts"] += parts
+                calls |= {part["id"]: part for part in parts if part["type"] == "tool-call"}
+                if message["role"] == "tool" and message["toolCallId"] in calls:
+                    text = message["content"]
+                    calls[message["toolCallId"]] |= {"state": "complete", "output": _json_of(text) or text}
     return found
+
+
+def _json_of(text: str) -> msgspec.Raw | None:
+    """Returns a JSON text as it is; None if it is none."""
+    try:
+        msgspec.json.decode(text)
+    except DECODE_ERRORS:
+        return None
+    return msgspec.Raw(text.encode())
 
 
 def _ends_before(message: Json, parts: list[Json]) -> bool:
@@ -116,6 +134,7 @@ def _answer_parts(message: Json) -> list[Json]:
                     "name": call["function"]["name"],
                     "arguments": call["function"]["arguments"],
                     "state": "input-complete",
+                    **({} if (given := _json_of(call["function"]["arguments"])) is None else {"input": given}),
                 }
                 for call in message.get("toolCalls", [])
             ]

@@ -209,8 +209,11 @@ async def test_interrupt_is_decided_with_the_id_of_the_interrupted_run(gateway: 
     first, second = (await gateway.client.get(f"/v1/sessions/{thread}/turns")).json()["turns"]
     assert [block["content"] for block in second["input"][-1]["content"]] == ["blue"]
     assert [first["metadata"]["agui_run"], second["parent"]] == [asked["runId"], first["turn"]]
-    # TanStack AI sends the text behind the result back as another message.
     page = (await gateway.client.get("/api/agui", params={"threadId": thread})).json()
+    # As TanStack AI keeps the call after the stream: a page shows it as one that has run.
+    (call,) = [part for one in page["messages"] for part in one["parts"] if part["type"] == "tool-call"]
+    assert (call["input"], call["state"], call["output"]) == ({"query": "tailrace"}, "complete", "blue")
+    # It sends the text behind the result back as another message.
     assert [(one["role"], [part["type"] for part in one["parts"]]) for one in page["messages"]] == [
         ("user", ["text"]),
         ("assistant", ["text", "tool-call", "tool-result"]),
