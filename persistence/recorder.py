@@ -23,7 +23,7 @@ from tailrace.persistence.rows import TurnRow, blobs_of
 from tailrace.persistence.store import Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
-from tailrace.proto.fold import Turn, fold, text_proof
+from tailrace.proto.fold import Turn, text_proof
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.leases import PULL_S
@@ -317,8 +317,6 @@ class Recorder:
         if last.kind == "end" and (entry := last.take_entry()):
             return await self._log.read_ended_turn(last.key, entry[0])
         # A running turn is recorded from its request alone: its `end` is delivered later.
-        if last.kind == "request" and (turn := fold(last.take_entry())).request is not None:
-            return turn
         return await self._log.read_turn_upto(last.key, last.seq, 1 if last.kind == "request" else None)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:

@@ -79,7 +79,7 @@ class Ways:
         case = read_cases()[name]
         await self.claude.post(f"/_sim/cases/{name}", content=b"\n".join(case.lines))
         body = {**request_of(name, case), "stream": True}
-        direct = await self.claude.post("/v1/messages", json=body, headers=HEADERS)
+        direct = await self.claude.post("/v1/messages", json=body, headers=HEADERS | betas_of(case))
         self.compare_stream(name, "direct", direct.content)
         live = await self.gateway.post("/v1/messages", json=body, headers=betas_of(case))
         self.compare_stream(name, "live", live.content)
