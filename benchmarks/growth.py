@@ -1,4 +1,4 @@
-"""What a delta costs as other things grow: readers, other streams, stored turns, processes.
+"""Measures the CPU of a delta with more readers, other streams, stored turns and processes.
 
 `python -m benchmarks.growth` starts the system anew for each row, measures it three times, and prints the medians. The
 first rows have one turn with 10 deltas a second, the others 20 turns with 50. CPU is that of one delta of the model,
@@ -21,6 +21,7 @@ from benchmarks.command_line import count, new_parser
 from benchmarks.compare.__main__ import measure, measure_idle
 from benchmarks.compare.arms import Arm, port_of, process, tailrace
 from benchmarks.compare.attached_readers import readers_of
+from benchmarks.compare.closed_loop import Sample, used_us
 from benchmarks.compare.readers import read_many
 from benchmarks.process_usage import raise_file_limit
 
@@ -30,13 +31,6 @@ STORED_AT_ONCE = 50
 SILENT_S = 300
 # The text that a slow reader does not read: more than the buffers of its connection hold.
 SLOW_WORDS, SLOW_RATE = 20_000, 5000
-
-
-class Sample(NamedTuple):
-    """CPU in µs of a delta by role, and the median delay in ms."""
-
-    cpu_us: dict[str, float]
-    p50_ms: float
 
 
 Measure = Callable[[Arm, dict[str, float], int], Awaitable[Sample]]
@@ -60,7 +54,7 @@ async def read_one_turn(arm: Arm, idle: dict[str, float], seconds: int, *, reade
         await asyncio.sleep(seconds)
         after, delays = arm.cpu_s(), [one.delays[had:] for one, had in zip(attached, seen, strict=True)]
         words = statistics.median(map(len, delays))
-        used = {role: (after[role] - before[role] - idle[role] * seconds) / words * 1e6 for role in before}
+        used = used_us(before, after, idle, seconds, words)
         return Sample(used, statistics.median(delay for one in delays for delay in one) * 1e3)
 
 
@@ -132,7 +126,7 @@ async def measure_row(row: Row, model: str, options: argparse.Namespace) -> Samp
             idle = (await measure_idle([arm]))[arm.name]
             samples = [await row.measure(arm, idle, options.seconds) for _ in range(options.repeats)]
     cpu_us = {role: statistics.median(one.cpu_us[role] for one in samples) for role in samples[0].cpu_us}
-    return Sample(cpu_us, statistics.median(one.p50_ms for one in samples))
+    return Sample(cpu_us, statistics.median(one.delay_ms for one in samples))
 
 
 async def run(options: argparse.Namespace) -> None:
@@ -142,8 +136,7 @@ async def run(options: argparse.Namespace) -> None:
         for row in ROWS:
             sample = await measure_row(row, f"http://127.0.0.1:{port_of(model)}", options)
             roles = ", ".join(f"{role} {used:.0f}" for role, used in sample.cpu_us.items())
-            total = sum(sample.cpu_us.values())
-            print(f"| {row.name} | {total:.0f} µs | {roles} | {sample.p50_ms:.1f} ms |", flush=True)
+            print(f"| {row.name} | {sample.sum_us:.0f} µs | {roles} | {sample.delay_ms:.1f} ms |", flush=True)
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ async def measure_deltas(arm: Arm, in_flight: int, words: int, idle: dict[str, f
         answers = await asyncio.gather(*(reader.done for reader in readers))
         after, took = arm.cpu_s(), time.monotonic() - began
     delays = [delay for answer in answers for delay in answer.delays[1:]]
-    return Sample(_used(before, after, idle, took, len(delays)), statistics.median(delays) * 1e3)
+    return Sample(used_us(before, after, idle, took, len(delays)), statistics.median(delays) * 1e3)
 
 
 async def measure_turns(arm: Arm, in_flight: int, idle: dict[str, float]) -> Sample:
@@ -140,12 +140,13 @@ async def measure_turns(arm: Arm, in_flight: int, idle: dict[str, float]) -> Sam
         await asyncio.sleep(SETTLE_S)
         after, took = arm.cpu_s(), time.monotonic() - began
     first_words = [delay for one in lanes for delay in one]
-    return Sample(_used(before, after, idle, took, len(first_words)), statistics.median(first_words) * 1e3)
+    return Sample(used_us(before, after, idle, took, len(first_words)), statistics.median(first_words) * 1e3)
 
 
-def _used(
-    before: dict[str, float], after: dict[str, float], idle: dict[str, float], took: float, times: int
+def used_us(
+    before: dict[str, float], after: dict[str, float], idle: dict[str, float], took: float, times: float
 ) -> dict[str, float]:
+    """Returns the CPU in µs by role of each of `times` operations in `took` seconds, without what idle roles use."""
     return {role: (after[role] - before[role] - idle[role] * took) / times * 1e6 for role in before}
 
 

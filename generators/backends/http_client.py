@@ -75,7 +75,7 @@ class TimedBody(httpx2.AsyncByteStream, asyncio.Protocol):
         self._response: Any = getattr(getattr(body, "_stream", None), "_aiohttp_response", None)
         """aiohttp's response below the streams of httpx2 and of the SDK; None if there is none."""
         if self._response is not None:
-            # The headers of the request, 4 kB. Only errors that nobody catches here would name them.
+            # It holds the headers of the request, 4 kB. aiohttp reads it only in methods that are not called here.
             self._response._request_info = None  # noqa: SLF001
         self._loop = asyncio.get_running_loop()
         self._receive: Callable[[bytes], Any] = bytes
