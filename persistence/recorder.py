@@ -24,7 +24,7 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import LogUnavailable, StoreBusy, StoreError, StoreRefused, StoreUnwritable, TurnUnknown
 from tailrace.proto.fold import Turn, text_proof
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, is_child_id
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.leases import PULL_S
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
@@ -328,8 +328,10 @@ class Recorder:
         if turn.request is None or turn.request.parent is None:
             return False
         parent = TurnKey(key.tenant, turn.request.parent)
+        # A generator may store a result of a batch between its purge and its tombstone. Its mark is older than both.
+        is_deleted = self._tombstones.is_deleted if is_child_id(key.turn, parent.turn) else self._tombstones.exists
         # A POST with the same Idempotency-Key may have stored the parent again under the same id during the deletion.
-        return await self._tombstones.exists(parent) and not await self._log.has_turn(parent)
+        return await is_deleted(parent) and not await self._log.has_turn(parent)
 
 
 def leave_out(turn: str, why: Exception) -> None:

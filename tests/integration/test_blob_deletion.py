@@ -23,7 +23,7 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, child_id, new_id
-from tailrace.proto.nats import BlobPins, BlobStore, Connection, TurnLog, blob_pins
+from tailrace.proto.nats import BlobPins, BlobStore, Connection, Tombstones, TurnLog, blob_pins
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM
@@ -508,6 +508,21 @@ async def test_the_blobs_of_an_orphaned_follow_up_are_deleted(
         orphan = request(messages=messages, parent=root.key.turn, session=SessionId("session-1"))
         await own.log.append(TurnKey(own.tenant, TurnId(new_id())), START, orphan)
         await until_empty(own.connection, own.tenant)
+
+
+async def test_a_result_of_a_batch_that_was_purged_but_has_no_tombstone_yet_is_deleted(own: BlobSystem) -> None:
+    """Otherwise it stays if the database is lost at this moment: a repeated DELETE no longer finds the batch."""
+    batch = Writer(own.log, TurnKey(own.tenant, TurnId(new_id())))
+    await batch.open("Light")
+    await Tombstones(own.connection).mark_deletion(batch.key)
+    await own.log.purge(batch.key)
+    parents = (batch.key.turn, TurnId(new_id()))
+    results = [TurnKey(own.tenant, child_id(parent, 0)) for parent in parents]
+    for key, parent in zip(results, parents, strict=True):
+        await own.log.append(key, START, request(parent=parent, session=SessionId("session-1")))
+    async with own.persistence() as persistence:
+        await persistence.ask(own.tenant, "turn", GetTurn(results[1].turn), TurnRecord)
+        assert await own.log.find_stored(results) == {results[1]}
 
 
 async def test_a_database_of_an_older_version_learns_the_references(own: BlobSystem, picture: str) -> None:
