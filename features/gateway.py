@@ -31,10 +31,10 @@ from tailrace.features.turn_lists.gateway import FEATURE as TURN_LISTS
 from tailrace.features.usage.gateway import FEATURE as USAGE
 from tailrace.features.webhooks.gateway import FEATURE as WEBHOOKS
 from tailrace.gateway import app
-from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.feature import Features
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
+from tailrace.gateway.streaming.dialect import Dialects
 from tailrace.proto.runtime.settings import extend
 from tailrace.protocols.ag_ui.gateway import FEATURE as AG_UI
 from tailrace.protocols.ai_sdk.gateway import FEATURE as AI_SDK

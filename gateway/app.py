@@ -17,7 +17,7 @@ from tailrace.gateway.auth.cors import cors_middleware, parse_origins
 from tailrace.gateway.auth.guard import Endpoint, GuardedEndpoint
 from tailrace.gateway.clients.blobs import ROUTES as BLOB_ROUTES
 from tailrace.gateway.clients.native import routes as native
-from tailrace.gateway.clients.registry import Dialects, with_core
+from tailrace.gateway.clients.registry import with_core
 from tailrace.gateway.feature import Features, Started
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.admission_queue import AdmissionQueue, refuse_connection
@@ -29,6 +29,7 @@ from tailrace.gateway.resources import (
     sessions,
 )
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.streaming.dialect import Dialects
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.feature_parts import join_distinct

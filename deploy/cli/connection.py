@@ -15,6 +15,7 @@ from tailrace.deploy.local.terminal_text import has_cursor, make_printable
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 
 PROBE_S = 5.0
+AGAIN = "The answer starts again:"
 START = "start a gateway with `tailrace up`, or name one with --url"
 
 

@@ -6,10 +6,8 @@ from typing import Protocol, TextIO
 from tailrace.client import Answer, End, TailraceError
 from tailrace.client.core import State
 from tailrace.client.events import WHOLE
-from tailrace.deploy.cli.connection import report_retry
+from tailrace.deploy.cli.connection import AGAIN, report_retry
 from tailrace.deploy.local.terminal_text import make_printable
-
-AGAIN = "The answer starts again:"
 
 
 class Display(Protocol):

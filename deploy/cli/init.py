@@ -8,7 +8,7 @@ from pathlib import Path
 from tailrace.deploy.cli.arguments import add_json
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local import config_file
-from tailrace.deploy.local.configuration import NAME
+from tailrace.deploy.local.config_path import NAME
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
 DESCRIPTION = "Write a configuration file that lists every setting but secrets, with meaning and default."

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tailrace.client import TailraceError
 from tailrace.client.core import State
-from tailrace.deploy.cli.display import AGAIN
+from tailrace.deploy.cli.connection import AGAIN
 from tailrace.deploy.local.terminal_text import make_printable
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")

@@ -16,7 +16,7 @@ from dotenv.parser import parse_stream
 from platformdirs import user_config_path
 
 from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.configuration import ADDRESS, DOTENV, NAME, Configuration
+from tailrace.deploy.local.config_path import ADDRESS, DOTENV, NAME, Configuration
 from tailrace.deploy.local.options import Options
 from tailrace.gateway.settings import Settings as GatewaySettings
 from tailrace.proto.errors import SettingsInvalid

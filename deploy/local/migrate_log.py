@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 import httpx2
 import msgspec
 
-from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import NatsServer, ServerSpec
 from tailrace.deploy.local.options import Options
-from tailrace.deploy.nats import stream_copy
+from tailrace.deploy.nats import stream_copy, streams
 from tailrace.deploy.nats.permissions import LOG
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import Connection

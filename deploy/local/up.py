@@ -19,7 +19,6 @@ from pathlib import Path
 
 import msgspec
 
-from tailrace.deploy.cli import streams
 from tailrace.deploy.local import (
     check_environment,
     data_dir,
@@ -46,6 +45,7 @@ from tailrace.deploy.local.status_file import FILE as STATUS_FILE
 from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
+from tailrace.deploy.nats import streams
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.features.gateway import FEATURES
 from tailrace.gateway.serve import load_authenticator

@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from signal import SIGKILL
 
-from tailrace.deploy.cli.streams import log_bytes_max
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.nats_server import ServerSpec, wait_started
 from tailrace.deploy.local.readiness import BEAT, HealthCheck, Response, ask, http_get
 from tailrace.deploy.local.status_file import StatusFile
 from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.deploy.nats import setup
+from tailrace.deploy.nats.streams import log_bytes_max
 from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.setup_state import SetupState, read_setup_state

@@ -8,12 +8,12 @@ from tailrace.features.tickets.tickets import PARAMETER, SHARED_S, SHARED_S_MAX,
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.clients.native import routes
-from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import LAST_RECEIVED
 from tailrace.gateway.http.route import TURNS, Route, header, query
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.streaming.dialect import Dialects
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused

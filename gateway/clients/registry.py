@@ -4,11 +4,7 @@ from collections.abc import Iterable
 
 from tailrace.gateway.clients.native.stream import TAILRACE
 from tailrace.gateway.clients.native.text_stream import TEXT
-from tailrace.gateway.streaming.dialect import Dialect
-
-
-class Dialects(dict[str, Dialect]):
-    """Dialects by name, in the order in which an error lists them."""
+from tailrace.gateway.streaming.dialect import Dialect, Dialects
 
 
 def with_core(dialects: Iterable[Dialect]) -> Dialects:

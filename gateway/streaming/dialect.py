@@ -87,3 +87,7 @@ def select_variant(dialect: Dialect, accept: str) -> Dialect:
     EventSource, fetch-event-source and the SSE libraries of Python send `text/event-stream`; `fetch` sends `*/*`.
     """
     return dialect.with_ids if dialect.with_ids is not None and sse.MEDIA_TYPE in accept else dialect
+
+
+class Dialects(dict[str, Dialect]):
+    """Dialects by name, in the order in which an error lists them."""

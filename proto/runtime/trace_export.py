@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from prometheus_client import Counter
 
-from tailrace.proto.runtime.tracing import TRACER
 from tailrace.proto.version import VERSION
 
 logger = structlog.get_logger()
@@ -141,17 +140,23 @@ class _QueuedSpans(BatchSpanProcessor):
     it belongs to no request of a client.
     """
 
+    def __init__(self, exporter: SpanExporter, tracer: str) -> None:
+        super().__init__(exporter)
+        self._tracer = tracer
+
     def on_end(self, span: ReadableSpan) -> None:
         scope = span.instrumentation_scope
-        if span.parent is None and (scope is None or scope.name != TRACER):
+        if span.parent is None and (scope is None or scope.name != self._tracer):
             return
         if span.context is not None and span.context.trace_flags.sampled:
             ENDED.inc()
         super().on_end(span)
 
 
-def start(role: str) -> Callable[[], None]:
+def start(role: str, tracer: str) -> Callable[[], None]:
     """Starts the export of the spans of this process; returns a function that sends the waiting spans, and stops.
+
+    Of traces that begin in this process, only those of `tracer` are exported.
 
     Spans wait in a queue of bounded length for a thread that sends them: a collector that is slow or away costs spans,
     but does not delay a turn. Another thread checks the collector once. The sampler comes from OTEL_TRACES_SAMPLER; by
@@ -161,7 +166,7 @@ def start(role: str) -> Callable[[], None]:
     resource = Resource.create({"service.name": f"{name}-{role}", "service.version": VERSION})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = CountedExporter()
-    provider.add_span_processor(_QueuedSpans(exporter))
+    provider.add_span_processor(_QueuedSpans(exporter, tracer))
     trace.set_tracer_provider(provider)
     # A collector that is away must not delay the start.
     threading.Thread(target=exporter.check, name="traces-check", daemon=True).start()

@@ -41,7 +41,7 @@ def configure(role: str, environ: Mapping[str, str] = os.environ) -> bool:
         raise SettingsInvalid(
             "an OTLP endpoint is set, but the exporter is not installed: pip install 'tailrace[otlp]', or unset it"
         ) from error
-    _stop = trace_export.start(role)
+    _stop = trace_export.start(role, TRACER)
     return True
 
 

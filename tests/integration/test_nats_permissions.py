@@ -16,10 +16,10 @@ import structlog.testing
 from nats.aio.msg import Msg
 from structlog.typing import EventDict
 
-from tailrace.deploy.cli import streams
 from tailrace.deploy.local import nats_server, ports
 from tailrace.deploy.local.nats_server import ROOT_USER
 from tailrace.deploy.local.spawn import signal_group, spawn
+from tailrace.deploy.nats import streams
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.features.admin.key_store import KeyStore
 from tailrace.gateway.auth.api_key import ApiKey

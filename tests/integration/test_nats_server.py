@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from tailrace.deploy.cli.streams import log_bytes_max
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.nats_server import (
     FILE_BYTES_MAX,
@@ -23,6 +22,7 @@ from tailrace.deploy.local.nats_server import (
 )
 from tailrace.deploy.nats import setup
 from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.deploy.nats.streams import log_bytes_max
 from tailrace.proto.nats import Connection
 
 

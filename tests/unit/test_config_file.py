@@ -124,7 +124,7 @@ def test_a_file_of_another_user_is_used_only_if_it_is_named(
         Path(name).unlink()
         Path(name).symlink_to("own")
     theirs = Path(name).lstat().st_ino
-    monkeypatch.setattr("tailrace.deploy.local.configuration.is_own", lambda found: found.st_ino != theirs)
+    monkeypatch.setattr("tailrace.deploy.local.config_path.is_own", lambda found: found.st_ino != theirs)
     with pytest.raises(
         SettingsInvalid, match=rf"^{re.escape(name)} belongs to another user: .* --config tailrace\.toml"
     ):

@@ -5,13 +5,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.registry import Dialects
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.http.media_type import accept_header
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
 from tailrace.gateway.http.route import SSE, TURNS, Route, query
-from tailrace.gateway.streaming.dialect import Dialect, select_variant
+from tailrace.gateway.streaming.dialect import Dialect, Dialects, select_variant
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import draft_turn
