@@ -14,3 +14,5 @@ class PersistenceHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     """The random id that is stored in the database."""
     damaged_turns: int = 0
     """How many turns the log has lost entries of."""
+    knows: tuple[str, ...] = ()
+    """The settings of tenants that the process applies; an older version reports none."""

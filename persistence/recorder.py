@@ -28,6 +28,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, is_child_id
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.leases import PULL_S
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
+from tailrace.proto.ownership import KNOWN_SETTINGS
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
@@ -160,7 +161,9 @@ class Recorder:
 
     def report_health(self, database: str, database_id: str, damaged_turns: Callable[[], int] = int) -> bytes:
         """Returns this process' PersistenceHealth as JSON."""
-        health = PersistenceHealth(not self.failure, self.failure, database, database_id, damaged_turns())
+        health = PersistenceHealth(
+            not self.failure, self.failure, database, database_id, damaged_turns(), KNOWN_SETTINGS
+        )
         return msgspec.json.encode(health)
 
     async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:

@@ -36,6 +36,7 @@ EVERY_KEY = "$KV.KEYS.>"
 EVERY_LIVE_KEY = "keys.>"
 # The beginning of the names of tenants' limits in the bucket KEYS.
 LIMITS_PREFIX = "tenant."
+USERS_PREFIX = "users."
 EVERY_LIMIT = "limits.>"
 EVERY_BUDGET = "budgets.>"
 EVERY_SLOT = "slots.>"
@@ -141,6 +142,16 @@ def limits_of_tenant(tenant: Tenant) -> str:
 def tenant_of_limits(name: str) -> Tenant | None:
     """Returns the tenant whose limits have this name in the bucket KEYS; None for a key."""
     return Tenant(name.removeprefix(LIMITS_PREFIX)) if name.startswith(LIMITS_PREFIX) else None
+
+
+def users_of_tenant(tenant: Tenant) -> str:
+    """Returns the name in the bucket KEYS of the setting whether a tenant's users are private."""
+    return USERS_PREFIX + _token(tenant)
+
+
+def tenant_of_users(name: str) -> Tenant | None:
+    """Returns the tenant whose setting of users has this name in the bucket KEYS; None for any other record."""
+    return Tenant(name.removeprefix(USERS_PREFIX)) if name.startswith(USERS_PREFIX) else None
 
 
 def tombstone(key: TurnKey) -> str:

@@ -1,8 +1,9 @@
-"""Changes of keys and of tenants' limits by operators, each with an entry in the audit log.
+"""Changes of keys, and of tenants' limits and settings, by operators, each with an entry in the audit log.
 
 The command line and the gateway's routes both use it.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -17,10 +18,17 @@ from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
 from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
+from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.nats import Rpc
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.ownership import Users
+from tailrace.proto.subjects import PERSISTENCE
 
+# How long processes have to answer which settings they know. The turn in the question does not matter.
+PROCESSES_WAIT_S = 1.0
+ANY_TURN = "-"
 # A key that ends sooner leaves too little time to create another one.
 LASTING_S = 24 * 3600
 
@@ -39,6 +47,7 @@ class Administration:
     def __init__(self, connection: Connection) -> None:
         self._keys = KeyStore(connection)
         self.audit = AuditLog(connection)
+        self._rpc = Rpc(connection)
 
     async def list_keys(self) -> list[ApiKey]:
         """Returns all keys, oldest first, including revoked ones. Raises LogUnavailable."""
@@ -158,6 +167,41 @@ class Administration:
                     "limits_changed", f"another request has changed the limits of {tenant}: read them, and try again"
                 )
 
+    async def private_tenants(self) -> set[Tenant]:
+        """Returns the tenants whose users are private. Raises LogUnavailable."""
+        return await self._keys.list_private()
+
+    async def set_tenant_users(self, actor: Actor, tenant: Tenant, users: Users, expected: Users | None = None) -> None:
+        """Sets whether the users of a tenant are private.
+
+        Raises Refused if a gateway or a persistence process that runs does not know the setting, or if it differs from
+        `expected`, unless that is None.
+        """
+        if users == "private":
+            await self._require_known(tenant)
+        before = "private" if tenant in await self._keys.list_private() else "shared"
+        async with self._record_change(actor, "tenant.set", tenant, tenant, {"users": before}, {"users": users}):
+            if not await self._keys.set_users(tenant, users, expected):
+                raise Refused(
+                    "users_changed", f"another request has changed the users of {tenant}: read them, and try again"
+                )
+
+    async def _require_known(self, tenant: Tenant) -> None:
+        """Raises Refused if a process of an older version runs: it would show the users of a tenant each other's turns.
+
+        All gateways and persistence processes answer (PROTOCOL R29, R81).
+        """
+        gateways, persistence = await asyncio.gather(
+            self._rpc.collect_readers(TurnKey(tenant, TurnId(ANY_TURN)), wait_s=PROCESSES_WAIT_S),
+            self._rpc.every_health(PERSISTENCE, wait_s=PROCESSES_WAIT_S),
+        )
+        if not gateways or not all(_Known.knows_users(report) for report in (*gateways, *persistence)):
+            raise Refused(
+                "gateways_outdated",
+                "a gateway or persistence process of an older version runs, which would show private users each "
+                "other's turns: upgrade all processes, and try again",
+            )
+
     async def _find(self, key_id: str) -> ApiKey | None:
         return await self._keys.get(key_id) if KEY_ID.fullmatch(key_id) else None
 
@@ -189,6 +233,19 @@ class Administration:
             with suppress(LogUnavailable):
                 await self.audit.append(msgspec.structs.replace(entry, at=datetime.now(UTC), error=str(error)))
             raise
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """The settings that a process knows, as it reports them. Older versions report none."""
+
+    knows: tuple[str, ...] = ()
+
+    @classmethod
+    def knows_users(cls, report: bytes) -> bool:
+        try:
+            return "users" in msgspec.json.decode(report, type=cls).knows
+        except DECODE_ERRORS:
+            return False
 
 
 def _leaves_admin(keys: Iterable[ApiKey], key_id: str, now: int) -> bool:

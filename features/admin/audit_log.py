@@ -1,4 +1,4 @@
-"""The audit log: changes of keys and limits by operators, in a stream from which nats-server never deletes."""
+"""The audit log: changes of keys, limits and tenants by operators, in a stream from which nats-server never deletes."""
 
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from tailrace.proto.subjects import AUDIT, EVERY_AUDIT
 logger = structlog.get_logger()
 
 TIMEOUT_S = 5.0
-Action = Literal["key.create", "key.revoke", "key.rotate", "limits.set"]
+Action = Literal["key.create", "key.revoke", "key.rotate", "limits.set", "tenant.set"]
 
 
 class Actor(NamedTuple):
@@ -40,7 +40,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     address: str
     """The address of the client, or the name of the machine."""
     tenant: Tenant
-    """The tenant whose key or limits were changed."""
+    """The tenant that was changed, or whose key or limits were."""
     target: str
     """The id of the key, or the name of the tenant."""
     before: dict[str, Any] | None = None

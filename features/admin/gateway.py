@@ -1,6 +1,6 @@
 """Routes for operators: keys and limits of all tenants, and the audit log. They need the scope `admin`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Annotated, TypeVar
 
@@ -24,6 +24,7 @@ from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogUnavailable, Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
+from tailrace.proto.ownership import Users
 from tailrace.proto.runtime.settings import NoSettings
 
 R = TypeVar("R")
@@ -67,6 +68,15 @@ class LimitsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The tenant's own limits as they were read: if they have changed, the request is refused. Null: not checked."""
 
 
+class TenantSettingsBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `PUT /v1/admin/tenants/{tenant}`."""
+
+    users: Users
+    """`private`: a user uses only what it owns. `shared`: the users of the tenant use everything of the tenant."""
+    expected: Users | None = None
+    """The setting as it was read: if it has changed, the request is refused. Null: not checked."""
+
+
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A key, without its secret. Times are Unix seconds."""
 
@@ -104,10 +114,12 @@ class KeyList(Page[KeyRecord], frozen=True, kw_only=True):
 
 
 class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant and its limits."""
+    """A tenant, its setting and its limits."""
 
     tenant: Tenant
     """The name of the tenant."""
+    users: Users
+    """Whether the tenant's users are private: each uses only what it owns."""
     limits: GivenLimits
     """The tenant's own limits."""
     effective: Limits
@@ -117,7 +129,7 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantList(Page[TenantBody], frozen=True, kw_only=True):
-    """The tenants that have a key, or limits of their own, by name."""
+    """The tenants that have a key, private users, or limits of their own, by name."""
 
 
 class AuditList(Page[AuditEntry], frozen=True, kw_only=True):
@@ -176,13 +188,13 @@ async def rotate_key(request: ApiRequest, administration: Administration) -> Res
 
 
 async def list_tenants(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
-    """`GET /v1/admin/tenants`: the tenants that have a key, or limits of their own, by name.
+    """`GET /v1/admin/tenants`: the tenants that have a key, private users, or limits of their own, by name.
 
     A tenant that only a JWT names is not listed, but can be read and limited by its name.
     """
-    limits = await administration.tenant_limits()
-    names = sorted({key.tenant for key in await administration.list_keys()} | set(limits))
-    tenants = [_tenant_body(name, limits.get(name, {}), admissions) for name in names]
+    limits, private = await administration.tenant_limits(), await administration.private_tenants()
+    names = sorted({key.tenant for key in await administration.list_keys()} | set(limits) | private)
+    tenants = [_tenant_body(name, limits.get(name, {}), private, admissions) for name in names]
     page, following = page_in_memory(request, tenants, lambda one: one.tenant)
     return json_response(TenantList(data=page, next=following))
 
@@ -194,7 +206,23 @@ async def get_limits(request: ApiRequest, admissions: Admissions, administration
     """
     tenant = parse_tenant(request.path_params["tenant"])
     own = (await administration.tenant_limits()).get(tenant, {})
-    return json_response(await _with_budgets(_tenant_body(tenant, own, admissions), admissions))
+    body = _tenant_body(tenant, own, await administration.private_tenants(), admissions)
+    return json_response(await _with_budgets(body, admissions))
+
+
+async def put_tenant(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
+    """`PUT /v1/admin/tenants/{tenant}`: sets whether the tenant's users are private, at all gateways within a second.
+
+    Refused with `409` while a gateway runs that does not know the setting. Streams of the tenant's users are closed
+    when it becomes private: each goes on at its cursor if it is the user's own.
+    """
+    actor = _actor(request)
+    tenant = parse_tenant(request.path_params["tenant"])
+    body, _ = await request.read(TenantSettingsBody)
+    await administration.set_tenant_users(actor, tenant, body.users, body.expected)
+    own = (await administration.tenant_limits()).get(tenant, {})
+    private = {tenant} if body.users == "private" else set[Tenant]()
+    return json_response(await _with_budgets(_tenant_body(tenant, own, private, admissions), admissions))
 
 
 async def put_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
@@ -206,7 +234,8 @@ async def put_limits(request: ApiRequest, admissions: Admissions, administration
     tenant = parse_tenant(request.path_params["tenant"])
     body, _ = await request.read(LimitsBody)
     await administration.set_tenant_limits(actor, tenant, body.limits, body.expected)
-    return json_response(await _with_budgets(_tenant_body(tenant, body.limits, admissions), admissions))
+    private = await administration.private_tenants()
+    return json_response(await _with_budgets(_tenant_body(tenant, body.limits, private, admissions), admissions))
 
 
 async def get_audit(request: ApiRequest, administration: Administration) -> Response:
@@ -229,12 +258,13 @@ def _unknown_key() -> Refused:
     return Refused("key_not_found", "no valid key has this id: see GET /v1/admin/keys")
 
 
-def _tenant_body(tenant: Tenant, own: GivenLimits, admissions: Admissions) -> TenantBody:
-    return TenantBody(tenant=tenant, limits=own, effective=admissions.limiter.effective_limits(own))
+def _tenant_body(tenant: Tenant, own: GivenLimits, private: Collection[Tenant], admissions: Admissions) -> TenantBody:
+    users: Users = "private" if tenant in private else "shared"
+    return TenantBody(tenant=tenant, users=users, limits=own, effective=admissions.limiter.effective_limits(own))
 
 
 async def _with_budgets(body: TenantBody, admissions: Admissions) -> TenantBody:
-    # A change of limits was made already, and needs no persistence.
+    # A change was made already, and needs no persistence.
     with suppress(Refused, LogUnavailable):
         budgets = await admissions.limiter.budget_uses(body.tenant, body.limits)
         return msgspec.structs.replace(body, budgets=budgets)
@@ -284,6 +314,7 @@ ROUTES = [
         status=201,
     ),
     Route("GET", "/v1/admin/tenants", list_tenants, "admin", ADMIN, result=TenantList, parameters=PAGE),
+    Route("PUT", "/v1/admin/tenants/{tenant}", put_tenant, "admin", ADMIN, body=TenantSettingsBody, result=TenantBody),
     Route("GET", "/v1/admin/tenants/{tenant}/limits", get_limits, "admin", ADMIN, result=TenantBody),
     Route("PUT", "/v1/admin/tenants/{tenant}/limits", put_limits, "admin", ADMIN, body=LimitsBody, result=TenantBody),
     Route("GET", "/v1/admin/audit", get_audit, "admin", ADMIN, result=AuditList, parameters=PAGE),

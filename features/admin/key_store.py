@@ -1,4 +1,4 @@
-"""Creates, changes and lists API keys and tenants' limits in the bucket KEYS.
+"""Creates, changes and lists API keys, and tenants' limits and settings, in the bucket KEYS.
 
 A revoked key keeps its record, so that each reader of the bucket learns of it, whenever it reads.
 """
@@ -12,6 +12,7 @@ from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_key_store import (
     ENDING,
     READ_TRIES,
+    SHARED,
     STALE_WAIT_S,
     ApiKeyStore,
     decode_key,
@@ -23,6 +24,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.kv import Bucket
+from tailrace.proto.ownership import Users
 from tailrace.proto.subjects import KEYS
 
 CHANGE_TRIES = 10
@@ -127,6 +129,27 @@ class KeyStore(ApiKeyStore):
             if await self._bucket.update(name, msgspec.json.encode(limits), 0 if found is None else found.revision):
                 return True
         raise LogUnavailable("the limits may not be changed, because other clients are changing them: retry")
+
+    async def set_users(self, tenant: Tenant, users: Users, expected: Users | None = None) -> bool:
+        """Sets whether the users of a tenant are private. Raises LogUnavailable.
+
+        Returns False, and changes nothing, if the setting differs from `expected`, unless that is None.
+        """
+        name = subjects.users_of_tenant(tenant)
+        for _ in range(CHANGE_TRIES):
+            found = await self._bucket.get(name)
+            before: Users = "shared" if found is None or found.data in (b"", SHARED) else "private"
+            if expected not in (None, before):
+                return False
+            if await self._bucket.update(name, msgspec.json.encode(users), 0 if found is None else found.revision):
+                return True
+        raise LogUnavailable("the tenant may not be changed, because other clients are changing it: retry")
+
+    async def list_private(self) -> set[Tenant]:
+        """Returns the tenants whose users are private. Raises LogUnavailable."""
+        _, changes = await self.snapshot()
+        tenants = ((subjects.tenant_of_users(change.id), change.users) for change in changes)
+        return {tenant for tenant, users in tenants if tenant is not None and users == "private"}
 
     async def list_limits(self) -> dict[Tenant, GivenLimits]:
         """Returns the limits of all tenants that have some of their own. Raises LogUnavailable."""

@@ -1,4 +1,4 @@
-"""Reads API keys and tenants' limits in the bucket KEYS, and watches them. The bucket holds only hashes.
+"""Reads API keys, and tenants' limits and settings, in the bucket KEYS, and watches them. It holds only hashes of keys.
 
 A revoked key keeps its record, so that each reader of the bucket learns of it, whenever it reads.
 """
@@ -20,6 +20,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant
 from tailrace.proto.nats import Connection, Msg, Subscription
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.ownership import Users
 from tailrace.proto.subjects import EVERY_KEY, EVERY_LIVE_KEY, KEYS_STREAM
 
 READ_TRIES = 10
@@ -29,18 +30,20 @@ ENDING = "ending"
 
 _decoder = msgspec.json.Decoder(ApiKey)
 limits_decoder = msgspec.json.Decoder(GivenLimits)
+SHARED = msgspec.json.encode("shared")
 
 
 class RecordChange(NamedTuple):
-    """A change of the record `id` at `seq`: a key, or the limits of a tenant.
+    """A change of the record `id` at `seq`: a key, the limits of a tenant, or whether its users are private.
 
-    With neither, the record was deleted, or cannot be decoded.
+    With none of them, the record was deleted, or cannot be decoded.
     """
 
     seq: Seq
     id: str
     record: ApiKey | None
     limits: GivenLimits | None = None
+    users: Users | None = None
     is_unreadable: bool = False
 
     @property
@@ -117,12 +120,16 @@ def to_change(message: Msg | Message) -> RecordChange:
     if change.tenant is not None:
         with suppress(*DECODE_ERRORS):
             change = change._replace(limits=limits_decoder.decode(message.data))
+    elif subjects.tenant_of_users(name) is not None:
+        # A record that cannot be read must not show a user's turns to the others.
+        change = change._replace(users="shared" if message.data in (b"", SHARED) else "private")
     # A record under another name than its id could not be revoked.
     elif (record := decode_key(message.data)) and record.id == name:
         change = change._replace(record=record)
     # A deletion has no payload.
     has_record = bool(message.data) and name != ENDING
-    return change._replace(is_unreadable=has_record and change.record is None and change.limits is None)
+    is_read = (change.record, change.limits, change.users) != (None, None, None)
+    return change._replace(is_unreadable=has_record and not is_read)
 
 
 def decode_key(data: bytes) -> ApiKey | None:

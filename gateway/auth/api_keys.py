@@ -1,4 +1,4 @@
-"""A cache of the KV bucket KEYS: all API keys, and the limits that operators have given to tenants.
+"""A cache of the KV bucket KEYS: all API keys, and the limits and settings that operators have given to tenants.
 
 The gateway loads the whole bucket before its first request. After that it follows the live feed and, because a live
 feed may lose messages, asks the leader every second for the last sequence. While NATS is unreachable the cached keys
@@ -18,6 +18,7 @@ from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
 from tailrace.gateway.auth.limits import GivenLimits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import scopes_of
+from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
@@ -41,6 +42,8 @@ class ApiKeyCache:
         """Flags by key id; under None, those of requests without a credential, which the first key ends."""
         self.limits: dict[Tenant, GivenLimits] = {}
         """The limits that operators have given to tenants."""
+        self.private: set[Tenant] = set()
+        """The tenants whose users are private."""
         self.is_used = False
         """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
 
@@ -150,6 +153,15 @@ class ApiKeyCache:
             self.limits.pop(change.tenant, None)
             if change.limits:
                 self.limits[change.tenant] = change.limits
+            return
+        if (tenant := subjects.tenant_of_users(change.id)) is not None:
+            self._changes[change.id] = change
+            if change.users != "private":
+                self.private.discard(tenant)
+            elif tenant not in self.private:
+                self.private.add(tenant)
+                # The streams of its users: each goes on where it was, if it is the user's own.
+                self._end(change.id)
             return
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)

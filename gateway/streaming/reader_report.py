@@ -39,3 +39,5 @@ class GatewayReaders(msgspec.Struct, frozen=True):
 
     since: datetime
     readers: list[ReaderReport]
+    knows: tuple[str, ...] = ()
+    """The settings of tenants that the gateway applies. An older version reports none."""

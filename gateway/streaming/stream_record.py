@@ -16,6 +16,7 @@ from tailrace.gateway.streaming.feed import TurnFeed, is_delta
 from tailrace.gateway.streaming.reader_report import Ending, GatewayReaders, ReaderReport
 from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.ownership import KNOWN_SETTINGS
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.clock import age_s
 
@@ -150,7 +151,7 @@ class StreamRecords:
         is_full = len(self._records) == STREAMS_KEPT
         since = self._records[0].opened_at if is_full else self._started_at
         reports = [record.report() for record in self._records if record.key == key]
-        return msgspec.json.encode(GatewayReaders(since, reports[-READERS_MAX:]))
+        return msgspec.json.encode(GatewayReaders(since, reports[-READERS_MAX:], KNOWN_SETTINGS))
 
 
 def _names(record: StreamRecord, feed: TurnFeed) -> dict[str, str | None]:

@@ -36,6 +36,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/admin/keys"): {"tenant": "acme"},
     ("POST", "/v1/admin/keys/{key_id}/rotate"): {},
     ("PUT", "/v1/admin/tenants/{tenant}/limits"): {"limits": {}},
+    ("PUT", "/v1/admin/tenants/{tenant}"): {"users": "shared"},
     ("POST", "/v1/messages"): MESSAGE,
     ("POST", "/v1/messages/batches"): MESSAGE_BATCH,
     ("POST", "/v1/messages/count_tokens"): {"model": "claude-sonnet-5-5", "messages": []},

@@ -22,9 +22,10 @@ from tailrace.features.limits import gateway as limits_feature
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import Connection
+from tailrace.proto.nats import Connection, Rpc
+from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import AUDIT
-from tests.harness.processes import CHECKOUT
+from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -33,6 +34,7 @@ CHANGES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("POST", "/v1/admin/keys/{}/rotate", {}),
     ("DELETE", "/v1/admin/keys/{}", {}),
     ("PUT", "/v1/admin/tenants/acme/limits", {"limits": {}}),
+    ("PUT", "/v1/admin/tenants/acme", {"users": "private"}),
 )
 TURN = {"message": "#sim words=1 rate=0"}
 
@@ -246,7 +248,13 @@ async def test_limits_of_a_tenant_apply_at_every_gateway_until_they_are_removed(
     await until_equal(post, 429)
     await gateway.client.put(path, json={"limits": {}})
     await until_equal(post, 202)
-    assert (await gateway.client.get(path)).json() == {"tenant": "acme", "limits": {}, "effective": {}, "budgets": []}
+    assert (await gateway.client.get(path)).json() == {
+        "tenant": "acme",
+        "users": "shared",
+        "limits": {},
+        "effective": {},
+        "budgets": [],
+    }
     names = [one["tenant"] for one in (await gateway.client.get("/v1/admin/tenants")).json()["data"]]
     assert names == ["acme", "operators"]
     changes = [(one.get("before"), one.get("after")) for one in await audit(gateway) if one["action"] == "limits.set"]
@@ -342,3 +350,52 @@ async def test_limits_that_another_operator_changes_meanwhile_are_not_overwritte
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "limits_changed")
     assert await asyncio.to_thread(main, ["limits", "acme", "--set", "requests=9"]) == 0
     assert (await gateway.client.get(path)).json()["limits"] == {"requests": 9, "usd_day": 5}
+
+
+async def outdated(url: str) -> Connection:
+    """Returns a connection that answers as a gateway of an older version."""
+    connection = await Connection.open(as_user(url, GATEWAY), "older-gateway")
+    report = msgspec.json.encode({"since": "2026-11-01T00:00:00Z", "readers": []})
+    await Rpc(connection).serve_presence(lambda _: False, lambda _: report)
+    return connection
+
+
+@pytest.mark.rule("R145")
+async def test_a_tenant_is_private_only_if_all_gateways_know_the_setting(
+    gateway: Gateway, own_server: NatsServer, new_gateway: NewGateway
+) -> None:
+    path = "/v1/admin/tenants/acme"
+    await new_gateway(own_server.url)
+    older = await outdated(own_server.url)
+    try:
+        refused = await gateway.client.put(path, json={"users": "private"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "gateways_outdated")
+        assert (await gateway.client.get(f"{path}/limits")).json()["users"] == "shared"
+        assert (await gateway.client.put(path, json={"users": "shared"})).json()["users"] == "shared"
+    finally:
+        await older.close()
+    private = await gateway.client.put(path, json={"users": "private", "expected": "shared"})
+    assert private.json()["users"] == "private"
+    refused = await gateway.client.put(path, json={"users": "shared", "expected": "shared"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "users_changed")
+    tenants = (await gateway.client.get("/v1/admin/tenants")).json()["data"]
+    assert {one["tenant"]: one["users"] for one in tenants} == {"acme": "private", "operators": "shared"}
+    newest, *_ = await audit(gateway)
+    assert (newest["action"], newest["before"], newest["after"]) == (
+        "tenant.set",
+        {"users": "private"},
+        {"users": "shared"},
+    )
+    assert "has changed the users of acme" in str(newest["error"])
+
+
+async def test_the_command_line_sets_the_users_of_a_tenant(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILRACE_URL", gateway.url)
+    monkeypatch.setenv("TAILRACE_KEY", gateway.client.headers["authorization"].removeprefix("Bearer "))
+    assert await asyncio.to_thread(main, ["tenants", "set", "acme", "--users", "private"]) == 0
+    assert capsys.readouterr().out.split() == ["TENANT", "USERS", "LIMITS", "acme", "private", "-"]
+    assert await asyncio.to_thread(main, ["tenants", "list", "--json"]) == 0
+    tenants = msgspec.json.decode(capsys.readouterr().out)
+    assert [(one["tenant"], one["users"]) for one in tenants] == [("acme", "private"), ("operators", "shared")]

@@ -31,7 +31,7 @@ EXAMPLES: Json = {
     "CreatedKey.name": "web shop", "NewKeyBody.name": "web shop", "KeyRecord.limits": None, "CreatedKey.limits": None,
     "expires_in_s": 7776000, "scopes": ["read", "write"], "NewKeyBody.limits": {"requests": 600},
     "LimitsBody.limits": {"requests": 600, "usd_month": 500}, "LimitsBody.expected": {"requests": 600},
-    "TenantBody.limits": {"requests": 600}, "LimitRest.of": "key", "LimitRest.name": "usd_month",
+    "TenantBody.limits": {"requests": 600}, "users": "private", "LimitRest.of": "key", "LimitRest.name": "usd_month",
     "LimitRest.limit": 500.0, "LimitRest.left": 481.25, "LimitRest.renews_at": TIME,
     "BudgetUse.name": "usd_month", "BudgetUse.limit": 500.0, "BudgetUse.spent": 18.75, "BudgetUse.left": 481.25,
     "BudgetUse.renews_at": TIME,
@@ -166,6 +166,7 @@ BODIES: dict[str, Json] = {
         "requests": [{"custom_id": "row-1", "params": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES}}]
     },
     "LimitsBody": {"limits": {"requests": 600, "usd_month": 500}},
+    "TenantSettingsBody": {"users": "private", "expected": "shared"},
     "NewKeyBody": {"tenant": "acme", "name": "web shop", "scopes": ["read", "write"], "expires_in_s": 7776000},
     "RotateBody": {"grace_s": 3600},
     "NewProjectBody": {"name": "Support", "id": "support"},
