@@ -33,7 +33,7 @@ from tests.harness.timeouts import Timeouts
 
 if TYPE_CHECKING:
     # Imported by the fixtures: a test of a pure function imports no client of NATS. That of PostgreSQL is none of the
-    # packages of requirements-test.lock.
+    # packages of locks/test.lock.
     from tailrace.deploy.local.nats_server import NatsServer
     from tailrace.proto.nats import Connection, TurnLog
     from tests.harness.postgresql import PostgreSQLServer

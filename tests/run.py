@@ -1,6 +1,7 @@
 """Runs every test, and each failed test once more: `python -m tests.run [PYTEST ARGUMENT…]`.
 
-A test that passes the second time is reported as flaky, and the run is green. Exit status: that of pytest.
+A test that passes the second time is flaky. The last lines list the flaky tests. The run fails with a test that fails
+twice, with more than FLAKY_MAX flaky tests, and with a flaky test of a promise. Exit status: that of pytest, or 1.
 """
 
 import json
@@ -9,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +19,9 @@ MEMORY, BYTES_MIN = Path("/dev/shm"), 6 * 1024**3
 ROOT = Path(__file__).parents[1]
 # Failures in more files than this are no accident, and running them again would only cost time.
 FILES_MAX = 10
+FLAKY_MAX = 5
+# The promises are judged by the functions of this module, and in these folders.
+PROMISES, OF_PROMISES = "tests.promises", ("tests/chaos/", "tests/kills/", "tests/schedules/")
 
 
 def pytest(root: Path, *arguments: str) -> int:
@@ -33,6 +37,26 @@ def pytest(root: Path, *arguments: str) -> int:
 def file_of(test: str) -> str:
     """Returns the file of a node id."""
     return test.partition("::")[0]
+
+
+def is_of_promise(root: Path, test: str) -> bool:
+    """Returns whether a test judges a promise: no gap, no repeat, one end, one story, nothing forgotten."""
+    file = file_of(test)
+    return file.startswith(OF_PROMISES) or PROMISES in (root / file).read_text()
+
+
+def report(root: Path, failed: Sequence[str], broken: Collection[str]) -> int:
+    """Prints which tests failed once and twice, as the last lines of a run. Returns its exit status."""
+    flaky = [test for test in failed if test not in broken]
+    # The parameters of a test are one test.
+    count = len({test.partition("[")[0] for test in flaky})
+    of_promises = [test for test in flaky if is_of_promise(root, test)]
+    for test in failed:
+        print(f"{'FAILED TWICE' if test in broken else 'FLAKY: failed, then passed'}: {test}")
+    for test in of_promises:
+        print(f"A FLAKY TEST OF A PROMISE: {test}")
+    print(f"{count} flaky tests; at most {FLAKY_MAX} are accepted, and none of a promise.", flush=True)
+    return 1 if broken or of_promises or count > FLAKY_MAX else 0
 
 
 def run(root: Path, arguments: Sequence[str]) -> int:
@@ -58,9 +82,7 @@ def run(root: Path, arguments: Sequence[str]) -> int:
         status = pytest(root, *tests)
         # 1: pytest has written down which tests failed again. Any other failure stopped it before.
         broken.update(set(tests) & set(failed_tests()) if status == 1 else tests if status else ())
-    for test in failed:
-        print(f"{'FAILED TWICE' if test in broken else 'FLAKY: failed, then passed'}: {test}", flush=True)
-    return 1 if broken else 0
+    return report(root, failed, broken)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,10 +22,10 @@ BIN = Path(sys.executable).parent
 NAME = f"tailrace-{VERSION}"
 WHEEL = DIST / f"{NAME}-py3-none-any.whl"
 # Each list of packages with its lock file.
-SBOMS = {"sbom": "requirements.lock", "image-sbom": "requirements-container.lock"}
+SBOMS = {"sbom": "locks/product.lock", "image-sbom": "locks/container.lock"}
 # What `docker compose -f deploy/container/compose.yaml up --build` reads, besides the wheel.
 CONTEXT = (
-    *("requirements-container.lock", "deploy/container", "deploy/monitoring"),
+    *("locks/container.lock", "deploy/container", "deploy/monitoring"),
     *("docs/nats-users.conf", "docs/CONTAINERS.md", "LICENSE"),
 )
 START_S_MAX = 60
@@ -73,7 +73,7 @@ def check(folder: Path) -> None:
     """Installs the locked packages and the wheel into a new venv, and reads an answer from `tailrace up`."""
     run(sys.executable, "-m", "venv", folder / "venv")
     pip, tailrace = folder / "venv/bin/pip", folder / "venv/bin/tailrace"
-    run(pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", ROOT / "requirements.lock")
+    run(pip, "install", "--quiet", "--no-deps", "--require-hashes", "-r", ROOT / "locks/product.lock")
     run(pip, "install", "--quiet", "--no-deps", WHEEL)
     run(pip, "check")
     run(tailrace, "init", folder / "tailrace.toml")

@@ -13,7 +13,7 @@ from benchmarks.compare.arms import NCHAN, ROOT, SERVERS, VENV
 from tests.clients.install import install, update_package_lists
 from tests.clients.node import NODE, NPM
 
-LOCK = ROOT / "requirements-bench.lock"
+LOCK = ROOT / "locks/bench.lock"
 # Its modification time is the time of the last installation.
 STAMP = VENV / "installed"
 

@@ -62,11 +62,11 @@ def main() -> None:
 
 
 def install_python_clients() -> None:
-    """Installs requirements-clients.lock into a venv of its own: its SDKs are older than those in .venv."""
+    """Installs locks/clients.lock into a venv of its own: its SDKs are older than those in .venv."""
     uv = Path(sys.executable).with_name("uv")
     venv = ROOT / ".venv-clients"
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
-    lock = ROOT / "requirements-clients.lock"
+    lock = ROOT / "locks/clients.lock"
     subprocess.run(
         [uv, "pip", "sync", "--quiet", "--python", venv / "bin/python", "--require-hashes", lock], check=True
     )

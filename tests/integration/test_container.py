@@ -119,7 +119,8 @@ def context(tmp_path: Path) -> Path:
     (folder / "dist").mkdir(parents=True)
     command = [str(BIN / "uv"), "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
     subprocess.run([*command, "--wheel", "--out-dir", str(folder / "dist"), str(CHECKOUT)], check=True, timeout=60)
-    shutil.copy(CHECKOUT / "requirements-container.lock", folder)
+    (folder / "locks").mkdir()
+    shutil.copy(CHECKOUT / "locks/container.lock", folder / "locks")
     return folder
 
 

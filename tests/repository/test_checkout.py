@@ -16,6 +16,13 @@ from tests.harness.processes import CHECKOUT
 PATH_FILE = Path(sysconfig.get_path("purelib"), "checkout.pth")
 
 
+def copy_makefile(folder: Path) -> None:
+    """Copies the Makefile and the programs with which it makes a venv."""
+    (folder / "tools").mkdir()
+    for name in ("Makefile", "tools/install_packages.py", "tools/new_venv.sh", "tools/write_launcher.py"):
+        shutil.copy(CHECKOUT / name, folder / name)
+
+
 @pytest.mark.skipif(not PATH_FILE.exists(), reason="not in the venv of a checkout")
 def test_python_finds_tailrace_in_a_folder_whose_name_the_locale_cannot_encode(tmp_path: Path) -> None:
     """Python reads the file in the locale's encoding, and does not start if it cannot: so its path is relative."""
@@ -41,7 +48,7 @@ def test_the_command_of_a_checkout_runs_after_a_move_and_whatever_its_folder_is_
     folder = tmp_path / "first"
     (folder / "tailrace").mkdir(parents=True)
     (folder / "tailrace" / "__main__.py").write_text("import sys\n\nprint(__file__, sys.argv[1:])\n")
-    shutil.copy(CHECKOUT / "Makefile", folder)
+    copy_makefile(folder)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
     moved = folder.rename(tmp_path / name)
     subprocess.run(["make", ".venv/bin/tailrace"], cwd=moved, check=True)
@@ -61,11 +68,10 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
         archive.writestr("demo-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("demo-1.dist-info/RECORD", "demo.py,,\n")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    for lock in ("requirements.lock", "requirements-docs.lock"):
+    (tmp_path / "locks").mkdir()
+    for lock in ("locks/product.lock", "locks/docs.lock"):
         (tmp_path / lock).write_text(f"demo @ {wheel.as_uri()} --hash=sha256:{digest}\n")
-    shutil.copy(CHECKOUT / "Makefile", tmp_path)
-    (tmp_path / "tools").mkdir()
-    shutil.copy(CHECKOUT / "tools/install_packages.py", tmp_path / "tools")
+    copy_makefile(tmp_path)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / ".venv"], check=True)
     configuration = tmp_path / "pip.conf"
     environ = os.environ | {"PIP_CONFIG_FILE": str(configuration)}
@@ -91,8 +97,9 @@ def test_packages_are_installed_into_the_venv_whatever_pip_is_configured_to(tmp_
 
 def test_a_checkout_without_symbolic_links_is_refused(tmp_path: Path) -> None:
     """Git for Windows writes a link as a file that contains its target, and the folder can be opened in WSL."""
-    shutil.copy(CHECKOUT / "Makefile", tmp_path)
-    (tmp_path / "requirements.lock").touch()
+    copy_makefile(tmp_path)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks/product.lock").touch()
     (tmp_path / "tailrace").mkdir()
     (tmp_path / "tailrace" / "proto").write_text("../proto")
     made = subprocess.run(["make", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -68,41 +68,41 @@ def test_documented_licences_are_those_of_the_packages() -> None:
 @pytest.mark.rule("S17")
 def test_every_dependency_is_locked_with_its_hashes() -> None:
     """`make run` and `make test` install only packages whose hashes are known."""
-    assert required_packages() - locked_packages("requirements.lock") == set()
-    assert required_packages("dev") - locked_packages("requirements-dev.lock") == set()
-    assert required_packages("test") - locked_packages("requirements-test.lock") == set()
-    assert required_packages("otlp") - locked_packages("requirements-container.lock") == set()
+    assert required_packages() - locked_packages("locks/product.lock") == set()
+    assert required_packages("dev") - locked_packages("locks/dev.lock") == set()
+    assert required_packages("test") - locked_packages("locks/test.lock") == set()
+    assert required_packages("otlp") - locked_packages("locks/container.lock") == set()
 
 
 def test_the_product_installs_no_development_tool() -> None:
     """`make run` installs what the product needs, and no client library, test runner or linter."""
-    assert locked_packages("requirements.lock") & (required_packages("dev") - required_packages()) == set()
+    assert locked_packages("locks/product.lock") & (required_packages("dev") - required_packages()) == set()
 
 
 def test_one_test_needs_the_product_and_little_more() -> None:
     """`make setup-test` installs no Node, browser, linter, client library or proxy: those take 1.1 GB."""
-    added = locked_packages("requirements-test.lock") - locked_packages("requirements.lock")
+    added = locked_packages("locks/test.lock") - locked_packages("locks/product.lock")
     needed_by_pytest = {"colorama", "coverage", "execnet", "iniconfig", "packaging", "pluggy", "sortedcontainers"}
     assert added - required_packages("test") - needed_by_pytest == set()
     command = ["make", "--always-make", "--dry-run", "setup-test"]
     made = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert re.findall(r" -r (\S+)(?: \|\| .*)?$", made, re.MULTILINE) == [
-        "requirements-pip.lock",
-        "requirements-test.lock",
+        "locks/pip.lock",
+        "locks/test.lock",
     ]
 
 
 @pytest.mark.parametrize(
     "lock",
     [
-        "requirements.lock",
-        "requirements-pip.lock",
-        "requirements-test.lock",
-        "requirements-dev.lock",
-        "requirements-container.lock",
-        "requirements-docs.lock",
-        "requirements-litellm.lock",
-        "requirements-clients.lock",
+        "locks/product.lock",
+        "locks/pip.lock",
+        "locks/test.lock",
+        "locks/dev.lock",
+        "locks/container.lock",
+        "locks/docs.lock",
+        "locks/litellm.lock",
+        "locks/clients.lock",
     ],
 )
 def test_lock_files_name_no_package_index(lock: str) -> None:
@@ -113,7 +113,7 @@ def test_lock_files_name_no_package_index(lock: str) -> None:
 @pytest.mark.rule("S17")
 def test_malicious_releases_of_litellm_are_not_locked() -> None:
     """1.82.7 and 1.82.8 (March 2026) contained malware: the locked release is newer."""
-    lock = (CHECKOUT / "requirements-litellm.lock").read_text()
+    lock = (CHECKOUT / "locks/litellm.lock").read_text()
     found = re.search(r"^litellm==(\d+)\.(\d+)\.(\d+) \\\n    --hash=sha256:", lock, re.MULTILINE)
     assert found is not None
     assert tuple(map(int, found.groups())) > (1, 82, 8)

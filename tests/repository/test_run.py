@@ -23,6 +23,18 @@ def once():
 @pytest.mark.parametrize("number", range(20))
 def test_flaky(once, number): ...
 """
+# Each test fails the first time.
+FLAKY_TESTS = """
+import pathlib, pytest
+
+def fail_once(name):
+    marker = pathlib.Path(name)
+    if not marker.exists():
+        marker.touch()
+        raise OSError("only the first time")
+
+""" + "".join(f"def test_{number}(): fail_once('{number}')\n" for number in range(6))
+FLAKY_PROMISE = "# tests.promises\n" + FLAKY_TESTS.partition("def test_1")[0]
 BROKEN = "def test_broken(): assert False\ndef test_right(): ...\n"
 # The process ends before pytest can write down what failed.
 ENDS = """
@@ -45,11 +57,14 @@ def test_ends():
             1,
             {"FAILED TWICE: test_broken.py::test_broken": 1, "FLAKY: failed, then passed": 20},
         ),
+        ({"test_flaky.py": FLAKY_TESTS.replace("def test_5", "def not_5")}, 0, {"FLAKY": 5, "5 flaky tests": 1}),
+        ({"test_flaky.py": FLAKY_TESTS}, 1, {"FLAKY": 6, "6 flaky tests": 1}),
+        ({"test_flaky.py": FLAKY_PROMISE}, 1, {"A FLAKY TEST OF A PROMISE: test_flaky.py::test_0": 1}),
         ({"test_ends.py": ENDS}, 1, {"FAILED TWICE: test_ends.py::test_ends": 1}),
         ({"test_right.py": "def test_right(): ..."}, 0, {"FLAKY": 0, "FAILED": 0}),
         ({f"test_{number}.py": BROKEN for number in range(11)}, 1, {"TWICE": 0, "once more": 0}),
     ],
-    ids=["a fixture of many tests", "both", "ends the process", "none", "too many files"],
+    ids=["a fixture of many tests", "both", "five", "six", "a promise", "ends the process", "none", "too many files"],
 )
 def test_failed_tests_run_once_more(
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""`python -m tests.upgrade.roll CHECKOUT` replaces the version in CHECKOUT by this one, and this one by it.
+"""`python -m tests.upgrade.roll COMMIT` replaces the version of COMMIT by this one, and this one by it.
 
 It replaces one process after the other, in the order of docs/RUNBOOK.md, while turns are posted and read. Every turn
 must be received whole, once, with its end. Exit status 1 if one is not.
@@ -147,9 +147,12 @@ async def roll(before: Path, folder: Path, process: type[Process] = Process) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.upgrade.roll", description="Upgrade, and go back.")
-    parser.add_argument("checkout", type=Path, help="of the version before")
-    before, began = parser.parse_args().checkout.resolve(), monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("commit", help="the version before")
+    commit, began = parser.parse_args().commit, monotonic()
+    with tempfile.TemporaryDirectory() as checkout, tempfile.TemporaryDirectory() as folder:
+        before = Path(checkout)
+        archive = subprocess.run(["git", "archive", commit], cwd=CHECKOUT, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(["tar", "x"], cwd=before, input=archive, check=True)
         # `python -m` looks into the folder that it is started in before it looks into PYTHONPATH.
         os.chdir(folder)
         done = asyncio.run(roll(before, Path(folder)))

@@ -1,6 +1,6 @@
 """Prints the answers of a framework, each a JSON string: `python answers.py URL KEY FRAMEWORK [MODE QUESTION]…`.
 
-Runs in .venv-clients, with the versions of requirements-clients.lock. A framework is imported when it is used: the
+Runs in .venv-clients, with the versions of locks/clients.lock. A framework is imported when it is used: the
 imports take longer than the answers.
 """
 
