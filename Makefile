@@ -69,8 +69,7 @@ style:
 	$(PYTHON) -m tools.api_surface
 	$(PYTHON) -m tests.rules > /dev/null
 
-# Once, while the types are checked: otherwise each worker compiles every test, which takes 10 s. `tests.run` reports what
-# fails here.
+# Once, while the types are checked: otherwise each worker takes 10 s to do it. `tests.run` reports what fails here.
 tests-compiled:
 	@-env -u PYTHONDONTWRITEBYTECODE $(PYTHON) -m pytest --collect-only tests > /dev/null 2>&1
 
@@ -93,9 +92,11 @@ frames: PROGRAM = tools.count_frames ## count the functions that a POST, a delta
 findings: PROGRAM = tools.run_findings ## run the facts about other libraries and tools (docs/FINDINGS.md); needs the network; ARGS='nats' for some
 mutation: PROGRAM = tools.mutation_score ## change the pure core line by line, and count the changes that its unit tests find; takes 10 minutes
 roll: PROGRAM = tests.upgrade.roll $(or $(BEFORE),HEAD~1) ## replace an older version by this one while turns run, and go back: make roll BEFORE=COMMIT
-schema: PROGRAM = tools.generate_docs ## generate schemas, dashboards and alert rules
-lock audit chaos wear kills conformance schedules rules frames findings mutation roll schema: setup
+lock audit chaos wear kills conformance schedules rules frames findings mutation roll: setup
 	@exec $(PYTHON) -m $(PROGRAM) $(ARGS)
+
+schema: setup-test ## generate schemas and tables; after `make setup` also dashboards, alert rules, results of tests
+	$(PYTHON) -m tools.generate_docs
 
 fuzz: setup ## send generated requests to every route, more than `test-all` does; CASES=500, SEED=
 	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \

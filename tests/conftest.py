@@ -111,14 +111,31 @@ def pytest_configure(config: pytest.Config) -> None:
         patched.setenv("SSL_CERT_FILE", str(write_authority(Path(folder.name))))
 
 
+# What the absence of a package of `make setup` looks like: of a module, of its metadata, of its program, for msgspec.
+ABSENT = re.compile(
+    r"No module named '(?P<module>\w+)|PackageNotFoundError: .* for (?P<package>\S+)"
+    rf"|{re.escape(str(Path(sys.prefix, 'bin')))}/(?P<program>[\w-]+)'|requires (?P<library>\w+) be installed"
+    r"|(?P<extra>\w+) is not installed: make setup"
+)
+
+
+def skip_without_package(report: pytest.CollectReport | pytest.TestReport) -> None:
+    """Makes a failure a skip if it says that a package of `make setup` is absent, after `make setup-test`."""
+    found = ABSENT.search(str(report.longrepr)) if report.failed else None
+    if found is not None and found["module"] != "tailrace" and importlib.util.find_spec("openai") is None:
+        report.outcome = "skipped"
+        report.longrepr = (
+            report.nodeid,
+            1,
+            f"Skipped: {found[found.lastgroup or 0]} is not installed: run `make setup`",
+        )
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Skips a file that imports a package of `make setup`, after `make setup-test`."""
     report = yield
-    missing = re.search(r"No module named '(\w+)", str(report.longrepr)) if report.failed else None
-    if missing is not None and missing[1] != "tailrace" and importlib.util.find_spec("openai") is None:
-        report.outcome = "skipped"
-        report.longrepr = (report.nodeid, 1, f"Skipped: {missing[1]} is not installed: run `make setup`")
+    skip_without_package(report)
     return report
 
 
@@ -174,8 +191,12 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Adds to the report of a failure the last lines of each process that has logged since the test began."""
+    """Adds to the report of a failure the last lines of each process that has logged since the test began.
+
+    Skips a test that uses a package of `make setup`, after `make setup-test`.
+    """
     report = yield
+    skip_without_package(report)
     began_at = item.stash.setdefault(BEGAN_AT, call.start)
     factory = getattr(item, "funcargs", {}).get("tmp_path_factory")
     if report.failed and factory is not None:

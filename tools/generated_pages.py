@@ -9,14 +9,12 @@ import csv
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.compare import report
 from tailrace.proto.version import VERSION
-from tests.clients import proofs
-from tests.kills import page as kills
-from tools import asyncapi, monitoring, reference_tables, run_findings
+from tools import asyncapi, reference_tables, run_findings
 from tools.docs_site import GENERATED, LINK, MARK
 from tools.schema_text import schema_text
 
@@ -55,24 +53,48 @@ def with_links(text: str) -> str:
     return PAGE.sub(r"[\1](\1\2)", RECORD.sub(link_record, text))
 
 
+# These import packages of the development tools, which `make setup-test` does not install.
+# ruff: noqa: PLC0415
+
+
+def alerts_tables() -> str:
+    """Returns the alerts, by group."""
+    from tools import monitoring
+
+    return monitoring.alerts_tables()
+
+
+def benchmark_tables() -> str:
+    """Returns the systems, the last results, and what was measured by hand."""
+    from benchmarks.compare import report
+
+    by_hand = [csv_tables(f"benchmarks/{name}.csv", "##") for name in ("turn_cost", "taken_at_once", "not_made")]
+    return "\n".join([csv_tables("benchmarks/compare/arms.csv", "###"), report.tables(report.read()), *by_hand])
+
+
+def client_tables() -> str:
+    """Returns the limitations of clients, the requests that they repeat, and what is tested with each."""
+    from tests.clients import proofs
+
+    by_hand = [csv_tables(f"tests/clients/{name}.csv", "##") for name in ("limitations", "repeats")]
+    return "\n".join([*by_hand, proofs.tables()])
+
+
+def kills_tables() -> str:
+    """Returns the last results of `make kills`."""
+    from tests.kills import page
+
+    return page.tables(page.read())
+
+
 # The generated part of each page. A page without MARK is generated as a whole.
 PARTS: dict[str, Callable[[], str]] = {
     "ARCHITECTURE.md": reference_tables.features_table,
     "SECURITY.md": lambda: csv_tables("tests/attacks.csv", "###"),
-    "docs/ALERTS.md": monitoring.alerts_tables,
-    "docs/BENCHMARKS.md": lambda: "\n".join(
-        [
-            csv_tables("benchmarks/compare/arms.csv", "###"),
-            report.tables(report.read()),
-            csv_tables("benchmarks/turn_cost.csv", "##"),
-            csv_tables("benchmarks/taken_at_once.csv", "##"),
-            csv_tables("benchmarks/not_made.csv", "##"),
-        ]
-    ),
+    "docs/ALERTS.md": alerts_tables,
+    "docs/BENCHMARKS.md": benchmark_tables,
     "docs/CLAUDE_API.md": reference_tables.claude_api_tables,
-    "docs/CLIENTS.md": lambda: "\n".join(
-        [*(csv_tables(f"tests/clients/{name}.csv", "##") for name in ("limitations", "repeats")), proofs.tables()]
-    ),
+    "docs/CLIENTS.md": client_tables,
     "docs/COMMAND_LINE.md": reference_tables.commands_table,
     "docs/DEPENDENCIES.md": lambda: "\n".join(
         csv_tables(f"tools/{name}.csv", "##") for name in ("dependencies", "own_code", "nats_py_overrides")
@@ -82,7 +104,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/FAULTS.md": lambda: csv_tables("tests/faults.csv", "##"),
     "docs/FINDINGS.md": findings_table,
     "docs/GROWING.md": lambda: csv_tables("benchmarks/growing.csv", "###"),
-    "docs/KILLS.md": lambda: kills.tables(kills.read()),
+    "docs/KILLS.md": kills_tables,
     "docs/METRICS.md": reference_tables.metrics_tables,
     "docs/OPENAI.md": reference_tables.openai_parameters,
     "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
@@ -99,9 +121,9 @@ def build_page(path: str) -> str:
     return MARK.sub(lambda _: part.strip(), page.read_text()) if page.exists() else part
 
 
-def tables() -> dict[str, str]:
-    """Returns the generated part of each Markdown page by its path in docs/tables."""
-    return {f"docs/tables/{Path(path).name}": table(path) for path in PARTS if path.endswith(".md")}
+def tables() -> dict[str, Callable[[], str]]:
+    """Returns how to generate the part of each Markdown page, by its path in docs/tables."""
+    return {f"docs/tables/{Path(path).name}": partial(table, path) for path in PARTS if path.endswith(".md")}
 
 
 def table(path: str) -> str:

