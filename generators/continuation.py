@@ -34,6 +34,7 @@ from tailrace.proto.containers import container_of, with_container
 from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
+from tailrace.proto.server_tools import is_real_result
 from tailrace.proto.system_messages import with_betas
 from tailrace.proto.thinking_prefix import (
     BoundPrompt,
@@ -91,25 +92,20 @@ def build_continuation_call(request: Request, turn: Turn, filters: Sequence[Filt
     A paused answer is sent back as the last message. After an interruption, the API gets the answer without its half
     blocks, and then a prompt; or, for an older model, the text that it continues (prefill).
     """
-    call = send_container(build_call(request, filters, turn), turn)
+    call = free_choice(send_container(build_call(request, filters, turn), turn), turn)
     if turn.is_paused:
-        return msgspec.structs.replace(call, messages=append_blocks(call.messages, _paused_answer(turn)))
+        # The API takes back neither texts of white space nor half thoughts.
+        paused = [content(one) for one in without_half_calls(turn.blocks, keeps_pending=True) if is_accepted(one)]
+        return msgspec.structs.replace(call, messages=append_blocks(call.messages, paused))
     partial = continued_content(turn.blocks)
     if not partial:
         return call
     call = msgspec.structs.replace(call, messages=without_pending_calls(call.messages, turn.blocks))
-    has_tools = any(is_sendable(block["type"]) for block in partial)
-    if can_prefill(request) and not has_tools:
-        return msgspec.structs.replace(call, messages=append_answer(call.messages, prefill(turn.text)))
+    if can_prefill(request) and not any(is_sendable(block["type"]) for block in partial):
+        return msgspec.structs.replace(call, messages=append_answer(call.messages, turn.text.rstrip()))
     tail = msgspec.json.encode(turn.text[-TAIL_CHARS:]).decode()
     prompt = CONTINUE_PROMPT.format(tail=tail) if partial[-1]["type"] == "text" else AFTER_TOOL_PROMPT
-    messages = [*append_blocks(call.messages, partial), Message("user", prompt)]
-    return msgspec.structs.replace(call, messages=messages)
-
-
-def _paused_answer(turn: Turn) -> list[dict[str, Any]]:
-    """Returns the paused answer as the API takes it back: without texts of white space and half thoughts."""
-    return [content(block) for block in without_half_calls(turn.blocks, keeps_pending=True) if is_accepted(block)]
+    return msgspec.structs.replace(call, messages=[*append_blocks(call.messages, partial), Message("user", prompt)])
 
 
 def append_blocks(messages: list[Message], blocks: list[dict[str, Any]]) -> list[Message]:
@@ -135,6 +131,16 @@ def send_container(call: Call, turn: Turn) -> Call:
     return call if container is None else msgspec.structs.replace(call, options=with_container(call.options, container))
 
 
+def free_choice(call: Call, turn: Turn) -> Call:
+    """Returns `call` without a forced tool call if the answer has made it: the API would execute a second one."""
+    has_called = turn.is_paused or any(is_real_result(block.start) for block in turn.blocks)
+    match call.options:
+        case {"tool_choice": {"type": "any" | "tool"} as choice, **others} if has_called:
+            free = {name: value for name, value in choice.items() if name != "name"} | {"type": "auto"}
+            return msgspec.structs.replace(call, options={**others, "tool_choice": free})
+    return call
+
+
 def can_prefill(request: Request) -> bool:
     """Returns whether the model accepts a partial answer as the last message of this request.
 
@@ -150,7 +156,8 @@ def can_prefill(request: Request) -> bool:
 def append_answer(messages: list[Message], text: str) -> list[Message]:
     """Returns `messages` with a partial answer, which continues a last message of the assistant (the client's prefill).
 
-    The API joins consecutive messages of one role, but its documentation does not say with which separator.
+    `text` does not end in white space: the API refuses such a prefill. The API joins consecutive messages of one role,
+    but its documentation does not say with which separator.
     """
     *before, last = messages
     match last:
@@ -158,13 +165,7 @@ def append_answer(messages: list[Message], text: str) -> list[Message]:
             return [*before, Message("assistant", beginning + text)]
         case Message(role="assistant", content=[*blocks, {"type": "text", "text": str(beginning)} as block]):
             return [*before, Message("assistant", [*blocks, block | {"text": beginning + text}])]
-        case _:
-            return [*messages, Message("assistant", text)]
-
-
-def prefill(text: str) -> str:
-    """Returns the part of `text` that can be prefilled: the API refuses a prefill that ends in white space."""
-    return text.rstrip()
+    return [*messages, Message("assistant", text)]
 
 
 def prepare_call(
@@ -390,8 +391,7 @@ def build_mapper(request: Request, turn: Turn) -> ContinuationMapper:
     if turn.is_paused:
         return ContinuationMapper(turn.blocks, RepetitionFilter(""), "", is_paused=True)
     # If the stored text is only white space, the call does not contain it: then the model's text does not repeat it.
-    is_sent_whole = bool(turn.text.strip()) and not can_prefill(request)
-    sent = turn.text if is_sent_whole else prefill(turn.text)
+    sent = turn.text if turn.text.strip() and not can_prefill(request) else turn.text.rstrip()
     open_text = turn.blocks[-1].text if turn.blocks and not turn.blocks[-1].is_closed else ""
     stop_sequences = StopSequenceFilter(open_text, (request.options or {}).get("stop_sequences"))
     repeatable = repeatable_texts(without_half_calls(turn.blocks)) if sent.strip() else ()

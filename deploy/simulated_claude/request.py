@@ -14,6 +14,8 @@ LONG_CHARS = 1_000_000
 Role = Literal["user", "assistant", "system"]
 SAMPLING = ("temperature", "top_p", "top_k")
 FORCING = ("any", "tool")
+# The beginnings of the types of tools that the API executes.
+EXECUTED = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset")
 THOUGHTS = ("thinking", "redacted_thinking")
 SERVER_CALLS = ("server_tool_use", "mcp_tool_use")
 INVALID = "invalid_request_error"
@@ -94,6 +96,7 @@ class ToolChoice(msgspec.Struct, frozen=True):
 class Tool(msgspec.Struct, frozen=True):
     """A tool. Tools of the API itself have no schema."""
 
+    type: str = ""
     name: str = ""
     input_schema: dict[str, Any] = {}
     cache_control: CacheControl | None = None
@@ -170,10 +173,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def forced_tools(self) -> list[Tool]:
-        """The tools of which the answer must call one."""
+        """The client's tools of which the answer must call one. The line `server=` has the calls of the API's own."""
         if self.tool_choice.type not in FORCING:
             return []
-        return [tool for tool in self.tools if self.tool_choice.name in ("", tool.name)]
+        named = [tool for tool in self.tools if self.tool_choice.name in ("", tool.name)]
+        return [tool for tool in named if not tool.type.startswith(EXECUTED)]
 
     @property
     def input_tokens(self) -> int:

@@ -182,3 +182,21 @@ def test_three_pauses_are_one_answer(on_interrupt: str) -> None:
     assert [call.messages[-1].role for call in generator.calls] == ["user", "assistant", "assistant", "assistant"]
     assert sorted(generator.executed.values()) == [1, 1, 1]
     assert turn.usage.output_tokens >= WORDS
+
+
+@pytest.mark.rule("R119")
+@pytest.mark.parametrize("forced", [{"type": "any"}, {"type": "tool", "name": "web_search"}], ids=["any", "tool"])
+def test_a_forced_call_is_not_forced_again(forced: dict[str, str]) -> None:
+    """Also after a pause. A call whose result was lost with its generator is forced again."""
+    choice = forced | {"disable_parallel_tool_use": True}
+    free = {"type": "auto", "disable_parallel_tool_use": True}
+    repeated = 0
+    for seed in range(20):
+        fields: dict[str, Any] = {"model": "claude-haiku-5-5", "options": {"tool_choice": choice}}
+        generator = run_turn("server=web_search*2 pauses=1", seed, kills=4, **fields)
+        assert generator.log.turn.text == TEXT
+        for call in generator.calls:
+            has_called = "web_search_tool_result" in str(call.messages) or "srvtoolu" in str(call.messages)
+            assert call.options == {"tool_choice": free if has_called else choice}, seed
+            repeated += not has_called
+    assert repeated > 20
