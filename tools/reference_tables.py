@@ -35,6 +35,7 @@ PROCESSES = {"gateway.py": "gateway", "generator.py": "generators", "persistence
 INNER: dict[type, tuple[tuple[str, type], ...]] = {
     builtin_tools.WebSearchTool: (("filters.", builtin_tools.SearchFilters),),
     builtin_tools.CodeInterpreterTool: (("container.", builtin_tools.Container),),
+    builtin_tools.McpTool: (("allowed_tools.", builtin_tools.ToolNames),),
 }
 OPENAI_BODIES = {"POST /v1/chat/completions": "ChatCompletionRequest", "POST /v1/responses": "ResponseRequest"}
 # The reasons of `incomplete_details` in a response, and whether OpenAI's types have them (`IncompleteDetails`).

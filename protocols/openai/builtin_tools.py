@@ -25,7 +25,7 @@ SEARCH_VERSION = "web_search_20250305"
 # The oldest version that all current models have: calls of Python and Bash, and no calls of other tools by code.
 CODE_VERSION = "code_execution_20250825"
 MCP_BETA = "mcp-client-2025-11-20"
-BEARER = "Bearer "
+BEARER = "bearer "
 
 
 class UserLocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -98,8 +98,10 @@ class CodeInterpreterTool(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class ToolNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tool_names: list[str]
-    """The names of the tools."""
+    tool_names: list[str] | None = None
+    """The names of the tools; without them, all tools."""
+
+    read_only: Any = None
 
 
 class McpTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,7 +167,7 @@ def build_tools(
     `offered`: the models to name if `model` has not got a tool. `max_calls`: the most calls of built-in tools.
     """
     built: list[Built] = []
-    hosted: list[Built] = []
+    hosted: list[tuple[ToolRow, Built]] = []
     ignored: list[str] = []
     for index, fields in enumerate(given):
         where, kind = f"tools[{index}]", fields.get("type")
@@ -180,15 +182,17 @@ def build_tools(
                 ignored += [f"tools.{name}.{one}" for one in ignored_parameters(inner, table, f"{where}.{name}.")]
         refuse_without(row.capability, model, offered, where)
         one = row.build(tool, where)
-        if row is not FUNCTION and one.name in [other.name for other in hosted]:
+        if any(row is other and one.name == before.name for other, before in hosted):
             raise Refused("request_invalid", f"`{where}`: `{one.name}` is there twice: send one")
-        hosted += [] if row is FUNCTION else [one]
+        hosted += [] if row is FUNCTION else [(row, one)]
         built.append(one)
-    if max_calls is not None:
-        if [one.name for one in hosted] == ["web_search"]:
-            most = min(max_calls, hosted[0].tool.get("max_uses", max_calls))
-            hosted[0].tool["max_uses"] = most
-        elif hosted:
+    if max_calls is not None and hosted:
+        if max_calls < 1:
+            raise Refused("request_invalid", "`max_tool_calls` must be at least 1: for none, leave out built-in tools")
+        if [row for row, _ in hosted] == [SEARCH]:
+            search = hosted[0][1].tool
+            search["max_uses"] = min(max_calls, search.get("max_uses", max_calls))
+        else:
             ignored.append("max_tool_calls")
     containers = [one.container for one in built if one.container is not None]
     return BuiltTools(
@@ -234,8 +238,10 @@ def _web_search(tool: WebSearchTool, where: str) -> Built:
         domains = getattr(filters, name)
         if len(domains or ()) > DOMAINS_MAX:
             raise Refused("request_invalid", f"`{where}.filters.{name}` has more than {DOMAINS_MAX} domains")
-        if domains and any("://" in domain for domain in domains):
-            raise Refused("request_invalid", f"`{where}.filters.{name}`: send domains without `https://`")
+        if domains and any("://" in domain or not domain.strip() for domain in domains):
+            raise Refused(
+                "request_invalid", f"`{where}.filters.{name}`: send domains such as `example.com`, without `https://`"
+            )
         if domains:
             built[name] = domains
     if filters.allowed_domains and filters.blocked_domains:
@@ -278,11 +284,12 @@ def _token(tool: McpTool, where: str) -> str | None:
         raise Refused(
             "request_invalid", f"`{where}.headers`: `{min(given)[:64]}` is not supported: only Authorization is"
         )
-    if header is not None and not header.startswith(BEARER):
+    # The name of the scheme has no case (RFC 9110, 11.1).
+    if header is not None and not header.lower().startswith(BEARER):
         raise Refused("request_invalid", f"`{where}.headers`: `Authorization` must be `Bearer TOKEN`")
     if header is not None and tool.authorization is not None:
         raise Refused("request_invalid", f"`{where}`: send `authorization` or the header, not both")
-    return tool.authorization if header is None else header.removeprefix(BEARER)
+    return tool.authorization if header is None else header[len(BEARER) :]
 
 
 CALLERS = UnsupportedParameter("allowed_callers", (["direct"],), IGNORED, "the model calls the tool directly")
@@ -318,6 +325,7 @@ CONTAINER = (
     UnsupportedParameter("network_policy", ({"type": "disabled"},), REFUSED, "Claude's containers have no network"),
 )
 CODE = ToolRow(CodeInterpreterTool, _code, (CALLERS,), (("container", CONTAINER),), capability="code_execution")
+ALLOWED = (UnsupportedParameter("read_only", (), REFUSED, "send the names of the tools, `tool_names`"),)
 MCP = ToolRow(
     McpTool,
     _mcp,
@@ -328,6 +336,7 @@ MCP = ToolRow(
         CALLERS,
         LOADING,
     ),
+    (("allowed_tools", ALLOWED),),
 )
 TOOLS = {
     "function": FUNCTION,

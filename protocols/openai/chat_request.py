@@ -249,7 +249,7 @@ def _stops(chat: ChatCompletionRequest) -> list[str]:
 
 
 def _tool_choice(chat: ChatCompletionRequest) -> Options | None:
-    if not chat.tools and chat.tool_choice in (None, "auto", "none"):
+    if not chat.tools and chat.web_search_options is None and chat.tool_choice in (None, "auto", "none"):
         return None
     if isinstance(chat.tool_choice, NamedChatTool):
         return common.tool_choice(None, chat.tool_choice.function.name, parallel=chat.parallel_tool_calls)
