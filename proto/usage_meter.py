@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tailrace.proto import events
-from tailrace.proto.usage import CallUsage, estimate_usage, utf8_bytes
+from tailrace.proto.usage import CallUsage, estimate_usage, read_count, utf8_bytes
 
 NO_USAGE = CallUsage()
 # More models than any chain of fallbacks has.
@@ -58,6 +58,11 @@ class UsageMeter:
                 self._note(model=message.model)
             case events.BlockStart(_, {"type": "fallback"} as block):
                 self._note_fallback(block)
+            case events.BlockStart(_, {"type": "web_search_tool_result", "content": list()}):
+                # A search that has failed is free. The model's own count at the end of the call replaces this one.
+                used = self.reported.server_tool_use if isinstance(self.reported.server_tool_use, dict) else {}
+                used = used | {"web_search_requests": read_count(used.get("web_search_requests")) + 1}
+                self.reported = msgspec.structs.replace(self.reported, server_tool_use=used)
             case events.BlockStart(_, block):
                 self.unreported_bytes += utf8_bytes(events.opening_text(block)[0])
             case events.MessageDelta(stop, usage):
@@ -66,14 +71,11 @@ class UsageMeter:
                     self._note(refusal=_category(stop.stop_details) if stop.stop_reason == "refusal" else None)
                 if usage.output_tokens is not None:
                     self.unreported_bytes = 0
-            case _:
-                pass
 
     def _note(self, **fields: Any) -> None:
         """Sets fields of the current call's context."""
         context = msgspec.structs.replace(self.reported.context, **fields)
-        if context != self.reported.context:
-            self.reported = msgspec.structs.replace(self.reported, context=context)
+        self.reported = msgspec.structs.replace(self.reported, context=context)
 
     def _note_fallback(self, block: dict[str, Any]) -> None:
         """Notes that one model has refused and that another one answers, as Anthropic's block `fallback` says."""
@@ -97,5 +99,4 @@ def _category(refusal: object) -> str:
     match refusal:
         case {"category": str(category)}:
             return category
-        case _:
-            return ""
+    return ""

@@ -34,6 +34,7 @@ DOLLAR = 10**9
 # Sonnet 5.5: 2,000 and 10,000 nano-dollars a token.
 START = MessageStart(MessageHead("msg_1", "claude-sonnet-5-5", CallUsage(input_tokens=100)))
 INPUT = 100 * 2000
+SEARCH = DOLLAR // 100
 
 
 def turn_with(*answer: events.Event, max_cost_nano_usd: int | None = None) -> Turn:
@@ -246,3 +247,35 @@ def test_limit_cost_closes_the_call_after_the_event_that_reaches_the_limit() -> 
     assert limit_cost(plain, unlimited, log.turn) is plain
     with pytest.raises(CloseCall):
         limit_cost(plain, msgspec.structs.replace(log.turn.request, max_cost_nano_usd=INPUT), log.turn)
+
+
+@pytest.mark.rule("R23")
+def test_a_search_counts_from_its_result_until_the_model_reports_it() -> None:
+    """Also of a call that has broken off. A search that has failed is free."""
+    searches = {"web_search_requests": 1}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    failed = {**found, "content": {"type": "web_search_tool_result_error", "error_code": "unavailable"}}
+    log = Handwritten()
+    log.store_request(max_cost_nano_usd=DOLLAR)
+    log.store_attempt()
+    log.store_events(START, BlockStart(0, failed), BlockStart(1, found), BlockStart(2, found))
+    assert log.turn.bill.total.cost_nano_usd == INPUT + 2 * SEARCH
+    assert cut_at_cost(log.turn) is None
+    log.store_attempt()
+    log.store_events(START, BlockStart(3, found))
+    assert log.turn.bill.total.cost_nano_usd == 2 * INPUT + 3 * SEARCH
+    log.store_events(events.MessageDelta(events.StopReason(), events.UsageSoFar(server_tool_use=searches)))
+    assert log.turn.bill.total.cost_nano_usd == 2 * INPUT + 3 * SEARCH
+
+
+@pytest.mark.rule("R41")
+def test_a_search_that_reaches_the_limit_ends_the_answer() -> None:
+    """The next search is not made."""
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    request = turn_with(START, max_cost_nano_usd=INPUT + SEARCH).request
+    assert request is not None
+    sent: list[ModelEvent] = []
+    sink = limit_cost(sent.append, request, turn_with())
+    sink(from_event(START))
+    with pytest.raises(CloseCall):
+        sink(from_event(BlockStart(0, found)))
