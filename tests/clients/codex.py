@@ -35,6 +35,8 @@ RUN_S_MAX = 120.0
 # npm and Codex look for their own Node on the path.
 PATH = f"{NODE.parent}{os.pathsep}{os.environ['PATH']}"
 FRAME_BYTES_MAX = 2**25
+BYTES_AT_ONCE = 2**16
+EVENT_END = b"\n\n"
 # RFC 6455, 5.2: a text frame that is the whole message.
 TEXT_FRAME = 0x81
 # `plugins` would be downloaded from GitHub. The other settings are those of docs/PROGRAMS.md.
@@ -255,19 +257,23 @@ class SocketProxy:
                     return
 
     async def _sse_events(self, back: StreamReader, client: StreamWriter) -> None:
-        """Forwards the response to a POST. Each event ends with an empty line; the last part may not."""
+        """Forwards the responses of a connection. Each event ends with an empty line."""
+        held, sent = b"", 0
         with suppress(OSError):
-            while True:
-                try:
-                    part = await back.readuntil(b"\n\n")
-                except asyncio.IncompleteReadError as error:
-                    client.write(error.partial)
-                    return
-                client.write(part)
+            while received := await back.read(BYTES_AT_ONCE):
+                held += received
+                while (end := held.find(EVENT_END)) >= 0:
+                    part, held = held[: end + len(EVENT_END)], held[end + len(EVENT_END) :]
+                    client.write(part[sent:])
+                    sent = 0
+                    await client.drain()
+                    _, is_event, data = part.partition(b"\ndata: ")
+                    if is_event and await self._note_event(json.loads(data)):
+                        return
+                # The end of a chunked response has no empty line of an event.
+                client.write(held[sent:])
+                sent = len(held)
                 await client.drain()
-                _, is_event, data = part.partition(b"\ndata: ")
-                if is_event and await self._note_event(json.loads(data)):
-                    return
 
     async def _note_event(self, event: dict[str, Any]) -> bool:
         """Returns whether the connection is to be reset."""
