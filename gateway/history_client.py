@@ -8,6 +8,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
+from tailrace.proto.ownership import TenantView
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 
 # For a question that a read of the log asks: reads work without persistence.
@@ -22,7 +23,9 @@ class HistoryClient:
         self._timeout_s = timeout_s
 
     async def query(self, tenant: Tenant, query: Query[A]) -> A:
-        """Sends a query and returns its answer."""
+        """Sends a query and returns its answer: with a user's view of the tenant, about what this user owns."""
+        if isinstance(tenant, TenantView):
+            query = msgspec.structs.replace(query, viewer=tenant.viewer)
         body = msgspec.json.encode(query)
         reply = await self._services.request(tenant, query.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(query)))

@@ -3,14 +3,16 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
+import msgspec
 import structlog
+from msgspec import UNSET
 
 from tailrace.persistence.blob_gc import BlobCollector
-from tailrace.persistence.queries import Queries
+from tailrace.persistence.queries import Queries, users_private
 from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
-from tailrace.proto.errors import Refused
+from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
@@ -81,6 +83,9 @@ class Commands:
 
     async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         """Creates a session and returns it. Raises Refused if the name is in use."""
+        if new.viewer is not UNSET and new.project_id is not None:
+            # Projects are the tenant's.
+            raise not_found("project")
         if not await self._store.new_session(tenant, new, datetime.now(UTC)):
             raise Refused("session_exists", "`id`: a session with this name exists already: choose another name")
         return await self._queries.session(tenant, GetSession(new.session))
@@ -98,6 +103,7 @@ class Commands:
         """
         if (deletion := self._store.deletions.get(what.kind)) is None:
             raise Refused("request_invalid", f"this persistence process cannot delete a {what.kind}")
+        await self._require_owned(tenant, what)
         if what.purged:
             # Tombstones come before the search for follow-ups: an earlier follow-up is found below, and a later one
             # finds its parent's tombstone. Thus no process has to survive in between (ADR 15).
@@ -127,6 +133,20 @@ class Commands:
                 rows += await erase(tenant)
         rows += DeletedRows(blobs=await self._blobs.collect(tenant))
         return Remaining(await self._store.turns_to_delete(tenant, what), rows)
+
+    async def _require_owned(self, tenant: Tenant, what: DeleteResource) -> None:
+        """Raises Refused if a private user deletes what it does not own. Only the log has some turns: see Deleter."""
+        match what.viewer, what.kind:
+            case msgspec.UNSET, _:
+                return
+            case _, "turn":
+                await self._queries.require_owned(tenant, GetTurn(TurnId(what.name), viewer=what.viewer))
+            case _, "session":
+                await self._queries.require_owned(tenant, GetSession(what.name, viewer=what.viewer))
+            case _, "project":
+                raise not_found("project")
+            case _:
+                raise users_private()
 
     async def _find_unrecorded(self, key: TurnKey) -> TurnToDelete | None:
         """Returns a turn without a row, such as one with `store: false`."""

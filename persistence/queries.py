@@ -1,8 +1,11 @@
 """Read queries about turns and sessions, and the context of a follow-up turn."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
+from typing import Any
+
+from msgspec import UNSET
 
 from tailrace.persistence import paging
 from tailrace.persistence.paging import NEWEST, PageCursor
@@ -26,6 +29,7 @@ from tailrace.proto.records import (
     ListSessionTurns,
     ListTurns,
     ListTurnsSince,
+    Query,
     SessionPage,
     SessionRecord,
     TurnPage,
@@ -94,11 +98,13 @@ class Queries:
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
             found, total = await self._store.numbered_sessions(
-                tenant, query.project, offset, limit + 1, self.since, query.user
+                tenant, query.project, offset, limit + 1, self.since, query.user, viewer_of(query)
             )
         else:
             before = paging.start(query.after, paging.NEWEST)
-            found = await self._store.sessions(tenant, query.project, before, limit + 1, self.since, query.user)
+            found = await self._store.sessions(
+                tenant, query.project, before, limit + 1, self.since, query.user, viewer_of(query)
+            )
         return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
     async def session_turns(self, tenant: Tenant, query: ListSessionTurns) -> TurnPage:
@@ -145,11 +151,15 @@ class Queries:
         self, tenant: Tenant, query: ListTurns, read: Callable[[TurnPageQuery], Awaitable[Page]]
     ) -> TurnPage:
         """Returns the page of turns that `read` reads for a query. Raises Refused for an invalid cursor."""
+        if query.blob is not None and query.viewer is not UNSET:
+            turn = await self._store.turn_with_blob(tenant, query.blob, query.viewer)
+            return TurnPage([] if turn is None else [await self.turn(tenant, GetTurn(turn))], None)
         limit = paging.clamp_limit(query.limit)
         latest = NEWEST if query.last is None else PageCursor(micros(_midnight(query.last) + timedelta(days=1)), "")
         start = None if query.first is None else _midnight(query.first)
         before = min(paging.start(query.after, NEWEST), latest)
-        found, end = await read(TurnPageQuery(tenant, query.labels, start, before, limit + 1, query.outcome))
+        labels = query.labels if query.viewer is UNSET else {**query.labels, "owner": query.viewer}
+        found, end = await read(TurnPageQuery(tenant, labels, start, before, limit + 1, query.outcome))
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
 
@@ -160,7 +170,7 @@ class Queries:
         """
         limit = paging.clamp_limit(query.limit)
         after = paging.start(query.after, paging.OLDEST)
-        found = await self._store.list_running(tenant, query.session, after, limit + 1)
+        found = await self._store.list_running(tenant, query.session, after, limit + 1, viewer_of(query))
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:
@@ -203,12 +213,26 @@ class Queries:
             return Context(SessionId(query.session), None, [])
         raise no_session()
 
+    async def require_owned(self, tenant: Tenant, query: Query[Any]) -> None:
+        """Raises Refused if a private user asks about what it does not own, or what only the whole tenant has.
+
+        The refusal is that of an unknown name: no user learns which names exist.
+        """
+        if query.viewer is UNSET:
+            return
+        if query.owned is None:
+            raise users_private()
+        for field in query.owned:
+            name = getattr(query, field)
+            kind, refuse = OWNED[field]
+            if name is not None and not await self._store.has_owner(tenant, kind, name, query.viewer):
+                raise refuse(query)
+
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
         """Returns the context of a turn that continues `parent`, which must belong to `session` if it is set."""
         branch = await self._store.branch(TurnKey(tenant, parent), BRANCH_TURNS_MAX)
         if not branch or session not in (None, branch[-1].session):
-            where = "" if session is None else f" in the session {session[:64]}"
-            raise Refused("parent_not_found", f"turn {parent[:64]} does not exist{where}, or was deleted")
+            raise _no_parent(GetContext(session, parent))
         # A cancelled turn of the branch may have been queued behind a running turn.
         if running := next((one.turn for one in branch if one.outcome == "running"), None):
             raise Refused(
@@ -223,6 +247,11 @@ class Queries:
         return await convert_turns(len(branch), partial(build_context, found, parent, branch))
 
 
+def viewer_of(query: Query[Any]) -> str | None:
+    """Returns the private user that asks; None: the answer is about the whole tenant."""
+    return None if query.viewer is UNSET else query.viewer
+
+
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
@@ -233,3 +262,27 @@ def no_session() -> Refused:
         "session_not_found",
         "no session or chat has this id; a turn with `create_session`, or the first of a chat, starts one",
     )
+
+
+def users_private() -> Refused:
+    """Returns the refusal of a request by a private user about the whole tenant."""
+    return Refused(
+        "users_private",
+        "the users of this tenant are private, and this is about the whole tenant: use a credential without a user, "
+        "such as an API key",
+    )
+
+
+def _no_parent(query: Query[Any]) -> Refused:
+    assert isinstance(query, GetContext)  # noqa: S101  # no other query has a parent
+    where = "" if query.session is None else f" in the session {query.session[:64]}"
+    return Refused("parent_not_found", f"turn {(query.parent or '')[:64]} does not exist{where}, or was deleted")
+
+
+# For each field of a query in `owned`: the kind of thing that it names, and the refusal of an unknown one.
+OWNED: Mapping[str, tuple[str, Callable[[Query[Any]], Refused]]] = {
+    "turn": ("turn", lambda _: not_found("turn")),
+    "batch": ("turn", lambda _: not_found("batch")),
+    "session": ("session", lambda _: no_session()),
+    "parent": ("turn", _no_parent),
+}

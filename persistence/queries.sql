@@ -31,9 +31,9 @@ json_each
 
 -- name: put_session
 -- Upserts the session of a turn. Its times are those of its first and its latest turn; its project and its user are the
--- first ones that a turn named.
-INSERT INTO sessions (tenant, session, project, "user", created_at, updated_at)
-VALUES (:tenant, :session, :project, :user, :asked_at, coalesce(:ended_at, :asked_at))
+-- first ones that a turn named. Its owner stays: that of its first turn, unless it was created before.
+INSERT INTO sessions (tenant, session, project, "user", owner, created_at, updated_at)
+VALUES (:tenant, :session, :project, :user, :owner, :asked_at, coalesce(:ended_at, :asked_at))
 ON CONFLICT (tenant, session) DO UPDATE SET
     project = coalesce(sessions.project, excluded.project),
     "user" = coalesce(sessions.user, excluded.user),
@@ -45,11 +45,11 @@ ON CONFLICT (tenant, session) DO UPDATE SET
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, cost_is_unknown,
-    project, "user", answered_by, by_model, details
+    project, "user", owner, answered_by, by_model, details
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :cost_is_unknown, :project, :user, :answered_by, :by_model, :details
+    :text_sha256, :cost_is_unknown, :project, :user, :owner, :answered_by, :by_model, :details
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,
@@ -207,8 +207,8 @@ SELECT tenant, turn FROM turns WHERE outcome = 'running'
 
 -- name: create_session
 -- Creates a session before its first turn; changes nothing if the name is in use.
-INSERT INTO sessions (tenant, session, title, model, system, project, "user", created_at, updated_at)
-VALUES (:tenant, :session, :title, :model, :system, :project, :user, :asked_at, :asked_at)
+INSERT INTO sessions (tenant, session, title, model, system, project, "user", owner, created_at, updated_at)
+VALUES (:tenant, :session, :title, :model, :system, :project, :user, :owner, :asked_at, :asked_at)
 ON CONFLICT (tenant, session) DO NOTHING
 
 -- name: set_session_title
@@ -236,6 +236,12 @@ ON CONFLICT (tenant, sha256) DO NOTHING
 -- name: delete_blob_uses
 -- Deletes which blobs a turn refers to.
 DELETE FROM blob_uses WHERE tenant = :tenant AND turn = :turn
+
+-- name: owned_blob_use
+-- Finds a turn of one owner that refers to a blob.
+SELECT turns.turn FROM blob_uses
+{join} turns ON turns.tenant = :tenant AND turns.turn = blob_uses.turn
+WHERE blob_uses.tenant = :tenant AND sha256 = :sha256 AND owner = :owner LIMIT 1
 
 -- name: blob_reference
 -- Finds a turn that refers to a blob.
@@ -332,6 +338,14 @@ DELETE FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key BET
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND turn = :turn
 
+-- name: owner_of_turn
+-- The owner of a turn.
+SELECT owner FROM turns WHERE tenant = :tenant AND turn = :name
+
+-- name: owner_of_session
+-- The owner of a session.
+SELECT owner FROM sessions WHERE tenant = :tenant AND session = :name
+
 -- name: session_turns
 -- The turns of a session after a cursor, oldest first.
 SELECT * FROM turns JOIN usage USING (tenant, session, turn)
@@ -355,9 +369,10 @@ ORDER BY cursor LIMIT 500
 INDEXED BY turns_running
 
 -- name: running
--- The running turns after a cursor, oldest first, of one session or of all.
+-- The running turns after a cursor, oldest first, of one session or of all, and of one owner unless it is null.
 SELECT * FROM turns {by_running} JOIN usage USING (tenant, session, turn)
 WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session = :session)
+  AND (:owner IS NULL OR owner = :owner)
   AND (turns.asked_at, turn) > (:after_at, :after)
 ORDER BY turns.asked_at, turn LIMIT :limit
 
@@ -576,6 +591,16 @@ WITH page AS (
 )
 {with_totals}
 
+-- name: owner_sessions
+-- The same, of one owner; of one project and one user unless they are null.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND owner = :owner AND (updated_at, session) < (:before_at, :before)
+        AND (:project IS NULL OR project = :project) AND (:user IS NULL OR "user" = :user)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit
+)
+{with_totals}
+
 -- name: sessions_from
 -- The sessions of a tenant from the one with a number on, most recent first, with totals.
 WITH page AS (
@@ -600,6 +625,16 @@ WITH page AS (
 )
 {with_totals}
 
+-- name: owner_sessions_from
+-- The same, of one owner; of one project and one user unless they are null.
+WITH page AS (
+    SELECT * FROM sessions
+    WHERE tenant = :tenant AND owner = :owner
+        AND (:project IS NULL OR project = :project) AND (:user IS NULL OR "user" = :user)
+    ORDER BY updated_at DESC, session DESC LIMIT :limit OFFSET :offset
+)
+{with_totals}
+
 -- name: count_sessions
 -- The number of sessions of a project, of all sessions of the tenant for ''.
 SELECT coalesce(max(sessions), 0) AS total FROM session_counts WHERE tenant = :tenant AND project = :project
@@ -612,3 +647,9 @@ INDEXED BY sessions_by_user
 -- The number of sessions of a user.
 SELECT count(*) AS total FROM sessions {by_user}
 WHERE tenant = :tenant AND "user" = :user AND (:project IS NULL OR project = :project)
+
+-- name: count_owner_sessions
+-- The number of sessions of an owner; of one project and one user unless they are null.
+SELECT count(*) AS total FROM sessions
+WHERE tenant = :tenant AND owner = :owner
+    AND (:project IS NULL OR project = :project) AND (:user IS NULL OR "user" = :user)

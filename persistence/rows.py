@@ -77,6 +77,7 @@ class TurnRow(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str | None
     blobs: str
     user: str | None
+    owner: str | None
     labels: str
     added: AddedRows = {}
 
@@ -121,14 +122,15 @@ def build_row(
         asked_by=turn.request.by if turn.request else None,
         blobs=_json(blobs_of(turn)),
         user=found.user,
+        owner=found.owner,
         labels=_json(labels_of(found, turn.request.by if turn.request else None)),
         added={name: values for rows_of in features for name, values in rows_of(key, turn, found).items()},
     )
 
 
 def labels_of(turn: TurnRecord, key: str | None) -> dict[str, str]:
-    """Returns the labels by which the turn can be found: model, key, user, and metadata that is short enough."""
-    labels = {"model": turn.model, "key": key, "user": turn.user}
+    """Returns the labels by which the turn can be found: model, key, user, owner, and metadata that is short enough."""
+    labels = {"model": turn.model, "key": key, "user": turn.user, "owner": turn.owner}
     for name, value in list(turn.metadata.items())[:LABELS_MAX]:
         # SQLite's JSON functions cut text at a NUL character: different values would count as one value.
         is_cut = "\0" in name + value
@@ -167,6 +169,7 @@ def turn_record(row: Mapping[str, Any]) -> TurnRecord:
         metadata=_metadata.decode(row["metadata"]),
         project=row["project"],
         user=row["user"],
+        owner=row["owner"],
         asked_at=moment(row["asked_at"]),
         first_token_at=moment(row["first_token_at"]) if row["first_token_at"] is not None else None,
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
@@ -183,6 +186,7 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
         title=row["title"],
         project_id=row["project"],
         user=row["user"],
+        owner=row["owner"],
         model=row["model"],
         system_prompt=_system.decode(row["system"]) if row["system"] is not None else None,
         created_at=moment(row["created_at"]),

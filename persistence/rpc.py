@@ -24,13 +24,20 @@ QueryHandler = tuple[type[Query[Any]], Callable[[Tenant, Any], Awaitable[Any]]]
 
 
 def handler(
-    query: type[Query[A]], run: Callable[[Tenant, Any], Awaitable[A]], catch_up: CatchUp
+    query: type[Query[A]],
+    run: Callable[[Tenant, Any], Awaitable[A]],
+    catch_up: CatchUp,
+    require_owned: Callable[[Tenant, Query[A]], Awaitable[None]],
 ) -> tuple[str, Handler]:
-    """Returns the subject name of `query` and the NATS handler that answers it with `run`."""
+    """Returns the subject name of `query` and the NATS handler that answers it with `run`.
+
+    `require_owned` refuses a query of a private user about what it does not own.
+    """
 
     async def answer(tenant: Tenant, body: bytes) -> bytes:
         decoded = decode_query(body, query)
         await catch_up(None if query.is_about_all_tenants else tenant)
+        await require_owned(tenant, decoded)
         return msgspec.json.encode(await run(tenant, decoded))
 
     return query.query, answer

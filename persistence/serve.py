@@ -116,7 +116,9 @@ async def _serve(
     require_exists = join_distinct((item for parts in started for item in parts.require_exists.items()), "check of a")
     commands = Commands(store, log, tombstones, blobs, queries, caught_up, unrecorded, erase_tenant, require_exists)
     of_core = [*queries.handlers(), *commands.handlers()]
-    handlers = dict(handler(query, run, caught_up) for query, run in join_handlers(of_core, started))
+    handlers = dict(
+        handler(query, run, caught_up, queries.require_owned) for query, run in join_handlers(of_core, started)
+    )
     endpoints = await rpc.serve(PERSISTENCE, VERSION, handlers)
     damaged = DamagedTurns(log, store, rpc)
     report = partial(recorder.report_health, name, await store.read_id(), lambda: damaged.number)

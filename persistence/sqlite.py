@@ -32,6 +32,7 @@ from tailrace.proto.errors import (
     StoreRefused,
     StoreUnwritable,
 )
+from tailrace.proto.ownership import hash_subject
 
 # SQLite's primary result codes and our classes. An error that is not listed (SQLITE_ERROR: a wrong statement or table)
 # is a bug and ends the process. By code: Python does not know the names of newer extended codes.
@@ -166,6 +167,8 @@ class SQLite:
 
     async def migrate(self) -> None:
         """See Database.migrate. Raises StoreError."""
+        # Of 0028_owners.sql: SQLite has no function for hashes.
+        await self._writer.create_function("subject_hash", 1, hash_subject, deterministic=True)
         for step in migrations(after=self.version):
             with _map_errors(self._path):
                 try:

@@ -31,6 +31,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import may_use
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
     Branch,
@@ -273,6 +274,7 @@ class Store:
             "system": _encode_system(new.system_prompt),
             "project": new.project_id,
             "user": new.user,
+            "owner": new.owner,
             "asked_at": micros(at),
         }
         async with self.write(tenant) as writer:
@@ -328,8 +330,11 @@ class Store:
             }
             gone["sessions"] = await writer.execute("delete_listed_sessions", some)
         else:
-            of_tenant = [one.erase_tenant for one in self._tables] if deletion.erased == "tenant" else []
-            for field, statement in chain(deletion.when_empty, *of_tenant):
+            of = {
+                "tenant": [one.erase_tenant for one in self._tables],
+                "user": [one.erase_user for one in self._tables],
+            }
+            for field, statement in chain(deletion.when_empty, *of.get(deletion.erased or "", [])):
                 gone[field] += await writer.execute(statement, {"tenant": tenant, "name": what.name})
         for dimension, first, last in deletion.names(what.name, not has_more):
             names = {"tenant": tenant, "dimension": dimension, "name": first, "last_name": last}
@@ -408,20 +413,34 @@ class Store:
         limit: int,
         since: datetime,
         user: str | None = None,
+        owner: str | None = None,
     ) -> list[SessionRecord]:
-        """Returns sessions last used before `before`, most recent first; of `project` and `user` if they are set."""
+        """Returns sessions last used before `before`, most recent first; of `project`, `user` and `owner` if set."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
         of = {"project": project, "user": user}
         kind = "".join(f"{name}_" for name, value in of.items() if value is not None)
+        if owner is not None:
+            kind, of = "owner_", {**of, "owner": owner}
         rows = await self.read(f"{kind}sessions", tenant=tenant, **of, **page)
         return [session_record(row, since) for row in rows]
 
     async def numbered_sessions(
-        self, tenant: Tenant, project: str | None, offset: int, limit: int, since: datetime, user: str | None = None
+        self,
+        tenant: Tenant,
+        project: str | None,
+        offset: int,
+        limit: int,
+        since: datetime,
+        user: str | None = None,
+        owner: str | None = None,
     ) -> tuple[list[SessionRecord], int]:
         """Like `sessions`, but returns sessions after the first `offset`, and the number of all."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
-        if user is not None:
+        if owner is not None:
+            of = {"owner": owner, "user": user, "project": project}
+            rows = await self.read("owner_sessions_from", **of, **page)
+            counted = await self.read("count_owner_sessions", tenant=tenant, **of)
+        elif user is not None:
             rows = await self.read("user_sessions_from", user=user, project=project, **page)
             counted = await self.read("count_user_sessions", tenant=tenant, user=user, project=project)
         else:
@@ -429,6 +448,16 @@ class Store:
             rows = await self.read(f"{kind}_from", **page, **given)
             counted = await self.read("count_sessions", tenant=tenant, project=project or "")
         return [session_record(row, since) for row in rows], counted[0]["total"]
+
+    async def turn_with_blob(self, tenant: Tenant, sha256: str, owner: str) -> TurnId | None:
+        """Returns a turn of `owner` that refers to a blob; None if there is none."""
+        rows = await self.read("owned_blob_use", tenant=tenant, sha256=sha256, owner=owner)
+        return rows[0]["turn"] if rows else None
+
+    async def has_owner(self, tenant: Tenant, kind: str, name: str, owner: str) -> bool:
+        """Returns whether the owner of a turn or session is `owner`; also if there is none of this name."""
+        rows = await self.read(f"owner_of_{kind}", tenant=tenant, name=name)
+        return not rows or may_use(owner, rows[0]["owner"])
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
@@ -440,11 +469,11 @@ class Store:
         return [turn_record(row) for row in rows]
 
     async def list_running(
-        self, tenant: Tenant, session: str | None, after: PageCursor, limit: int
+        self, tenant: Tenant, session: str | None, after: PageCursor, limit: int, owner: str | None = None
     ) -> list[TurnRecord]:
-        """Returns running turns after `after`, oldest first; of all sessions if `session` is None."""
+        """Returns running turns after `after`, oldest first. `session` and `owner` are None for those of all."""
         rows = await self.read(
-            "running", tenant=tenant, session=session, after_at=after.at, after=after.name, limit=limit
+            "running", tenant=tenant, session=session, owner=owner, after_at=after.at, after=after.name, limit=limit
         )
         return [turn_record(row) for row in rows]
 

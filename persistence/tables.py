@@ -55,6 +55,8 @@ class Tables(NamedTuple):
     """A query of the turns that an erasure deletes before all others, with `tenant`, `limit`, and `user` or NULL."""
     erase_tenant: Sequence[tuple[str, str]] = ()
     """The deletions of an erased tenant after its last turn, like `Deletion.when_empty`."""
+    erase_user: Sequence[tuple[str, str]] = ()
+    """The same for an erased user."""
     put_session: Sequence[str] = ()
     """Statements that run after each turn has written its session, and after a session is created without a turn."""
     count_models: Sequence[str] = ()

@@ -19,7 +19,7 @@ COMPARED_MAX = 100_000
 # Most turns are completed. They are found by another index.
 INDEXED_OUTCOMES = ("cancelled", "failed")
 # The order in which labels are tried: unlisted labels have the fewest turns each, models the most.
-BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
+BY_SELECTIVITY = {"user": 1, "owner": 1, "key": 2, "model": 3}
 
 
 class Read(Protocol):

@@ -103,6 +103,7 @@ def build_context(session: SessionRecord, parent: TurnId | None, branch: list[Tu
         history.thinking,
         history.prompts,
         history.containers,
+        session.owner,
     )
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId
@@ -173,6 +174,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The project of the session."""
     user: str | None = None
     """The end user who receives the answer (PROTOCOL R89)."""
+    owner: str | UnsetType | None = UNSET
+    """The owner of the session (PROTOCOL R146). Null: the tenant. Left out by versions without owners."""
     metadata: dict[str, str] | None = None
     """The client's own labels."""
     cache: CacheFor | None = None

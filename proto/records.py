@@ -8,12 +8,14 @@ from datetime import date, datetime
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Failure, Message, Outcome, Prefix, StoredThinking
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn, contents
 from tailrace.proto.ids import Seq, SessionId, TurnId, TurnKey
+from tailrace.proto.ownership import owner_of
 from tailrace.proto.runtime.clock import seconds_between
 from tailrace.proto.thinking_prefix import count_unchanged_tokens
 from tailrace.proto.usage import NANO_USD_PER_USD, ModelUsage, Usage
@@ -25,11 +27,16 @@ A = TypeVar("A", bound=msgspec.Struct)
 PAGE_ITEMS_MAX = 200
 
 
-class Query(msgspec.Struct, Generic[A], frozen=True):
+class Query(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
     """A query to persistence with the name `query`, answered by an `A`. The tenant is part of the NATS subject."""
 
     query: ClassVar[str]
     is_about_all_tenants: ClassVar[bool] = False
+    owned: ClassVar[tuple[str, ...] | None] = None
+    """The fields that name a turn or a session, which a private user must own. None: only for credentials that see the
+    whole tenant."""
+    viewer: str | UnsetType = UNSET
+    """The private user that asks: the answer has only what this user owns. Left out: no private user."""
 
 
 def answer_type(query: type[Query[A]]) -> type[A]:
@@ -115,6 +122,8 @@ class TurnRecord(TurnDetails, frozen=True, kw_only=True, omit_defaults=False):
     """The project that the request named."""
     user: str | None = None
     """The end user who received the answer, as the request or the JWT named them."""
+    owner: str | None = None
+    """The owner: the user of the credential that has made the session. Null: the tenant."""
     asked_at: datetime
     """When the request was accepted."""
     first_token_at: datetime | None = None
@@ -176,6 +185,8 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     """The project of the session."""
     user: str | None = None
     """The user that the session was created for; otherwise the first user that its turns named."""
+    owner: str | None = None
+    """The owner: the user of the credential that has made the session. Null: the tenant."""
     model: str | None
     """The model of turns that name none."""
     system_prompt: str | list[dict[str, Any]] | None
@@ -235,6 +246,8 @@ class Context(msgspec.Struct, frozen=True):
     """The prompt of the last call for each turn of the branch."""
     containers: dict[TurnId, str] = {}
     """The container in which code waits for results of the client's tools after a turn of the branch."""
+    owner: str | UnsetType | None = UNSET
+    """The owner of the session. Left out: the session does not exist yet."""
 
 
 # The queries, each with the codes that it may be refused with.
@@ -244,6 +257,7 @@ class GetTurn(Query[TurnRecord], frozen=True):
     """One turn. Refused: turn_not_found."""
 
     query: ClassVar[str] = "turn"
+    owned: ClassVar[tuple[str, ...] | None] = ("turn",)
     turn: TurnId
 
 
@@ -251,6 +265,7 @@ class GetSession(Query[SessionRecord], frozen=True):
     """One session. Refused: session_not_found."""
 
     query: ClassVar[str] = "session"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
 
 
@@ -258,6 +273,7 @@ class ListSessions(Query[SessionPage], frozen=True):
     """A page of sessions, last used first, of one project if `project` is set. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "sessions"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     after: str | None = None
     limit: int = 50
     project: str | None = None
@@ -271,6 +287,7 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
     """A page of a session's turns, oldest first by default. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "session_turns"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
     after: str | None = None
     limit: int = 50
@@ -289,6 +306,7 @@ class ListTurns(Query[TurnPage], frozen=True):
     """
 
     query: ClassVar[str] = "turns"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     labels: dict[str, str] = {}
     text: str | None = None
     first: date | None = None
@@ -297,12 +315,15 @@ class ListTurns(Query[TurnPage], frozen=True):
     limit: int = 50
     outcome: Outcome | None = None
     order: TurnOrder = "asked_at"
+    blob: str | None = None
+    """Only for a private user, alone: one of its turns that refers to the blob with this SHA-256."""
 
 
 class ListRunning(Query[TurnPage], frozen=True):
     """A page of the running turns, oldest first, of one session if `session` is set. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "running"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str | None = None
     after: str | None = None
     limit: int = 50
@@ -326,6 +347,7 @@ class ListTurnsSince(Query[TurnPositions], frozen=True):
     """The turns of a session that run, or whose last entry is after the sequence `since`."""
 
     query: ClassVar[str] = "turns_since"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
     since: Seq
 
@@ -334,6 +356,7 @@ class GetAncestry(Query[Ancestry], frozen=True):
     """A turn and its ancestors, newest first; `next` is the first turn of the next page. Refused: turn_not_found."""
 
     query: ClassVar[str] = "ancestry"
+    owned: ClassVar[tuple[str, ...] | None] = ("turn",)
     turn: TurnId
     limit: int = 50
 
@@ -347,6 +370,7 @@ class GetContext(Query[Context], frozen=True):
     """
 
     query: ClassVar[str] = "context"
+    owned: ClassVar[tuple[str, ...] | None] = ("session", "parent")
     session: str | None = None
     parent: str | None = None
     # Gateways and persistence of two releases ask and answer each other during an upgrade (PROTOCOL R28).
@@ -357,6 +381,7 @@ class GetLastTurn(Query[TurnRecord], frozen=True):
     """The session's newest turn. Refused: session_not_found if it has none."""
 
     query: ClassVar[str] = "last"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
 
 
@@ -395,6 +420,7 @@ def record_from_fold(key: TurnKey, turn: Turn) -> TurnRecord:
         metadata=request.metadata or {},
         project=request.project,
         user=request.user,
+        owner=owner_of(request),
         asked_at=turn.asked_at,
         first_token_at=turn.first_token_at,
         ended_at=turn.ended_at,

@@ -79,6 +79,7 @@ class ListBranches(Query[BranchPage], frozen=True):
     """A page of a session's branches, newest leaf first. Refused: session_not_found, cursor_invalid."""
 
     query: ClassVar[str] = "branches"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
     after: str | None = None
     limit: int = 50
@@ -88,18 +89,22 @@ class CreateSession(Query[SessionRecord], frozen=True):
     """Creates a session before its first turn. Refused: session_exists."""
 
     query: ClassVar[str] = "new_session"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     session: str
     title: str | None = None
     model: str | None = None
     system_prompt: str | list[dict[str, Any]] | None = None
     project_id: str | None = None
     user: str | None = None
+    owner: str | None = None
+    """The user of the credential that makes the session; null: the tenant."""
 
 
 class ChangeSession(Query[SessionRecord], frozen=True):
     """Changes the set fields of a session; None removes a value. Refused: session_not_found."""
 
     query: ClassVar[str] = "rename_session"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
     title: str | UnsetType | None = UNSET
     model: str | UnsetType | None = UNSET
@@ -115,6 +120,7 @@ class DeleteResource(Query[Remaining], frozen=True):
     """
 
     query: ClassVar[str] = "delete"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     kind: Kind
     name: str
     purged: tuple[TurnId, ...] = ()

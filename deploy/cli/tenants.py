@@ -14,6 +14,7 @@ DESCRIPTION = "List the tenants, or set whether the users of a tenant are privat
 EXAMPLES = """\
 examples:
   tailrace tenants list                              the tenants with a key, private users or limits of their own
+  tailrace tenants list --json | jq '.[].users'
   tailrace tenants set acme --users private          each user of acme uses only what it owns
   tailrace tenants set acme --users shared           the users of acme use everything of acme
 

@@ -17,6 +17,7 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import long_strings
 from tailrace.proto.nats import Claims, TurnLog
+from tailrace.proto.ownership import owned_key
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.common.usable_key import find_usable_key
 
@@ -34,7 +35,7 @@ async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_tur
         new_turn = msgspec.structs.replace(new_turn, user=principal.user)
     canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
     # The space separates it from clients' Idempotency-Keys, which cannot contain a space.
-    key = f"{AUTO} {await hash_body(canonical)}"
+    key = owned_key(principal.tenant, f"{AUTO} {await hash_body(canonical)}")
     keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
     return await find_usable_key(log, claims, principal.tenant, keys), canonical
 

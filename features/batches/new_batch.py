@@ -38,6 +38,7 @@ from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection
+from tailrace.proto.ownership import owned_key
 from tailrace.proto.schema import schema_of
 
 B = TypeVar("B")
@@ -100,6 +101,8 @@ def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
         raise Refused(
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
+    if idempotency_key is not None:
+        idempotency_key = owned_key(request.tenant, idempotency_key)
     path, headers = request.scope["path"], request.response_headers
     return Draft(request.principal, raw, idempotency_key, path=path, response_headers=headers)
 
@@ -195,6 +198,7 @@ class BatchBuilder:
             session=inputs.session,
             metadata=new.metadata,
             user=principal.user,
+            owner=principal.user,
             by=principal.key,
             holds=reserved.slots or None,
             webhook=new.webhook,
@@ -260,8 +264,7 @@ class InputChecker:
             settings.max_tokens,
             self.offer,
             pseudonym=self._pseudonym,
-            credential=principal.key,
-            user=principal.user,
+            principal=principal,
             cache=settings.cache,
         )
         require_offered(request)

@@ -24,13 +24,13 @@ END
 SELECT {batch_columns} FROM turns WHERE tenant = :tenant AND turn = :turn AND batch IS NOT NULL
 
 -- fragment: of_page_of_batches
--- The batches before a cursor, newest first.
-batch IS NOT NULL AND (asked_at, turn) < (:before_at, :before)
+-- The batches before a cursor, newest first, of one owner unless it is null.
+batch IS NOT NULL AND (:owner IS NULL OR owner = :owner) AND (asked_at, turn) < (:before_at, :before)
 ORDER BY asked_at DESC, turn DESC LIMIT :limit
 
 -- fragment: of_page_of_newer_batches
--- The batches after a cursor, oldest first.
-batch IS NOT NULL AND (asked_at, turn) > (:after_at, :after)
+-- The batches after a cursor, oldest first, of one owner unless it is null.
+batch IS NOT NULL AND (:owner IS NULL OR owner = :owner) AND (asked_at, turn) > (:after_at, :after)
 ORDER BY asked_at, turn LIMIT :limit
 
 -- name: batches

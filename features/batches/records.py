@@ -82,6 +82,7 @@ class GetBatch(Query[StoredBatch], frozen=True):
     """One batch. Refused: batch_not_found."""
 
     query: ClassVar[str] = "batch"
+    owned: ClassVar[tuple[str, ...] | None] = ("batch",)
     batch: TurnId
 
 
@@ -93,6 +94,7 @@ class ListBatches(Query[BatchPage], frozen=True):
     """
 
     query: ClassVar[str] = "batches"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     after: str | None = None
     limit: int = 50
     of: Api | None = None
@@ -104,6 +106,7 @@ class ListBatchTurns(Query[BatchTurns], frozen=True):
     """The turns of a batch, from input number `first` on, at most `limit`."""
 
     query: ClassVar[str] = "batch_turns"
+    owned: ClassVar[tuple[str, ...] | None] = ("batch",)
     batch: TurnId
     first: int = 0
     limit: int = 50

@@ -26,6 +26,7 @@ from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_ref
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
@@ -85,7 +86,9 @@ class Decisions:
             raise Refused("body_too_large", TOO_LARGE)
         if isinstance(decision.result, list):
             await self._continuations.require_files(principal.tenant, decision.result, size)
-        asked = DecideCall(session, call, decision, principal.key, principal.user, body.turn)
+        # In a tenant with private users, the session must be the user's own, whatever user its turns name.
+        user = principal.user if viewer_in(principal.tenant) is None else None
+        asked = DecideCall(session, call, decision, principal.key, user, body.turn)
         async with self._admissions.count(principal, size):
             found = await self._history.query(principal.tenant, asked)
         kind = "denied" if decision.result is None else "result"

@@ -81,15 +81,15 @@ WHERE tenant = :tenant AND session = :session AND turn = :turn
 
 -- fragment: parked_page
 -- The columns of `page`: those of sessions, in the order of the time since which they wait.
-sessions.tenant, sessions.session, project, "user", title, model, system, created_at
+sessions.tenant, sessions.session, project, "user", sessions.owner, title, model, system, created_at
 
 -- name: parked_sessions
--- The sessions that require action, with totals, the last parked first.
+-- The sessions that require action, with totals, the last parked first; of one owner unless it is null.
 WITH page AS (
     SELECT {parked_page}, parked_turns.ended_at AS updated_at FROM parked_turns
     {join} sessions ON sessions.tenant = :tenant AND sessions.session = parked_turns.session
     WHERE parked_turns.tenant = :tenant AND (parked_turns.ended_at, parked_turns.session) < (:before_at, :before)
-        AND {is_last_turn}
+        AND (:owner IS NULL OR sessions.owner = :owner) AND {is_last_turn}
     ORDER BY parked_turns.ended_at DESC, parked_turns.session DESC LIMIT :limit
 )
 {with_totals}
@@ -100,7 +100,7 @@ WITH page AS (
     SELECT {parked_page}, updated_at FROM sessions
     {join} parked_turns ON parked_turns.tenant = :tenant AND parked_turns.session = sessions.session
     WHERE sessions.tenant = :tenant AND "user" = :user AND (updated_at, sessions.session) < (:before_at, :before)
-        AND parked_turns.ended_at < :until_at AND {is_last_turn}
+        AND parked_turns.ended_at < :until_at AND (:owner IS NULL OR sessions.owner = :owner) AND {is_last_turn}
     ORDER BY updated_at DESC, sessions.session DESC LIMIT :limit
 )
 {with_totals}

@@ -101,6 +101,7 @@ class ListCalls(Query[SessionCalls], frozen=True):
     """The calls that a session waits for, or the calls of `turn`. Refused: session_not_found."""
 
     query: ClassVar[str] = "calls"
+    owned: ClassVar[tuple[str, ...] | None] = ("session", "turn")
     session: str
     turn: str | None = None
 
@@ -113,6 +114,7 @@ class DecideCall(Query[SessionCalls], frozen=True):
     """
 
     query: ClassVar[str] = "decide_call"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
     call: str
     decision: Decision
@@ -126,6 +128,7 @@ class GetContinuation(Query[Continuation], frozen=True):
     """The continuation of a session of which all calls are decided. Refused: call_not_found."""
 
     query: ClassVar[str] = "continuation"
+    owned: ClassVar[tuple[str, ...] | None] = ("session",)
     session: str
 
 
@@ -133,6 +136,7 @@ class ListParked(Query[SessionPage], frozen=True):
     """A page of the sessions that require action, the shortest wait first. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "parked"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     after: str | None = None
     limit: int = 50
     user: str | None = None

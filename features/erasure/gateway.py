@@ -15,6 +15,7 @@ from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.request_body import check_user
 from tailrace.proto.errors import Refused
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.resources import DeletedRows
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -70,6 +71,11 @@ async def delete_tenant(request: ApiRequest, eraser: Eraser) -> Response:
 
 
 async def _erase(eraser: Eraser, request: ApiRequest, kind: Literal["user", "tenant"], name: str) -> Response:
+    if viewer_in(request.tenant) is not None:
+        # An erasure is about a person, whoever has made the turns.
+        raise Refused(
+            "users_private", "a private user cannot erase data of a user or the tenant: use an API key of the tenant"
+        )
     within_s = (
         limit_of(request, SECONDS_MAX, SECONDS_MAX, "max_seconds") if "max_seconds" in request.query_params else None
     )

@@ -22,7 +22,12 @@ TABLES = Tables(
     deletions={
         "user": Deletion(
             "user_turn_ids",
-            (("sessions", "delete_user_sessions"), ("", "forget_session_user")),
+            (
+                ("sessions", "delete_user_sessions"),
+                ("sessions", "delete_owned_sessions"),
+                ("", "forget_session_user"),
+                ("", "forget_session_owner"),
+            ),
             has_follow_ups=True,
             has_many_sessions=True,
             erased="user",

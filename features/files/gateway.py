@@ -84,6 +84,7 @@ async def post(
             purpose=purpose,
             created_at=now,
             expires_at=None if life is None else now + life,
+            owner=request.principal.user,
         )
         # Not a turn: the pin holds until the file's record refers to the blob.
         key = TurnKey(request.tenant, TurnId(name))

@@ -11,6 +11,7 @@ from tailrace.features.files.records import CreateFile, DeleteFile, FilePage, Fi
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import clamp_limit
+from tailrace.persistence.queries import viewer_of
 from tailrace.persistence.rows import micros, moment
 from tailrace.persistence.rpc import QueryHandler, fit_in_message
 from tailrace.persistence.run_every import run_beside, run_every
@@ -19,6 +20,7 @@ from tailrace.persistence.store import LAST_NAME, Store
 from tailrace.persistence.tables import Tables
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import may_use
 from tailrace.proto.resources import DeletedRows
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -55,6 +57,7 @@ class FileTable:
             tenant=tenant,
             after=start if query.after is None else query.after,
             purpose=query.purpose,
+            owner=viewer_of(query),
             now=micros(now),
             limit=limit,
         )
@@ -108,9 +111,9 @@ class FileQueries:
         return new.record
 
     async def file(self, tenant: Tenant, query: GetFile) -> FileRecord:
-        """Returns an uploaded file that has not expired. Raises Refused if the tenant has none with this id."""
+        """Returns an uploaded file that has not expired. Raises Refused if there is none of this id."""
         found = await self._table.file(tenant, query.file, await self._now())
-        if found is None:
+        if found is None or not may_use(viewer_of(query), found.owner):
             raise not_found("file")
         return found
 
@@ -123,7 +126,7 @@ class FileQueries:
 
     async def delete(self, tenant: Tenant, what: DeleteFile) -> FileRecord:
         """Deletes the file's record, and its content once it is unused. Raises Refused if the file does not exist."""
-        found = await self.file(tenant, GetFile(what.file))
+        found = await self.file(tenant, GetFile(what.file, viewer=what.viewer))
         await self._table.delete_files(tenant, [what.file])
         await self._blobs.collect(tenant)
         return found
@@ -159,4 +162,8 @@ def _start(services: Services, _: NoSettings) -> Parts:
     return Parts(files.handlers(), [partial(run_beside, delete_expired)], erase_tenant=files.erase_tenant)
 
 
-FEATURE = Feature(NoSettings, _start, Tables(read_queries(__package__)))
+TABLES = Tables(
+    read_queries(__package__),
+    erase_user=[("", "release_user_files"), ("", "delete_user_file_uses"), ("files", "delete_user_files")],
+)
+FEATURE = Feature(NoSettings, _start, TABLES)

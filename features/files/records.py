@@ -22,6 +22,8 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     purpose: str
     created_at: datetime
     expires_at: datetime | None
+    owner: str | None = None
+    """The user of the credential that has uploaded it. None: the tenant."""
 
 
 class FilePage(msgspec.Struct, frozen=True):
@@ -35,6 +37,7 @@ class CreateFile(Query[FileRecord], frozen=True):
     """Stores the record of an uploaded file whose content is stored and has a hold (R34)."""
 
     query: ClassVar[str] = "new_file"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     record: FileRecord
 
 
@@ -42,6 +45,7 @@ class GetFile(Query[FileRecord], frozen=True):
     """One file. Refused: file_not_found."""
 
     query: ClassVar[str] = "file"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     file: str
 
 
@@ -49,6 +53,7 @@ class ListFiles(Query[FilePage], frozen=True):
     """A page of files after the file `after`, newest first unless `is_oldest_first`; if set, only of `purpose`."""
 
     query: ClassVar[str] = "files"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     after: str | None = None
     limit: int = 200
     purpose: str | None = None
@@ -59,4 +64,5 @@ class DeleteFile(Query[FileRecord], frozen=True):
     """Deletes a file, and its content unless a turn or another file refers to it. Refused: file_not_found."""
 
     query: ClassVar[str] = "delete_file"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     file: str

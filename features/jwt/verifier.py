@@ -23,6 +23,7 @@ from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, Scope, scope
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user
+from tailrace.proto.ownership import name_token
 from tailrace.proto.runtime import base64url
 
 logger = structlog.get_logger()
@@ -42,7 +43,6 @@ UNTIL_MAX = 2**53
 # Prefix of hashed names. A claim that begins with it is hashed too, so no claim can equal the hash of another.
 HASH_PREFIX = "u_"
 HASH_CHARS = 62
-ID_CHARS = 16
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -134,10 +134,11 @@ class JwtVerifier:
         subject = str(claims.get("sub", ""))
         return Principal(
             tenant_of_claim(str(owner)),
-            key=f"jwt_{hashlib.sha256(subject.encode(errors='replace')).hexdigest()[:ID_CHARS]}",
+            key=name_token(subject),
             scopes=_parse_scopes(claims.get(self._scopes_claim)) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
             user=None if user is None else str(user),
+            must_name_user=True,
         )
 
 

@@ -39,6 +39,7 @@ from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
+from tailrace.proto.ownership import whole
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.
@@ -100,7 +101,7 @@ class Limiter(admission.Limiter):
 
     async def count_operator(self, principal: Principal, requests_max: int) -> None:
         """Counts a request to a route for operators: a credential has `requests_max` a minute. Raises Refused."""
-        owner = Owner(principal.tenant, owner_name("admin_", principal), Limits(requests=requests_max))
+        owner = Owner(whole(principal.tenant), owner_name("admin_", principal), Limits(requests=requests_max))
         await Admission(self, principal.tenant, [owner]).count_request()
 
     def slots_of(self, principal: Principal) -> HeldSlots | None:

@@ -11,6 +11,7 @@ from tailrace.gateway.auth.limits import NAMES, UNLIMITED, Limits, parse_limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import whole
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
@@ -53,8 +54,9 @@ class QuotaRest(NamedTuple):
 def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tuple[Owner, Owner]:
     """Returns key and tenant of `principal`. The key is first: what it refuses is not counted for the tenant."""
     own = effective_limits(principal.limits or {}, of_keys)
-    key = Owner(principal.tenant, owner_name("k_", principal), own)
-    return key, Owner(principal.tenant, TENANT, of_tenants)
+    # Budgets are the tenant's, also where its users are private.
+    tenant = whole(principal.tenant)
+    return Owner(tenant, owner_name("k_", principal), own), Owner(tenant, TENANT, of_tenants)
 
 
 def owner_name(prefix: str, principal: Principal) -> str:

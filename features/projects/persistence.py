@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects, ProjectPage, ProjectRecord
 from tailrace.persistence import paging
@@ -66,7 +67,7 @@ class ProjectQueries:
     async def project(self, tenant: Tenant, query: GetProject) -> ProjectRecord:
         """Returns a project with its totals. Raises Refused if the tenant has no such project."""
         found = await self._table.project(tenant, query.project, self._queries.since)
-        if found is None:
+        if found is None or query.viewer is not UNSET:
             raise not_found("project")
         return found
 
@@ -76,6 +77,9 @@ class ProjectQueries:
         Raises Refused for an invalid cursor.
         """
         limit, total = paging.clamp_limit(query.limit), None
+        if query.viewer is not UNSET:
+            # Projects are the tenant's.
+            return ProjectPage([], None, None if query.offset is None else 0)
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
             found, total = await self._table.numbered_projects(tenant, offset, limit + 1, self._queries.since)

@@ -40,6 +40,7 @@ class GetProject(Query[ProjectRecord], frozen=True):
     """One project. Refused: project_not_found."""
 
     query: ClassVar[str] = "project"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     project: str
 
 
@@ -47,6 +48,7 @@ class ListProjects(Query[ProjectPage], frozen=True):
     """A page of projects, newest first. Refused: cursor_invalid."""
 
     query: ClassVar[str] = "projects"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     after: str | None = None
     limit: int = 50
     offset: int | None = None

@@ -28,6 +28,7 @@ from tailrace.proto.errors import LogError, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, TurnLog
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
@@ -215,7 +216,9 @@ class Steering:
 
 def _require_user(draft: TurnDraft, user: str | None) -> None:
     """Raises Refused if the credential names another user than that of the steered turn."""
-    if draft.principal.user is not None and draft.principal.user != user:
+    # In a tenant with private users, the turn was found: the user owns it.
+    is_shared = viewer_in(draft.principal.tenant) is None
+    if is_shared and draft.principal.user is not None and draft.principal.user != user:
         raise not_found("turn")
 
 

@@ -21,6 +21,7 @@ from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import whole
 
 PARAMETER = "ticket"
 # The only route that reads the parameter, so a ticket opens no other one.
@@ -49,6 +50,8 @@ class Ticket(Signed, frozen=True, kw_only=True, array_like=True):
     begin_by: int
     until: int
     once: str = ""
+    user: str | None = None
+    """The user of the credential."""
 
 
 class Tickets:
@@ -79,13 +82,14 @@ class Tickets:
         if ends is not None:
             until = min(until, int(ends))
         ticket = Ticket(
-            tenant=principal.tenant,
+            tenant=whole(principal.tenant),
             turn=turn,
             key=principal.key,
             has_key=has_key,
             begin_by=min(begin_by, until),
             until=until,
             once=once,
+            user=principal.user,
         )
         return self._signer.sign(ticket), ticket
 
@@ -108,6 +112,8 @@ class Tickets:
             turn=ticket.turn,
             limits=creator.limits if creator is not None else None,
             counted_as=creator.counted_as if creator is not None else None,
+            user=ticket.user,
+            must_name_user=ticket.key is not None and not ticket.has_key,
         )
 
     async def read_single_use(self, request: Request, key: TurnKey) -> Ticket | None:

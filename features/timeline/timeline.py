@@ -17,6 +17,7 @@ from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Prefix, R
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import whole
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.thinking_prefix import count_unchanged_tokens
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
@@ -186,7 +187,7 @@ class Timeline(msgspec.Struct, kw_only=True):
 
 def build(key: TurnKey, stored: Iterable[StoredEntry], gateways: Sequence[GatewayReaders]) -> Timeline:
     """Returns the timeline of a turn, without `recorded`. Invalid entries are only counted."""
-    found = Timeline(turn=key.turn, tenant=key.tenant)
+    found = Timeline(turn=key.turn, tenant=whole(key.tenant))
     chain, times, last_at = START, dict[Seq, datetime](), None
     for one in stored:
         linked = link(chain, one.seq, one.entry)

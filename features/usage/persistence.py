@@ -1,8 +1,10 @@
 """Usage in the database: sums of tokens and cost, and statistics. The recorder adds each turn to the totals."""
 
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
+
+from msgspec import UNSET
 
 from tailrace.features.usage.records import (
     BilledUsage,
@@ -18,7 +20,7 @@ from tailrace.features.usage.records import (
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import Queries
+from tailrace.persistence.queries import Queries, viewer_of
 from tailrace.persistence.rows import EPOCH, micros, moment, totals_of
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.sql import read_queries
@@ -62,6 +64,20 @@ class UsageTable:
             parts = [*_rest(kinds["total"], kinds["named"]), *(row for row in parts if row["key"])]
         return [usage_record(row) for row in parts[:limit]], Totals(**totals_of(kinds["total"]))
 
+    async def usage_of_owner(
+        self, tenant: Tenant, by: str, first: date, last: date, owner: str
+    ) -> tuple[list[UsageRecord], Totals]:
+        """Returns the usage of the turns that `owner` owns, grouped by `by` in order, and its total."""
+        of: dict[str, Any] = {"tenant": tenant, "owner": owner}
+        of |= {"from_at": micros(_midnight(first)), "before_at": micros(_midnight(last) + timedelta(days=1))}
+        parts = await self._store.read("usage_of_owner", dimension=by, **of)
+        days = parts if by == "day" else await self._store.read("usage_of_owner", dimension="day", **of)
+        total = _sum(days)
+        if by.startswith("metadata."):
+            named = [row for row in parts if row["key"]]
+            parts = [*map(dict, _rest(total, _sum(named))), *named]
+        return [usage_record(row) for row in parts], Totals(**totals_of(total))
+
     async def usage_by_tenant(self, first: date, last: date, after: str, limit: int) -> list[UsageRecord]:
         """Returns the usage of `limit` tenants after `after`, in order, also of those without usage on these days."""
         rows = await self._store.read("usage_by_tenant", after=after, limit=limit, **_days(first, last))
@@ -80,9 +96,9 @@ class UsageTable:
         """Returns tenants after `after` that have usage, in order."""
         return [row["tenant"] for row in await self._store.read("tenants_with_usage", after=after, limit=limit)]
 
-    async def active_sessions(self, tenant: Tenant, since: datetime) -> int:
-        """Returns the number of sessions that were used after `since`."""
-        rows = await self._store.read("active_sessions", tenant=tenant, since=micros(since))
+    async def active_sessions(self, tenant: Tenant, since: datetime, owner: str | None = None) -> int:
+        """Returns the number of sessions that were used after `since`, of all owners if `owner` is None."""
+        rows = await self._store.read("active_sessions", tenant=tenant, since=micros(since), owner=owner)
         return int(rows[0]["sessions"])
 
     async def usage_since(self, tenant: Tenant, since: datetime) -> list[UsageRecord]:
@@ -90,9 +106,9 @@ class UsageTable:
         rows = await self._store.read("usage_since", tenant=tenant, first=(since - EPOCH).days)
         return [usage_record(row) for row in rows]
 
-    async def busy_sessions(self, tenant: Tenant) -> list[SessionId]:
+    async def busy_sessions(self, tenant: Tenant, owner: str | None = None) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
-        rows = await self._store.read("busy_sessions", tenant=tenant, limit=BUSY_SESSIONS_MAX)
+        rows = await self._store.read("busy_sessions", tenant=tenant, owner=owner, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]
 
 
@@ -120,7 +136,11 @@ class UsageQueries:
         limit = paging.clamp_limit(query.limit)
         # The text with a NUL added is the next one after a text.
         start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""
-        found, total = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
+        if query.viewer is not UNSET:
+            found, total = await self._table.usage_of_owner(tenant, query.by, query.first, query.last, query.viewer)
+            found = [record for record in found if (record.key or "") >= start][: limit + 1]
+        else:
+            found, total = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
         if query.key is not None:
             found = [record for record in found[:1] if record.key == query.key]
         more = len(found) > limit
@@ -141,13 +161,18 @@ class UsageQueries:
         tenants = await self._table.tenants_with_usage(tenant, TENANTS_MAX)
         return BilledUsageList(found, tenants, await self._table.whole_since(tenant))
 
-    async def stats(self, tenant: Tenant, _: GetStats) -> Stats:
+    async def stats(self, tenant: Tenant, query: GetStats) -> Stats:
         """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""
-        since = self._queries.since
+        since, owner = self._queries.since, viewer_of(query)
+        if owner is None:
+            by_model = await self._table.usage_since(tenant, since)
+        else:
+            today = datetime.now(UTC).date()
+            by_model, _ = await self._table.usage_of_owner(tenant, "model", since.date(), today, owner)
         return Stats(
-            active_sessions=await self._table.active_sessions(tenant, since),
-            by_model=await self._table.usage_since(tenant, since),
-            running=await self._table.busy_sessions(tenant),
+            active_sessions=await self._table.active_sessions(tenant, since, owner),
+            by_model=by_model,
+            running=await self._table.busy_sessions(tenant, owner),
         )
 
 
@@ -174,6 +199,16 @@ def usage_record(row: Mapping[str, Any]) -> UsageRecord:
         last_used=moment(last_used_at) if last_used_at is not None else None,
         **totals_of(row),
     )
+
+
+def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the sums of rows of sums."""
+    listed = list(rows)
+    return {name: sum(row[name] for row in listed) for name in COUNTS}
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _rest(total: Mapping[str, Any], named: Mapping[str, Any]) -> list[Mapping[str, Any]]:

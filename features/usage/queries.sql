@@ -10,13 +10,29 @@ ON CONFLICT (tenant) DO UPDATE SET asked_at = {greatest}(older_costs.asked_at, e
 SELECT asked_at FROM older_costs WHERE tenant = :tenant
 
 -- name: active_sessions
--- The number of sessions that were used since a time.
-SELECT count(*) AS sessions FROM sessions WHERE tenant = :tenant AND updated_at > :since
+-- The number of sessions that were used since a time, of one owner unless it is null.
+SELECT count(*) AS sessions FROM sessions
+WHERE tenant = :tenant AND updated_at > :since AND (:owner IS NULL OR owner = :owner)
 
 -- name: busy_sessions
--- The sessions that have a running turn.
+-- The sessions that have a running turn, of one owner unless it is null.
 SELECT DISTINCT session FROM turns
-WHERE tenant = :tenant AND outcome = 'running' ORDER BY session LIMIT :limit
+WHERE tenant = :tenant AND outcome = 'running' AND (:owner IS NULL OR owner = :owner) ORDER BY session LIMIT :limit
+
+-- name: usage_of_owner
+-- Usage of the turns of one owner by any dimension. It reads these turns: totals are of the whole tenant.
+WITH owned AS (
+    SELECT field.value AS key, 1 AS turns, messages, input_tokens, output_tokens, cache_creation_input_tokens,
+        cache_read_input_tokens, cost_nusd, usage.asked_at
+    FROM labels AS one
+    {join} turns ON turns.tenant = :tenant AND turns.turn = one.turn
+    {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
+    {join} sessions ON sessions.tenant = :tenant AND sessions.session = turns.session
+    CROSS JOIN {dimensions_of_usage} AS field {key_value}
+    WHERE one.tenant = :tenant AND one.name = 'owner' AND one.value = :owner
+        AND one.asked_at >= :from_at AND one.asked_at < :before_at AND field.key = :dimension
+)
+SELECT key, {sums} FROM owned GROUP BY key ORDER BY key
 
 -- fragment: by_day
 -- By the primary key SQLite would read all days.

@@ -73,6 +73,7 @@ class GetUsage(Query[UsagePage], frozen=True):
     """A page of usage from day `first` to day `last`, inclusive, in UTC (R90). Refused: cursor_invalid."""
 
     query: ClassVar[str] = "usage"
+    owned: ClassVar[tuple[str, ...] | None] = ()
     by: str
     """`day`, `model`, `key` (`by` of the request), `user`, `session`, `project` or `metadata.NAME`."""
     first: date
@@ -107,3 +108,4 @@ class GetStats(Query[Stats], frozen=True):
     """The tenant's statistics."""
 
     query: ClassVar[str] = "stats"
+    owned: ClassVar[tuple[str, ...] | None] = ()

@@ -22,6 +22,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
+from tailrace.proto.ownership import Users
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import is_set_within
 
@@ -59,6 +60,10 @@ class ApiKeyCache:
             return None
         return _principal(change.record)
 
+    def users_of(self, tenant: Tenant) -> Users:
+        """Returns whether the users of a tenant are private."""
+        return "private" if tenant in self.private else "shared"
+
     def ids_counted_as(self, key_id: str | None) -> list[str]:
         """Returns the ids of the keys that share the limits of this key after rotations; else the id itself, or ""."""
         known = self._changes.get(key_id or "")
@@ -78,14 +83,15 @@ class ApiKeyCache:
     def watch(self, key_id: str | None) -> Flag:
         """Returns a flag that is set when the key is revoked, or reaches an expiry that was set after this call.
 
-        With None it is set when the bucket gets its first key: from then on every request needs a credential.
+        With None it is set when the bucket gets its first key: from then on every request needs a credential. With the
+        name of a tenant's setting of users, it is set when they become private.
         The caller passes the flag to `unwatch` when it no longer needs it.
         """
         ended = Flag()
         if self.is_used if key_id is None else self.is_ended(key_id):
             ended.set()
         # Ids of other credentials are unbounded and cannot be revoked: do not keep a set for each.
-        if key_id in self._changes or key_id is None:
+        if key_id in self._changes or key_id is None or subjects.tenant_of_users(key_id) is not None:
             self._watchers.setdefault(key_id, set()).add(ended)
         return ended
 
@@ -93,6 +99,8 @@ class ApiKeyCache:
         """Releases a flag that `watch` has returned."""
         if key_id in self._watchers:
             self._watchers[key_id].discard(ended)
+            if not self._watchers[key_id]:
+                del self._watchers[key_id]
 
     async def load(self, keys: ApiKeyStore) -> None:
         """Loads the whole bucket and drops keys that it no longer holds. Raises LogUnavailable."""

@@ -18,8 +18,9 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
-from tailrace.proto import ids
+from tailrace.proto import ids, subjects
 from tailrace.proto.errors import Refused, SettingsInvalid
+from tailrace.proto.ownership import view_of, viewer_in, viewer_of
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
 
@@ -110,34 +111,55 @@ class Authenticator:
             token, verifiers = found[0]
             for verifier in verifiers:
                 if token and (principal := await verifier.verify(token, request)) is not None:
+                    if principal.must_name_user:
+                        principal = self._with_view(principal)
                     self.require_valid(principal)
                     return principal
         if all(name in request.headers for name in CREDENTIAL_HEADERS):
             raise Refused("credential_invalid", TWO_HEADERS_MESSAGE)
         raise credential_invalid()
 
+    def _with_view(self, principal: Principal) -> Principal:
+        """Returns the principal of a private user with the tenant as this user sees it. Raises Refused without one."""
+        users = self.api_keys.users_of(principal.tenant)
+        if users == "private" and principal.must_name_user and principal.user is None:
+            raise credential_invalid()
+        viewer = viewer_of(principal.user, users)
+        return principal if viewer is None else principal._replace(tenant=view_of(principal.tenant, viewer))
+
+    def _has_view(self, principal: Principal) -> bool:
+        """Returns whether the principal still sees what it may: the tenant's users may have become private."""
+        viewer = viewer_of(principal.user, self.api_keys.users_of(principal.tenant))
+        return viewer in (None, viewer_in(principal.tenant))
+
     def find_key(self, key_id: str) -> Principal | None:
         """Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
         return self._static_keys.find(key_id) or self.api_keys.find(key_id)
 
     def require_valid(self, principal: Principal) -> None:
-        """Raises Refused if the credential has expired, or its API key has ended.
+        """Raises Refused if the credential has expired, its API key has ended, or its users have become private.
 
         A principal without a key is valid only as long as no credential is needed.
         """
         is_expired = principal.until is not None and principal.until <= time.time()
         if is_expired or (not self.is_open if principal.key is None else self.api_keys.is_ended(principal.key)):
             raise credential_invalid()
+        if principal.must_name_user and not self._has_view(principal):
+            raise Refused("users_changed", "the users of the tenant have become private meanwhile: repeat the request")
 
     def watch(self, principal: Principal) -> tuple[Flag, asyncio.TimerHandle | None]:
-        """Returns a flag that is set when the credential of `principal` expires or its API key is revoked.
+        """Returns a flag that is set when the credential of `principal` ends, or its tenant's users become private.
+
+        A credential ends when it expires, or its API key is revoked.
 
         The caller passes both parts of the result to `unwatch` when it no longer needs the flag.
         """
         key = self.find_key(principal.key) if principal.key is not None else None
         # A credential that a client got for its key ends at its own expiry or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
-        ended = self.api_keys.watch(principal.key)
+        ended = self.api_keys.watch(_users_record(principal) if principal.must_name_user else principal.key)
+        if principal.must_name_user and not self._has_view(principal):
+            ended.set()
         if not ends:
             return ended, None
         # The timer uses the loop's clock, so that a jump of the wall clock ends no stream.
@@ -145,9 +167,14 @@ class Authenticator:
 
     def unwatch(self, principal: Principal, ended: Flag, timer: asyncio.TimerHandle | None) -> None:
         """Releases what `watch` has returned."""
-        self.api_keys.unwatch(principal.key, ended)
+        self.api_keys.unwatch(_users_record(principal) if principal.must_name_user else principal.key, ended)
         if timer is not None:
             timer.cancel()
+
+
+def _users_record(principal: Principal) -> str:
+    """Returns the name of the record in the bucket KEYS whose change ends the streams of a user's credential."""
+    return subjects.users_of_tenant(principal.tenant)
 
 
 def credential_invalid() -> Refused:

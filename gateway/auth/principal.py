@@ -26,6 +26,8 @@ class Principal(NamedTuple):
     """The limits in the key's own record."""
     user: str | None = None
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""
+    must_name_user: bool = False
+    """Whether the credential is one of a user, which is not valid without a user where users are private."""
     counted_as: str | None = None
     """The id of the replaced key whose limits this key shares after rotations. None: its own limits."""
 

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
@@ -11,6 +12,8 @@ from tailrace.proto.errors import BlobUnknown
 from tailrace.proto.ids import is_token
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.nats.blobs import UNKNOWN
+from tailrace.proto.ownership import viewer_in
+from tailrace.proto.records import ListTurns
 
 HEADERS = {
     "content-type": "application/octet-stream",
@@ -20,7 +23,7 @@ HEADERS = {
 }
 
 
-async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext) -> ASGIApp:
+async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext, history: HistoryClient) -> ASGIApp:
     """`GET /v1/blobs/{sha256}`: the string that a blob reference stands for, as UTF-8.
 
     A long string of a request, such as an image in base64, is stored once and replaced by a reference to it.
@@ -28,6 +31,11 @@ async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
+    if viewer_in(request.tenant) is not None:
+        # A blob has no owner: several users may have sent the same string.
+        query = ListTurns(blob=sha256, limit=1)
+        if not (await history.query(request.tenant, query)).turns:
+            raise BlobUnknown(UNKNOWN)
     blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
     return Download(Reader(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
 

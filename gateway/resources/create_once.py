@@ -9,6 +9,7 @@ from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import Claim, Claims
+from tailrace.proto.ownership import owned_key
 
 R = TypeVar("R")
 
@@ -52,7 +53,7 @@ async def create_once(
             return None
 
     # The space separates it from keys of turns: no Idempotency-Key can contain a space.
-    key = f"{kind}s {idempotency_key}"
+    key = owned_key(request.tenant, f"{kind}s {idempotency_key}")
     # In this order: a concurrent request with the same key claims the key before it creates anything.
     if chosen is not None and await find_or_none(chosen) is not None and await claims.find(request.tenant, key) is None:
         # Another request has created `chosen`. With a claim, a repetition would return it as if this one had.

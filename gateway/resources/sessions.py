@@ -118,11 +118,12 @@ async def post(
     check_session("id", new.id)
     check_name("project_id", new.project_id)
     check_user(new.user)
-    user = request.principal.user or new.user
+    maker = request.principal.user
+    user = maker or new.user
     _check(new, await catalogue.offer(tenant))
 
     async def create(name: str) -> SessionRecord:
-        session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user)
+        session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user, maker)
         async with admissions.count(request.principal, len(raw)):
             return await history.query(tenant, session)
 

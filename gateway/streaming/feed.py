@@ -22,6 +22,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
+from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5
@@ -237,6 +238,8 @@ class FanOut:
 
     async def join(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> TurnFeed:
         """Returns what `subscribe` yields; raises the same errors. Call `leave` with the result."""
+        if isinstance(key.tenant, TenantView):
+            await self._require_owned(key)
         if from_start and cursor:
             feed = await self.join(key, BEFORE_FIRST)
             try:
@@ -246,6 +249,15 @@ class FanOut:
                 raise
             return feed
         return await self._join_shared(key, cursor) or await self._add_reader(self._create_feed(key, cursor))
+
+    async def _require_owned(self, key: TurnKey) -> None:
+        """Raises TurnUnknown for another's turn in a user's view, also if its feed is in memory; LogUnavailable."""
+        request = self.request_of(key)
+        if request is not None and may_use(viewer_in(key.tenant), owner_of(request)):
+            return
+        # The read raises for another's turn. A read that is behind finds nothing.
+        while not await self._log.read_entries(key, limit=1):
+            await self._log.require_turn(key)
 
     @asynccontextmanager
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:

@@ -18,7 +18,9 @@ from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messa
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, TurnRecord
+from tailrace.proto.ownership import viewer_in
+from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
+from tailrace.proto.resources import CreateSession
 
 NO_END = "the turn to continue from has no end: continue from another turn, or begin a new session"
 
@@ -46,7 +48,8 @@ class Conversations:
             case str(session), None:
                 return position_after(await self._beginning(tenant, session, may_create=new_turn.create_session), new)
             case session, parent:
-                query = GetContext(session, None if parent is msgspec.UNSET else parent, new_turn.create_session)
+                may_begin = new_turn.create_session and viewer_in(tenant) is None
+                query = GetContext(session, None if parent is msgspec.UNSET else parent, may_begin)
                 context = await self._context(tenant, query, new_turn, may_interrupt, by)
                 if isinstance(context, TurnRecord):
                     # A generator will add the answer of the turn before (PROTOCOL R79).
@@ -65,10 +68,30 @@ class Conversations:
         try:
             found = await self._history.query(tenant, GetSession(session))
         except Refused as refused:
-            if refused.code == "session_not_found" and may_create:
+            if refused.code != "session_not_found" or not may_create:
+                raise
+            if viewer_in(tenant) is None:
                 return Context(SessionId(session), None, [])
-            raise
-        return Context(found.session, None, [], system=found.system_prompt, model=found.model, project=found.project_id)
+            found = await self._create_own(tenant, session, refused)
+        return Context(
+            found.session,
+            None,
+            [],
+            system=found.system_prompt,
+            model=found.model,
+            project=found.project_id,
+            owner=found.owner,
+        )
+
+    async def _create_own(self, tenant: Tenant, session: str, not_found: Refused) -> SessionRecord:
+        """Creates the session of a private user. Raises `not_found` if another one has this name.
+
+        It is created before its first turn: two users may choose one name at the same time.
+        """
+        try:
+            return await self._history.query(tenant, CreateSession(session, owner=viewer_in(tenant)))
+        except Refused as refused:
+            raise (not_found if refused.code == "session_exists" else refused) from refused
 
     async def _context(
         self,
@@ -83,6 +106,9 @@ class Conversations:
             try:
                 return await self._history.query(tenant, query)
             except Refused as refused:
+                if refused.code == "session_not_found" and new_turn.create_session and query.session is not None:
+                    await self._create_own(tenant, query.session, refused)
+                    continue
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
                 newest, running = await self._find_running(tenant, query)

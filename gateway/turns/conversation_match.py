@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tailrace.proto import blobs
 from tailrace.proto.conversation import accepted_before, has_results
@@ -32,6 +33,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     """The container in which code waits for the results in `new`."""
     previous: Prefix | None = None
     """The prompt of the turn before this one."""
+    owner: str | UnsetType | None = UNSET
+    """The owner of the session. Left out: the turn begins it."""
     is_queued: bool = False
     """Whether the turn waits for the end of its parent, whose answer is not known yet."""
 
@@ -48,6 +51,7 @@ def position_after(context: Context, new: list[Message]) -> Position:
         model=context.model,
         system=context.system,
         thinking=context.thinking,
+        owner=context.owner,
         container=context.containers.get(parent) if parent is not None and any(map(has_results, new)) else None,
         previous=context.prompts.get(parent) if parent is not None else None,
     )
@@ -154,6 +158,7 @@ def verbatim_position(position: Position, conversation: list[Message]) -> Positi
         new=conversation[upto:],
         thinking=[one for one in position.thinking if one.prefix == "" and one.id in sent],
         previous=position.previous,
+        owner=position.owner,
     )
 
 

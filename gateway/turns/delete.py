@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.cancel import cancel
-from tailrace.proto.errors import Refused, TurnUnknown
+from tailrace.proto.errors import Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
@@ -108,6 +109,12 @@ class Deleter:
         deleted; LogUnavailable. It can be repeated.
         """
         if kind == "turn":
+            if viewer_in(tenant) is not None:
+                # Persistence does not know the owner of a turn with `store: false`.
+                try:
+                    await self._log.read_entries(TurnKey(tenant, TurnId(name)), limit=1)
+                except TurnUnknown as unknown:
+                    raise not_found("turn") from unknown
             for steps in self.steps:
                 await steps.begin(TurnKey(tenant, TurnId(name)))
         deletion = RunningDeletion(erases=erases)

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
-from tailrace.gateway.turns.idempotency_key import idempotency_key_of
+from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.errors import CursorUnknown, Refused
 from tailrace.proto.ids import Seq, TurnKey, parse_cursor
 from tailrace.proto.nats import Claim
+from tailrace.proto.ownership import owned_key
 
 WhenDelivered = Callable[[], Awaitable[None]]
 
@@ -98,10 +99,13 @@ def draft_turn(
 
     Raises Refused for an invalid key or cursor.
     """
+    key = idempotency_key_of(request) or default_key
+    if key not in (None, AUTO):
+        key = owned_key(request.tenant, key)
     return TurnDraft(
         request.principal,
         raw,
-        idempotency_key_of(request) or default_key,
+        key,
         cursor_of_post(request),
         added_bytes,
         is_followed,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.account_choice import refuse_account_fields
 from tailrace.gateway.turns.api_version import choose_version
@@ -16,9 +17,10 @@ from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.containers import with_container
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
-from tailrace.proto.errors import Refused
-from tailrace.proto.ids import USER_CHARS_MAX, is_session_name, is_user
+from tailrace.proto.errors import Refused, not_found
+from tailrace.proto.ids import LOCAL, USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.system_messages import fit_system_messages
 from tailrace.proto.usage import NANO_USD_PER_USD
@@ -271,6 +273,10 @@ def new_messages(new_turn: NewTurn) -> list[Message]:
     ]
 
 
+# No credential was needed.
+ANYONE = Principal(LOCAL)
+
+
 def build_entry(
     new_turn: NewTurn,
     position: Position,
@@ -278,17 +284,15 @@ def build_entry(
     offer: Offer,
     *,
     pseudonym: Callable[[str], str],
-    credential: str | None = None,
-    user: str | None = None,
+    principal: Principal = ANYONE,
     cache: Cache = "off",
     body_sha256: str | None = None,
 ) -> entries.Request:
     """Returns the request entry for `new_turn` at `position` in its session.
 
     `max_tokens` and `cache` are the defaults of turns without their own. `pseudonym` makes the id of an end user that
-    Anthropic receives. `credential` is the id of the key or token
-    that usage is counted for, and `user` the user that it names. `body_sha256` is the hash of the body that the
-    client sent. Raises Refused.
+    Anthropic receives. `principal` creates the turn: usage is counted for its key. `body_sha256` is the
+    hash of the body that the client sent. Raises Refused.
     """
     model = offer.model(new_turn.model or position.model or None)
     most = model.output_tokens_max or MAX_TOKENS
@@ -302,6 +306,9 @@ def build_entry(
         )
     if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= most:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {most} for {model.id}")
+    if new_turn.project is not None and viewer_in(principal.tenant) is not None:
+        # Projects are the tenant's. Claude Code works in one folder for all sessions of a project.
+        raise not_found("project")
     if new_turn.max_cost is not None and model.prices is None:
         raise Refused("price_unknown", f"`max_cost`: the price of {model.id} is unknown")
     system = new_turn.system
@@ -338,7 +345,8 @@ def build_entry(
         parent=position.parent,
         is_queued=position.is_queued,
         project=new_turn.project,
-        user=user or new_turn.user,
+        user=principal.user or new_turn.user,
+        owner=principal.user if position.owner is msgspec.UNSET else position.owner,
         metadata=new_turn.metadata,
         cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,
         on_interrupt=new_turn.on_interrupt,
@@ -346,7 +354,7 @@ def build_entry(
         on_disconnect=new_turn.on_disconnect,
         webhook=new_turn.webhook,
         max_cost_nano_usd=None if new_turn.max_cost is None else nano_usd_max(new_turn.max_cost),
-        by=credential,
+        by=principal.key,
         body_sha256=body_sha256,
     )
 

@@ -250,8 +250,7 @@ class TurnSubmitter:
             self._settings.max_tokens,
             await self._catalogue.offer(principal.tenant),
             pseudonym=self.pseudonym,
-            credential=principal.key,
-            user=principal.user,
+            principal=principal,
             cache=self._settings.cache,
             body_sha256=draft.body_sha256,
         )

@@ -21,7 +21,7 @@ from tailrace.proto.chain import START, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
-from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable
+from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message, Receive, find_header
@@ -40,6 +40,7 @@ from tailrace.proto.nats.log_server import (
 from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
 from tailrace.proto.subjects import STREAM
 
 T = TypeVar("T")
@@ -139,12 +140,14 @@ class JetStreamLog:
         return True
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
-        """See LogServer.read. Raises LogUnavailable."""
+        """See LogServer.read. Raises LogUnavailable, and TurnUnknown for another's turn in a user's view."""
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
         if after == BEFORE_FIRST:
             self.remember_request(key, found)
+        if isinstance(key.tenant, TenantView) and found:
+            _require_owned(key, found if after == BEFORE_FIRST else (await self.read(key, BEFORE_FIRST, 1)).entries)
         if any(isinstance(stored.entry, Unreadable) for stored in found) and any(
             is_encrypted(message.data) for message in page.messages
         ):
@@ -187,7 +190,8 @@ class JetStreamLog:
         None only when the stream's leader has said so twice. Raises LogUnavailable.
         """
         found = await ask_twice(partial(self._leader.first, subjects.entries_of_tenant(tenant), seq))
-        return subjects.parse(found.subject)[0] if found is not None and found.seq == seq else None
+        turn = subjects.parse(found.subject)[0].turn if found is not None and found.seq == seq else None
+        return TurnKey(tenant, turn) if turn is not None else None
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:
         """Returns the turn with this id, of any tenant; None if the log has none.
@@ -408,6 +412,13 @@ def find_place(headers: bytes) -> Sequence[bytes]:
     if found is not None:
         return found.groups()
     return [find_header(headers, name) for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")]
+
+
+def _require_owned(key: TurnKey, first: Sequence[StoredEntry]) -> None:
+    """Raises TurnUnknown if the user who sees the tenant does not own the turn, whose `first` entry is its request."""
+    request = first[0].entry if first else None
+    if not isinstance(request, Request) or not may_use(viewer_in(key.tenant), owner_of(request)):
+        raise TurnUnknown(f"the log has no turn {key.turn}")
 
 
 class _Listening(Generic[T]):

@@ -34,6 +34,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, parse_cursor
 from tailrace.proto.nats import BlobStore, Claim, Claims
+from tailrace.proto.ownership import owned_key
 from tailrace.proto.records import GetLastTurn, GetSession, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
@@ -165,7 +166,7 @@ async def decide(
     `useInterrupt` of CopilotKit sends the id of the run that was interrupted, which keeps its claim.
     """
     decisions, sha256 = decisions_of(run), await hash_body(raw)
-    claim = await claims.find(request.tenant, run.run_id)
+    claim = await claims.find(request.tenant, owned_key(request.tenant, run.run_id))
     if claim is not None and claim.body_sha256 != sha256:
         await require_interrupted(request, run, claim, turns)
     following: TurnKey | None = None
@@ -174,7 +175,7 @@ async def decide(
     if following is None:
         raise Refused("request_invalid", "`resume` lacks the decision about another call of the answer", param="resume")
     if claim is None:
-        await claims.claim(request.tenant, run.run_id, Claim(following.turn, sha256))
+        await claims.claim(request.tenant, owned_key(request.tenant, run.run_id), Claim(following.turn, sha256))
     return following
 
 
@@ -197,11 +198,11 @@ async def find_question_key(
     Raises Refused if the thread does not wait for the decisions.
     """
     key, sha256 = run.run_id, await hash_body(raw)
-    claim = await claims.find(request.tenant, key)
+    claim = await claims.find(request.tenant, owned_key(request.tenant, key))
     if claim is not None and claim.body_sha256 != sha256:
         await require_interrupted(request, run, claim, turns)
         key = sha256
-        claim = await claims.find(request.tenant, key)
+        claim = await claims.find(request.tenant, owned_key(request.tenant, key))
     if claim is None:
         newest = await history.query(request.tenant, GetLastTurn(run.thread_id))
         if not {entry.interrupt_id for entry in run.resume or ()} <= calls_of(newest):

@@ -12,6 +12,7 @@ from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.errors import Refused, TurnUnknown, not_found
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
+from tailrace.proto.ownership import owned_key
 from tailrace.proto.records import ListTurns, TurnRecord, record_from_fold
 from tailrace.protocols.ag_ui.blocks import Answer
 from tailrace.protocols.ag_ui.events import Json
@@ -64,7 +65,7 @@ async def name_run(claims: Claims, tenant: Tenant, turn: TurnRecord) -> str:
     """Returns the id by which `find_run` finds a turn: a turn that decisions have started has the metadata of the turn
     before. Raises LogUnavailable."""
     run = run_of(turn.turn, turn.metadata)
-    claim = await claims.find(tenant, run)
+    claim = await claims.find(tenant, owned_key(tenant, run))
     return run if claim is not None and claim.turn == turn.turn else turn.turn
 
 
@@ -101,7 +102,7 @@ async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant:
     """Returns the turn of a run, whose id may also be that of the turn. Raises Refused, LogUnavailable."""
     if IDEMPOTENCY_KEY.fullmatch(run) is None:
         raise not_found("turn")
-    if (claim := await claims.find(tenant, run)) is not None:
+    if (claim := await claims.find(tenant, owned_key(tenant, run))) is not None:
         return TurnKey(tenant, claim.turn)
     key = TurnKey(tenant, TurnId(run))
     if is_token(run) and await log.has_turn(key):

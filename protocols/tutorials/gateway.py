@@ -28,6 +28,7 @@ from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
+from tailrace.proto.ownership import owned_key
 from tailrace.proto.runtime import base64url
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.common.field_names import name_as_client
@@ -115,7 +116,7 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
             "the Idempotency-Key of a first message gives access to the conversation: "
             f"send a random one of at least {FIRST_KEY_CHARS_MIN} characters, for example a UUID",
         )
-    digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{key}\0".encode() + raw).digest()
+    digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{owned_key(tenant, key)}\0".encode() + raw).digest()
     return base64url.encode(digest[:24])
 
 

@@ -41,7 +41,9 @@ class MemoryHistory:
                     raise Refused("session_busy", "it runs")
                 return Context(newest.session, newest.turn, messages(branch))
             case _:
-                return SimpleNamespace(session=query.session, system_prompt=None, model=None, project_id=None)
+                return SimpleNamespace(
+                    session=query.session, system_prompt=None, model=None, project_id=None, owner=None
+                )
 
     async def read_past_turn(self, key: TurnKey) -> TurnRecord:
         if key not in self._turns():

@@ -46,25 +46,26 @@ async def other_client(two_tenants: Gateway) -> AsyncIterator[httpx2.AsyncClient
         yield client
 
 
-async def create(gateway: Gateway) -> dict[str, str]:
-    body = {"message": LONG_MESSAGE, "project": new_id()}
-    accepted = (await gateway.client.post("/v1/turns", json=body)).json()
-    await gateway.client.get(accepted["links"]["events"])
+async def create(client: httpx2.AsyncClient, project: str | None = None) -> dict[str, str]:
+    """Creates a thing of each kind. Returns their ids, by the names of path parameters."""
+    body = {"message": LONG_MESSAGE, "project": project}
+    accepted = (await client.post("/v1/turns", json=body)).json()
+    await client.get(accepted["links"]["events"])
     calling = {"message": f"{LINE} tool=look", "tools": [{"name": "look", "input_schema": {}}]}
     calling["session"] = accepted["session"]
-    called = (await gateway.client.post("/v1/turns", json=calling)).json()
-    await gateway.client.get(called["links"]["events"])
-    waiting = (await gateway.client.get(f"/v1/sessions/{called['session']}/calls")).json()["calls"]
-    batch = (await gateway.client.post("/v1/turn-batches", json=BATCH)).json()
-    await gateway.client.get(batch["links"]["events"])
+    called = (await client.post("/v1/turns", json=calling)).json()
+    await client.get(called["links"]["events"])
+    waiting = (await client.get(f"/v1/sessions/{called['session']}/calls")).json()["calls"]
+    batch = (await client.post("/v1/turn-batches", json=BATCH)).json()
+    await client.get(batch["links"]["events"])
     line = {"custom_id": "one", "url": "/v1/responses", "body": {"input": LINE}}
     upload = {"file": ("a.jsonl", msgspec.json.encode(line))}
-    file = (await gateway.client.post("/v1/files", files=upload, data={"purpose": "batch"})).json()["id"]
+    file = (await client.post("/v1/files", files=upload, data={"purpose": "batch"})).json()["id"]
     new = {"input_file_id": file, "endpoint": "/v1/responses", "completion_window": "24h"}
-    made = (await gateway.client.post("/v1/batches", json=new)).json()["id"]
-    messages = (await gateway.client.post("/v1/messages/batches", json=MESSAGE_BATCH)).json()["id"]
-    await gateway.client.get(f"/v1/turns/{messages.removeprefix('msgbatch_')}/events")
-    ids = (accepted["turn"], accepted["session"], body["project"], batch["batch"], file, made, messages)
+    made = (await client.post("/v1/batches", json=new)).json()["id"]
+    messages = (await client.post("/v1/messages/batches", json=MESSAGE_BATCH)).json()["id"]
+    await client.get(f"/v1/turns/{messages.removeprefix('msgbatch_')}/events")
+    ids = (accepted["turn"], accepted["session"], project or "none", batch["batch"], file, made, messages)
     return path_parameters(*ids, waiting[0]["call"])
 
 
@@ -115,10 +116,10 @@ async def test_objects_of_another_tenant_are_404_on_every_route(
     two_tenants: Gateway, other_client: httpx2.AsyncClient
 ) -> None:
     """Byte for byte the response for an unknown id, so that its existence is not disclosed."""
-    mine = await create(two_tenants)
+    mine = await create(two_tenants.client, new_id())
     for (method, path), row in ROWS.items():
         if row.names and not row.is_everybodys:
-            there = await create(two_tenants) if method == "DELETE" else mine
+            there = await create(two_tenants.client, new_id()) if method == "DELETE" else mine
             theirs = await other_client.request(method, path.format(**there) + row.query, json=row.body)
             unknown = await other_client.request(
                 method, path.format(**path_parameters(*UNKNOWN)) + row.query, json=row.body

@@ -1,5 +1,7 @@
 """Migrations of PostgreSQL: the same tables as in SQLite, from each version, by one process."""
 
+import pytest
+
 from tailrace.features.persistence import DATABASES
 from tailrace.features.postgresql.database import MIGRATIONS, SET_VERSION
 from tailrace.features.search.persistence import store_older_words
@@ -9,9 +11,13 @@ from tailrace.persistence.migrations import migrations
 from tailrace.persistence.paging import NEWEST
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
+from tests.harness import old_owners
 from tests.harness.open_store import open_store
 from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.stored_turns import OURS, hash_text
+
+# The last schema without owners.
+OWNERS_FROM = 27
 
 
 async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searchable(
@@ -36,6 +42,20 @@ async def test_an_older_schema_of_postgresql_is_migrated_and_its_turns_are_searc
             TurnPageQuery(OURS, {}, None, NEWEST, 9), hash_text("light").split()
         )
         assert [one.turn for one in found] == ["turn-1"]
+
+
+@pytest.mark.rule("R146")
+async def test_older_sessions_and_files_have_the_owner_that_is_proven(postgresql: PostgreSQLServer) -> None:
+    url = await postgresql.new_database()
+    async with postgresql.connect(url) as administrator:
+        for step in migrations(own=MIGRATIONS):
+            if step.number <= OWNERS_FROM:
+                await administrator.execute(step.sql)
+        await administrator.execute(SET_VERSION.format(OWNERS_FROM))
+        for statement in old_owners.statements():
+            await administrator.execute(statement)
+    async with open_store(url) as store:
+        await old_owners.require_owners(store)
 
 
 async def test_both_databases_have_the_same_tables(file_store: Store, postgresql_store: Store) -> None:

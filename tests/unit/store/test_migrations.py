@@ -18,10 +18,13 @@ from tailrace.persistence.rows import build_row
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.errors import StoreTooNew
+from tests.harness import old_owners
 from tests.harness.open_store import open_store
 from tests.harness.stored_turns import OURS, THEIRS, hash_text, key
 from tests.harness.turn_builder import NOON, completed_turn
 
+# The last schema without owners.
+OWNERS_FROM = 27
 # As the first version wrote them.
 SESSION_1 = "INSERT INTO sessions VALUES (:tenant, :session, :asked_at, :ended_at)"
 TURN_1 = """
@@ -116,3 +119,16 @@ async def test_a_database_of_a_newer_version_is_refused(path: Path, file_store: 
         database.execute("PRAGMA user_version = 999")
     with pytest.raises(StoreTooNew, match=r"has schema version 999.*start the newer version again"):
         await DATABASES.open(path, busy_timeout_s=0.05)
+
+
+@pytest.mark.rule("R146")
+async def test_older_sessions_and_files_have_the_owner_that_is_proven(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as database:
+        for step in migrations()[:OWNERS_FROM]:
+            database.executescript(f"{step.sql}; PRAGMA user_version = {step.number};")
+        for statement in old_owners.statements():
+            database.execute(statement)
+        database.commit()
+    async with open_store(path) as store:
+        await old_owners.require_owners(store)
