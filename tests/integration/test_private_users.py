@@ -19,6 +19,7 @@ from tailrace.features.admin.key_store import KeyStore
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection
 from tailrace.proto.ownership import Users
+from tests.features.responses_socket.test_responses_socket import raw, read_error
 from tests.harness import jwts
 from tests.harness.processes import Process
 from tests.harness.route_table import LONG_SHA256, ROWS, path_parameters
@@ -160,7 +161,7 @@ class People(NamedTuple):
 
 
 def token(tenant: str, user: str | None, **more: Any) -> str:
-    return jwts.token(org=tenant, sub=user, scopes="read write manage", **more).decode()
+    return jwts.token(**{"org": tenant, "sub": user, "scopes": "read write manage", **more}).decode()
 
 
 @pytest_asyncio.fixture
@@ -533,3 +534,35 @@ async def test_an_erasure_of_a_user_erases_what_it_owns(people: People) -> None:
     for path in (f"/v1/turns/{added['turn']}", f"/v1/files/{hers['file_id']}", f"/v1/sessions/{hers['session']}"):
         assert (await people.company.get(path)).status_code == 404
     assert "ann" not in msgspec.json.encode((await people.company.get("/v1/sessions")).json()).decode()
+
+
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_a_websocket_continues_no_response_of_another_user(people: People) -> None:
+    """Each message is a request of its own. The socket of a user is closed when the users become private."""
+    mine = await end(people.ann, {"message": LINE})
+    bearer = {"authorization": f"Bearer {token(people.tenant, 'bob')}"}
+    body = {"type": "response.create", "model": "claude-haiku-5-5", "input": LINE}
+    async with raw(people.gateway.url, bearer) as opened:
+        await people.set_users("private")
+        async with asyncio.timeout(5):
+            await opened.wait_closed()
+    async with raw(people.gateway.url, bearer) as opened:
+        refusals = []
+        for turn in (mine["turn"], UNKNOWN[0]):
+            await opened.send(msgspec.json.encode(body | {"previous_response_id": f"resp_{turn}"}).decode())
+            refusals.append(await read_error(opened))
+        assert refusals[0] == refusals[1]
+        assert refusals[0][0] in (400, 404)
+
+
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R145")
+async def test_no_token_changes_the_setting(people: People) -> None:
+    """Not even one whose claim names the scope `admin`. An operator's key changes that of each tenant."""
+    await people.set_users("private")
+    admin = {"authorization": f"Bearer {token(people.tenant, 'bob', scopes='admin read write manage')}"}
+    for headers in (admin, {}):
+        answer = await people.bob.put(f"/v1/admin/tenants/{people.tenant}", json={"users": "shared"}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "scope_missing")
+    assert await people.keys.list_private() >= {people.tenant}
