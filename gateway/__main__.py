@@ -14,4 +14,4 @@ serve = partial(gateway.serve, features=FEATURES)
 probe = partial(gateway.probe, features=FEATURES)
 
 if __name__ == "__main__":
-    sys.exit(service.main("gateway", ABOUT, Settings, preflight, serve, probe))
+    sys.exit(service.main("gateway", ABOUT, Settings, preflight, serve, probe, gateway.meanwhile))

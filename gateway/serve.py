@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from tailrace.gateway.http import fd_limit, server
 from tailrace.gateway.http.http_protocol import ClientConnection
 from tailrace.gateway.http.large_bodies import LargeBodies
 from tailrace.gateway.http.read_body import BodyReader
+from tailrace.gateway.http.waiting_answers import serve_meanwhile
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
 from tailrace.gateway.models.catalogue import Catalogue
@@ -49,6 +51,7 @@ from tailrace.proto.runtime.feature_parts import at_most_one
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.listen_error import listen_error
 from tailrace.proto.runtime.settings import select
+from tailrace.proto.waiting import wait_for
 
 # Thresholds of the garbage collector's three generations; Python's defaults are (700, 10, 10). A full collection takes
 # most of a second with 5,000 streams, in which none is served, and finds little: mostly errors, such as the timeout of
@@ -65,6 +68,15 @@ async def preflight(settings: Settings, *, features: Features = ()) -> None:
 async def probe(settings: Settings, *, features: Features = ()) -> None:
     """Raises SettingsInvalid for an address other than loopback without any credential."""
     await load_authenticator(settings, features)
+
+
+async def meanwhile(settings: Settings, over: asyncio.Event) -> None:
+    """Answers on the gateway's port until `over` is set.
+
+    An inherited socket is left alone: its clients wait in its queue, or another gateway answers them.
+    """
+    if not settings.listen_fd:
+        await serve_meanwhile(settings.host, settings.port, over)
 
 
 async def load_authenticator(settings: Settings, features: Features) -> Authenticator:
@@ -85,9 +97,15 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     draining = Flag()
     gc.set_threshold(*GARBAGE_AFTER)
     keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
-    await key_cache.load(keys)
     authenticator = build_authenticator(settings, features, key_cache)
-    authenticator.require_credentials()
+
+    async def load_keys() -> bool:
+        await key_cache.load(keys)
+        authenticator.require_credentials()
+        return True
+
+    if not await wait_for(load_keys, stop, partial(meanwhile, settings)):
+        return
     # Not in the group below: a traceback would hide the message of an error in the group.
     signer = TokenSigner(await signing_secret(connection))
     fd_limit.raise_limit(settings.streams_max)

@@ -28,6 +28,7 @@ from tailrace.proto.runtime.feature_parts import join_distinct
 from tailrace.proto.runtime.settings import select
 from tailrace.proto.subjects import PERSISTENCE
 from tailrace.proto.version import VERSION
+from tailrace.proto.waiting import wait_for
 
 logger = structlog.get_logger()
 
@@ -61,7 +62,10 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     with the new name of the damaged database.
     """
     try:
-        store = Store(await _open(settings, features), tables_of(features))
+        database = await wait_for(partial(_open, settings, features), stop)
+        if database is None:
+            return
+        store = Store(database, tables_of(features))
         try:
             await _serve(settings, connection, store, stop, features)
         finally:
@@ -85,7 +89,9 @@ async def _serve(
         # Before the migration, which raises the version: after a kill in between, the next process resets again.
         await deliveries.reset()
         logger.info("replaying the log from its beginning", why="new database" if store.is_new else "older database")
-    await store.migrate()
+    await wait_for(store.migrate, stop)
+    if stop.is_set():
+        return
     tombstones = Tombstones(connection)
     if not await deliveries.can_continue_after(store.read_recorded_upto):
         # Before the reset: after a kill in between, the next process does both again.

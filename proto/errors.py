@@ -2,14 +2,17 @@
 
     TailraceError
      +- SettingsInvalid            a setting is invalid: the process does not start
+     |   +- CredentialMissing      no API key exists yet, and one is needed: the gateway waits at its start
      +- AddressInUse               another program uses the port: the process may be started again
      +- Refused                    the request is rejected: `code` gives the reason
      +- SandboxFailed              the subprocess for a client's schema or template was too slow or crashed
      |   +- SandboxBusy            all subprocess slots were taken for too long: retry
      +- LogError                   NATS
      |   +- LogUnavailable         no answer from the log in time, or no stream: retry later
+     |   |   +- LogRefused         NATS rejects the user or password: the process does not start
      |   +- LogFull                the stream's byte limit is reached; running turns have a reserve
-     |   +- LogMisconfigured       a stream or consumer is missing or has the wrong configuration
+     |   +- LogMisconfigured       NATS, a stream or a consumer belongs to another version: the process does not start
+     |   |   +- LogIncomplete      a stream, bucket or consumer is missing: the process waits at its start
      |   +- EntryTooLarge          payload and headers exceed the server's limit
      |   +- FenceLost              another writer owns the turn: stop at once, acknowledge nothing
      |   +- TurnUnknown            the log has no entry of that turn
@@ -48,6 +51,10 @@ class TailraceError(Exception):
 
 class SettingsInvalid(TailraceError):
     """A setting is invalid. The message names the environment variable and its valid values."""
+
+
+class CredentialMissing(SettingsInvalid):
+    """A gateway that other machines can reach has no credential yet. An API key that is created later is enough."""
 
 
 class AddressInUse(TailraceError):
@@ -118,6 +125,10 @@ class LogUnavailable(LogError):
         self.may_repeat = may_repeat
 
 
+class LogRefused(LogUnavailable):
+    """NATS rejects the user or password of TAILRACE_NATS_URL."""
+
+
 class LogFull(LogError):
     """The byte limit of the stream or of the server's storage is reached."""
 
@@ -125,7 +136,11 @@ class LogFull(LogError):
 
 
 class LogMisconfigured(LogError):
-    """A stream or consumer is missing or has the wrong configuration. The message names the command to run."""
+    """NATS, a stream or a consumer has the wrong version or configuration. The message names the command to run."""
+
+
+class LogIncomplete(LogMisconfigured):
+    """A stream, bucket or consumer is missing. `tailrace streams` creates it."""
 
 
 class EntryTooLarge(LogError):

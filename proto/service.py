@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -18,14 +18,23 @@ import uvloop
 from msgspec import Meta
 
 from tailrace.proto import nats
-from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TailraceError
+from tailrace.proto.errors import (
+    LogIncomplete,
+    LogMisconfigured,
+    LogRefused,
+    LogUnavailable,
+    SettingsInvalid,
+    StoreTooNew,
+    TailraceError,
+)
 from tailrace.proto.nats import Connection, setup_state
 from tailrace.proto.runtime import logging_setup as logging
-from tailrace.proto.runtime import metrics_server, tracing
+from tailrace.proto.runtime import metrics_server, systemd, tracing
 from tailrace.proto.runtime import settings as environment
 from tailrace.proto.runtime.certificates import require_certificates
 from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.runtime.malloc import collect_less_often, return_large_memory
+from tailrace.proto.waiting import HEALTH, wait_for
 
 logger = structlog.get_logger()
 
@@ -36,8 +45,6 @@ LOOP_BEAT = prometheus_client.Gauge(
     "tailrace_event_loop_seconds", "Monotonic clock at the last beat of the event loop, which beats once a second"
 )
 BEAT_EVERY_S = 1.0
-# Far longer than a busy machine needs: a killed generator costs a model call for each of its turns.
-BEAT_LATE_S = 20.0
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,25 +95,12 @@ class ModelSettings(ProcessSettings, frozen=True, kw_only=True):
     ] = ""
 
 
-class ProcessHealth:
-    """The health of this process, as the port of its metrics reports it. Set by the event loop, read by a thread."""
-
-    def __init__(self) -> None:
-        self.is_ready = False
-        self.beat_at = time.monotonic()
-
-    def is_alive(self) -> bool:
-        """Returns whether the event loop runs."""
-        return time.monotonic() - self.beat_at < BEAT_LATE_S
-
-
-HEALTH = ProcessHealth()
 # Without authentication: the answers contain nothing but the status. The gateway has the same paths.
-HEALTH_CHECKS = {"/healthz": HEALTH.is_alive, "/readyz": lambda: HEALTH.is_ready}
+HEALTH_CHECKS = {"/healthz": HEALTH.liveness_fault, "/readyz": HEALTH.readiness_fault}
 
 S = TypeVar("S", bound=ProcessSettings)
 
-Preflight = Callable[[S], Awaitable[None]]
+Preflight = Callable[[S], Coroutine[Any, Any, None]]
 """Checks the settings. Raises SettingsInvalid."""
 Probe = Callable[[S], Awaitable[object]]
 """Checks by a request what the settings alone do not show. Runs with `--check`."""
@@ -129,6 +123,8 @@ class Stop(asyncio.Event):
 
 Serve = Callable[[S, Connection, Stop], Awaitable[None]]
 """Does the process's work until the event is set."""
+Meanwhile = Callable[[S, asyncio.Event], Coroutine[Any, Any, None]]
+"""Answers clients while the start waits (waiting.py), until the event is set."""
 
 
 def mark_ready(**facts: object) -> None:
@@ -136,10 +132,15 @@ def mark_ready(**facts: object) -> None:
     logger.info("ready", **facts)
     READY.set(1)
     HEALTH.is_ready = True
+    systemd.notify_status("ready", "READY=1")
 
 
 async def skip_probe(_: object) -> None:
     """The probe of processes that need only the log."""
+
+
+async def answer_nobody(_: object, __: asyncio.Event) -> None:
+    """The `meanwhile` of processes without clients."""
 
 
 def main(
@@ -149,10 +150,12 @@ def main(
     preflight: Preflight[S],
     serve: Serve[S],
     probe: Probe[S] = skip_probe,
+    meanwhile: Meanwhile[S] = answer_nobody,
 ) -> int:
     """Runs a process until SIGTERM or SIGINT and returns its exit status.
 
-    0: stopped by a signal. 1: a dependency is unavailable, or an error. 2: a setting is invalid.
+    0: stopped by a signal. 1: a dependency is unavailable, or an error. 2: a setting, a password or a version is
+    invalid.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tailrace.{role}", description=about)
     parser.add_argument("--env", action="store_true", help="print all settings with type, default and meaning")
@@ -176,7 +179,9 @@ def main(
         # The time of creation of each series: nothing uses it, and it would be one line in ten of a scrape.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         uvloop.run(
-            _check(role, settings, preflight, probe) if arguments.check else _run(role, settings, preflight, serve)
+            _check(role, settings, preflight, probe)
+            if arguments.check
+            else _run(role, settings, preflight, serve, meanwhile)
         )
     except SettingsInvalid as error:
         sys.stderr.write(f"{role}: {error}\n")
@@ -184,7 +189,7 @@ def main(
     except TailraceError as error:
         # The message of our own errors says what to do; a traceback would hide it.
         logger.error("stopped", error=str(error))  # noqa: TRY400
-        return EXIT_ERROR
+        return EXIT_USAGE if _is_invalid(error) else EXIT_ERROR
     finally:
         tracing.shutdown()
         # Skips the garbage collection at exit, which took 0.3 s with the SDK loaded.
@@ -202,9 +207,18 @@ def _terminal_defaults() -> dict[str, str]:
     return {environment.env_name("log_format"): form}
 
 
+def _is_invalid(error: TailraceError) -> bool:
+    """Returns whether only a change of a password, a version or a configuration ends `error`."""
+    return isinstance(error, LogRefused | LogMisconfigured | StoreTooNew) and not isinstance(error, LogIncomplete)
+
+
 async def _check(role: str, settings: S, preflight: Preflight[S], probe: Probe[S]) -> None:
-    async with _connect(role, settings, preflight):
+    await preflight(settings)
+    connection = await _connect(role, settings)
+    try:
         await probe(settings)
+    finally:
+        await connection.close()
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -215,42 +229,49 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
-async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S]) -> None:
-    asyncio.get_running_loop().set_exception_handler(log_loop_error)
-    async with _connect(role, settings, preflight) as connection:
-        if settings.metrics_port:
-            metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS, settings.metrics_targets)
-        await _run_until_stopped(settings, connection, serve)
+async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S], meanwhile: Meanwhile[S]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
+    stop = Stop()
+    # From here on, because the kernel ignores SIGTERM without a handler for the first process of a container.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.signal)
+    if settings.metrics_port:
+        metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS, settings.metrics_targets)
+    beating = asyncio.create_task(_beat())
+    try:
+        answering = partial(meanwhile, settings)
+        await wait_for(partial(preflight, settings), stop, answering)
+        connection = await wait_for(partial(_connect, role, settings), stop, answering)
+        if connection is not None:
+            await _run_until_stopped(settings, connection, stop, serve)
+    finally:
+        beating.cancel()
 
 
-@asynccontextmanager
-async def _connect(role: str, settings: S, preflight: Preflight[S]) -> AsyncIterator[Connection]:
-    await preflight(settings)
+async def _connect(role: str, settings: S) -> Connection:
+    """Returns a connection to a NATS that has what this version needs. Raises SettingsInvalid, LogError."""
     connection = await Connection.open(settings.nats_url, f"tailrace-{role}", role)
     try:
         await nats.check(connection)
-        yield connection
-    finally:
+    except BaseException:
         await connection.close()
+        raise
+    return connection
 
 
-async def _run_until_stopped(settings: S, connection: Connection, serve: Serve[S]) -> None:
-    stop = Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.signal)
+async def _run_until_stopped(settings: S, connection: Connection, stop: Stop, serve: Serve[S]) -> None:
     # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
-    beside = [
-        asyncio.create_task(_set_when_closed(connection, stop)),
-        asyncio.create_task(setup_state.watch(connection)),
-        asyncio.create_task(_beat()),
-    ]
+    beside = [asyncio.create_task(_set_when_closed(connection, stop)), asyncio.create_task(_notify_stop(stop))]
+    beside.append(asyncio.create_task(setup_state.watch(connection)))
     try:
         await serve(settings, connection, stop)
+        if connection.closed.is_set():
+            raise LogUnavailable("NATS closed the connection for good: restart this process")
     finally:
         for task in beside:
             task.cancel()
-    if connection.closed.is_set():
-        raise LogUnavailable("NATS closed the connection for good: restart this process")
+        await connection.close()
 
 
 async def _set_when_closed(connection: Connection, stop: Stop) -> None:
@@ -259,9 +280,18 @@ async def _set_when_closed(connection: Connection, stop: Stop) -> None:
     stop.now.set()  # no turn can store its answer
 
 
+async def _notify_stop(stop: Stop) -> None:
+    await stop.wait()
+    systemd.notify_status("stopping: finishes what it runs", "STOPPING=1")
+
+
 async def _beat() -> None:
-    """Sets the metric by which `tailrace up` sees that the event loop runs: a thread of its own serves the metrics."""
+    """Sets the metric by which `tailrace up` sees that the event loop runs: a thread of its own serves the metrics.
+
+    Tells the same to the watchdog of systemd.
+    """
     while True:
         HEALTH.beat_at = time.monotonic()
         LOOP_BEAT.set(HEALTH.beat_at)
+        systemd.notify("WATCHDOG=1")
         await asyncio.sleep(BEAT_EVERY_S)

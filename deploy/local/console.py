@@ -15,6 +15,8 @@ from typing import TextIO
 
 import msgspec
 
+from tailrace.proto.runtime.systemd import is_journal, stream_id, with_priority
+
 # A longer line is printed in pieces, so that an endless line does not fill the memory.
 LINE_BYTES_MAX = 65_536
 # How long a line waits for a slow reader. After that the output counts as blocked, and further lines do not wait.
@@ -25,6 +27,8 @@ PROBLEM = re.compile(
     r"|exited with status|was killed by|cannot be started|has not (answered|ended)|did not stop"
 )
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+# The priority of a line for the journal (proto/runtime/systemd.py), which the processes write as well.
+PRIORITY = re.compile(r"<([0-7])>")
 # `tailrace up | head` closes the pipe, and a write to a closed terminal fails with EIO.
 OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)
 PROBLEMS_KEPT = 10
@@ -55,6 +59,8 @@ class Console:
         self.out = out
         self.width = width
         self.coloured = coloured
+        self.is_journal = _is_journal(out)
+        """Whether systemd's journal reads the output."""
         self.names: list[str] = []
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS_KEPT)
         """The last `PROBLEMS_KEPT` problems."""
@@ -64,10 +70,16 @@ class Console:
 
     def log(self, text: str, name: str = "up") -> None:
         """Prints a line with a process' name."""
-        self.print(self._prefix(name) + text)
+        given = PRIORITY.match(text) if self.is_journal else None
+        text = text[given.end() :] if given else text
         plain = ESCAPE.sub("", text)
         self.last_lines[name] = plain[:PROBLEM_CHARS_MAX]
-        if PROBLEM.search(plain):
+        is_problem = PROBLEM.search(plain) is not None
+        line = self._prefix(name) + text
+        if self.is_journal:
+            line = given[0] + line if given else with_priority("warning" if is_problem else "info", line)
+        self.print(line)
+        if is_problem:
             self.problems.append(Problem(datetime.now(UTC), name, self.last_lines[name]))
 
     def print(self, text: str) -> None:
@@ -98,6 +110,10 @@ class Console:
             return True
         return bool(select.select([], [descriptor], [], 0 if self._lost else BLOCKED_S_MAX)[1])
 
+    def environ_of(self, output: int) -> dict[str, str]:
+        """Returns variables for a process that writes to `output`, which `relay` reads: it adds priorities, too."""
+        return {"JOURNAL_STREAM": stream_id(output)} if self.is_journal else {}
+
     def _prefix(self, name: str) -> str:
         if name not in self.names:
             self.names.append(name)
@@ -124,3 +140,10 @@ class Console:
             if rest and is_shown(last := rest.decode(errors="replace")):
                 self.log(last, name)
             transport.close()
+
+
+def _is_journal(out: TextIO) -> bool:
+    try:
+        return is_journal(out.fileno())
+    except io.UnsupportedOperation:
+        return False

@@ -28,6 +28,8 @@ POLL_S = 0.1
 RESPONSE_S_MAX = 2.0
 # The time of the last beat of a process's event loop, in its metrics.
 BEAT = re.compile(r"^tailrace_event_loop_seconds ([0-9.e+]+)$", re.MULTILINE)
+# The metric of a process that waits (proto/waiting.py).
+WAITING = "\ntailrace_waiting 1.0"
 
 
 class HealthCheck(NamedTuple):
@@ -116,9 +118,12 @@ async def wait_ok(host: str, port: int) -> None:
 
 
 def is_starting(response: Response) -> bool:
-    """Returns whether the metrics of a process show that its event loop has run in the last `READY_S_MAX`."""
+    """Returns whether the metrics of a process show that its event loop has run in the last `READY_S_MAX`.
+
+    A process that waits for another part does not start by itself.
+    """
     beat = BEAT.search(response.body)
-    return beat is not None and time.monotonic() - float(beat[1]) < READY_S_MAX
+    return beat is not None and WAITING not in response.body and time.monotonic() - float(beat[1]) < READY_S_MAX
 
 
 async def generator_detail(host: str, port: int) -> str:

@@ -112,7 +112,8 @@ class Child:
         read_end, write_end = os.pipe()
         relay = asyncio.create_task(self.console.relay(self.spec.name, read_end, self.spec.is_shown))
         try:
-            self.process = await spawn(self.spec.command, self.spec.environ, write_end, self.spec.fds)
+            environ = {**self.spec.environ, **self.console.environ_of(write_end)}
+            self.process = await spawn(self.spec.command, environ, write_end, self.spec.fds)
         except OSError as error:
             self.console.log(f"{self.spec.name} cannot be started: {error}")
             return EXIT_NOT_STARTED

@@ -52,11 +52,11 @@ from tailrace.gateway.serve import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
 from tailrace.proto.errors import StoreError, StoreTooNew
 from tailrace.proto.nats.users import ADMIN, GATEWAY
-from tailrace.proto.runtime import settings
+from tailrace.proto.runtime import settings, systemd
 from tailrace.proto.runtime.ip_address import is_loopback
 from tailrace.proto.runtime.logging_setup import configure, is_coloured
 from tailrace.proto.runtime.race import run_until
-from tailrace.proto.service import ProcessSettings
+from tailrace.proto.service import BEAT_EVERY_S, ProcessSettings
 
 NATS_S_MAX = 30.0
 # `up` itself has 25 files open when three services run, and each further service adds a pipe and a port. A gateway
@@ -74,6 +74,8 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     Raises SettingsInvalid, UpRefused, or LogError if the NATS streams belong to another version.
     """
     asyncio.run(check_environment.check(environ))
+    # They are for this process: the processes below it must not report that they are ready.
+    environ = {name: value for name, value in environ.items() if name not in systemd.VARIABLES}
     # nats-server reads this path from a UTF-8 file, and would store the log in a directory of another name.
     if str(options.data_dir).encode(errors="replace") != os.fsencode(options.data_dir):
         raise UpRefused(
@@ -130,6 +132,7 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
         supervisor = Supervisor(tasks, console)
         demo = await start_demo(supervisor, stack) if is_loopback(options.host) else None
         watching = asyncio.create_task(start_and_watch(options, environ, listener, supervisor, demo))
+        beating = asyncio.create_task(beat())
         try:
             stop_requested = await run_until(handle_signals(supervisor).wait(), watching, supervisor.fatal_config)
         finally:
@@ -137,13 +140,22 @@ async def up(options: Options, environ: Mapping[str, str], listener: socket.sock
             watching.cancel()
             # Otherwise a client that reconnects now would wait in the queue of a socket that no process serves.
             listener.close()
+            systemd.notify("STOPPING=1")
             await supervisor.stop()
+            beating.cancel()
     if not stop_requested.cancelled():
         return 0
     if supervisor.fatal_config.done():
         raise UpRefused(f"{supervisor.fatal_config.result()}: see its lines above")
     watching.result()  # raises: `watching` never returns
     return 1
+
+
+async def beat() -> None:
+    """Tells systemd's watchdog every second that the event loop runs, forever."""
+    while True:
+        systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(BEAT_EVERY_S)
 
 
 async def start_demo(supervisor: Supervisor, stack: AsyncExitStack) -> Demo | None:
@@ -238,8 +250,10 @@ async def start_and_watch(
         if unready:
             why = "; ".join(f"{name}: {detail}" for name, detail in unready.items())
             console.log(f"not ready: {why} (docs/RUNBOOK.md, A part is not ready). The processes continue")
+            systemd.notify_status(f"waiting for {why}")
             await wait_ok(plan.host, plan.port)
         console.print(f"ready {plan.url}")
+        systemd.notify_status(f"ready {plan.url}", "READY=1")
 
 
 async def start_nats(

@@ -30,7 +30,7 @@ from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.setup_state import SetupState, read_setup_state
 from tailrace.proto.nats.users import ADMIN
-from tailrace.proto.service import BEAT_LATE_S
+from tailrace.proto.waiting import BEAT_LATE_S
 
 INTERVAL_S = 5.0
 # Free space for a restart: two of the largest messages.

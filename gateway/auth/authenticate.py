@@ -19,7 +19,7 @@ from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids, subjects
-from tailrace.proto.errors import Refused, SettingsInvalid
+from tailrace.proto.errors import CredentialMissing, Refused
 from tailrace.proto.ownership import view_of, viewer_in, viewer_of
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
@@ -91,12 +91,12 @@ class Authenticator:
         return self._is_open_without_keys and not self.api_keys.is_used
 
     def require_credentials(self) -> None:
-        """Raises SettingsInvalid if the gateway listens beyond loopback and no credential exists."""
+        """Raises CredentialMissing if the gateway listens beyond loopback and no credential exists."""
         if not (self._is_open_without_keys or self._has_credentials or self.api_keys.is_used):
-            raise SettingsInvalid(
+            raise CredentialMissing(
                 f"TAILRACE_HOST: {self._host} is reachable from other machines, and no API key exists. Do one of "
-                "these: start on a loopback address, create a key with `tailrace keys create` and start again; set "
-                "TAILRACE_API_KEYS or TAILRACE_JWT_…; or set TAILRACE_ALLOW_ANONYMOUS=true to need none"
+                "these: create a key with `tailrace keys create` (with `tailrace up`, first on a loopback address); "
+                "set TAILRACE_API_KEYS or TAILRACE_JWT_…; or set TAILRACE_ALLOW_ANONYMOUS=true to need none"
             )
 
     async def authenticate(self, request: Request) -> Principal:

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from tailrace.proto.errors import LogUnavailable, SettingsInvalid
+from tailrace.proto.errors import LogRefused, LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import pub_ack, stream_info
 from tailrace.proto.nats.client import Client, Message, Receive, TlsClient
@@ -92,7 +92,7 @@ class Connection:
         """Connects to `url`: `nats://USER:PASSWORD@HOST:PORT`, several separated by commas; for `tls://` see tls.py.
 
         `user` is the role of this process: a URL with the user of another role is refused. Raises LogUnavailable,
-        or SettingsInvalid for an invalid URL.
+        LogRefused for a wrong password, or SettingsInvalid for an invalid URL.
         """
         addresses = parse_servers(url)
         named = user_of(addresses)
@@ -131,7 +131,7 @@ class Connection:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             why = str(connection.client.last_error)
             await connection.close()
-            raise LogUnavailable(_explain_failure(url, why, is_unknown=connection._has_unknown_name)) from error
+            raise _failure(url, why, is_unknown=connection._has_unknown_name) from error
         connection._is_opened = True
         # One of several servers may have refused the user before another accepted it.
         connection.is_refused = False
@@ -354,16 +354,20 @@ def _is_server(address: str) -> bool:
         return False
 
 
-def _explain_failure(url: str, why: str, *, is_unknown: bool) -> str:
-    """Returns the error message for a failed connection to `url`, without its password."""
+def _failure(url: str, why: str, *, is_unknown: bool) -> LogUnavailable:
+    """Returns the error for a failed connection to `url`. Its message does not contain the password."""
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
-        return f"NATS at {where} rejects the user or password: set TAILRACE_NATS_URL to {URL_FORMAT}"
+        return LogRefused(f"NATS at {where} rejects the user or password: set TAILRACE_NATS_URL to {URL_FORMAT}")
     if "TLS" in why or "SSL" in why:
-        return f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL"
+        return LogUnavailable(f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL")
     if is_unknown:
-        return f"no NATS server answers at {where}: a host name has no address, or the DNS does not answer"
-    return f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
+        return LogUnavailable(
+            f"no NATS server answers at {where}: a host name has no address, or the DNS does not answer"
+        )
+    return LogUnavailable(
+        f"no NATS server answers at {where}: start one, or set TAILRACE_NATS_URL; `tailrace up` starts everything"
+    )
 
 
 def explain(error: nats.errors.Error) -> str:

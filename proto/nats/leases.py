@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from tailrace.proto import entries, subjects
 from tailrace.proto.entries import StoredEntry
-from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.errors import LogIncomplete, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, is_token
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.consumer_pull import Pull
@@ -185,12 +185,12 @@ class Deliveries:
 
     @classmethod
     async def open(cls, connection: Connection, durable: str) -> Self:
-        """Binds to the consumer `durable`. Raises LogMisconfigured if it does not exist, LogUnavailable."""
+        """Binds to the consumer `durable`. Raises LogIncomplete if it does not exist, LogUnavailable."""
         jetstream = connection.jetstream
         try:
             info = await jetstream.consumer_info(STREAM, durable)
         except nats.js.errors.NotFoundError as error:
-            raise LogMisconfigured(f"the consumer {durable!r} does not exist: run `tailrace streams`") from error
+            raise LogIncomplete(f"the consumer {durable!r} does not exist: run `tailrace streams`") from error
         except nats.errors.Error as error:
             raise LogUnavailable(f"the consumer {durable!r} does not answer: {type(error).__name__}") from error
         # nats-server reports a single filter in the older field `filter_subject`.

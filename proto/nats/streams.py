@@ -1,13 +1,14 @@
 """Checks the streams, buckets and consumers of stream_configs.py in NATS, and reads the sizes of streams."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import nats.errors
 import nats.js.errors
 import structlog
 
-from tailrace.proto.errors import LogMisconfigured, LogUnavailable
+from tailrace.proto.errors import LogIncomplete, LogMisconfigured, LogUnavailable
 from tailrace.proto.nats.connection import Connection, explain
 from tailrace.proto.nats.setup_differences import consumer_differences, stream_differences
 from tailrace.proto.nats.stream_configs import (
@@ -33,7 +34,10 @@ PAYLOAD_BYTES_MIN = 1024**2
 
 
 async def check(connection: Connection) -> None:
-    """Raises LogMisconfigured if a stream or consumer is missing or differs from this version's, LogUnavailable."""
+    """Raises LogIncomplete if a stream or consumer is missing, LogMisconfigured if it differs from this version's.
+
+    Raises LogUnavailable.
+    """
     jetstream = connection.jetstream
     _check_payload(connection.client.max_payload)
     if (server := connection.server_version) is not None and server < SERVER_MIN:
@@ -52,7 +56,7 @@ async def check(connection: Connection) -> None:
             names = consumer_differences(wanted, lease)
             differing += _describe(f"consumer {wanted.durable_name}", names, wanted, lease)
     except nats.js.errors.NotFoundError as error:
-        raise LogMisconfigured(
+        raise LogIncomplete(
             "NATS lacks a stream, bucket or consumer: run `tailrace streams`, or start `tailrace up`. "
             "If another account has the log, see docs/RUNBOOK.md, Move from one account to several"
         ) from error
@@ -71,6 +75,11 @@ def _check_payload(bytes_max: int) -> None:
         return
     if bytes_max < PAYLOAD_BYTES_MIN:
         raise LogMisconfigured(f"`max_payload` of the NATS server is {bytes_max} bytes: set it to 8MB, at least to 1MB")
+    _warn_of_small_payload(bytes_max)
+
+
+@cache  # a start that waits checks again and again
+def _warn_of_small_payload(bytes_max: int) -> None:
     logger.warning(
         "`max_payload` of the NATS server is small: longer conversations are refused; set it to 8MB",
         bytes=bytes_max,

@@ -9,16 +9,20 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from opentelemetry import trace
+
+from tailrace.proto.runtime import systemd
 
 LogFormat = Literal["json", "console", "colour"]
 
 # The first fields of each line, in this order.
 FIRST = ("turn", "tenant", "session", "model", "attempt")
 
+
+STANDARD_ERROR = 2
 
 # How long lines below `warning` wait for others, to be written with one call. A kill loses them.
 WRITE_AFTER_S = 0.05
@@ -102,6 +106,8 @@ def configure(role: str, form: LogFormat, level: str = "info") -> None:
         )
     )
     rendered = [structlog.processors.format_exc_info, last] if form == "json" else [_escape_controls, last]
+    if systemd.is_journal(STANDARD_ERROR):
+        rendered.append(_add_priority)
     output = _LossyOutput()
     structlog.configure(
         processors=[*shared, *rendered],
@@ -132,6 +138,11 @@ def _add_trace_ids(_: object, __: str, event: structlog.typing.EventDict) -> str
     if context.is_valid:
         event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
     return event
+
+
+def _add_priority(_: object, level: str, rendered: Any) -> str:
+    """Adds the priority that the journal reads to a rendered line. `level` is the name of the called method."""
+    return systemd.with_priority(level, rendered)
 
 
 def _local_time(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

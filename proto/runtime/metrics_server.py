@@ -50,8 +50,8 @@ class _QuietHandler(WSGIRequestHandler):
         """Logs nothing: a scrape every few seconds is not an event."""
 
 
-Checks = Mapping[str, Callable[[], bool]]
-"""Paths, and what they report: 200 for True and 503 for False."""
+Checks = Mapping[str, Callable[[], str]]
+"""Paths, and what they report: 503 with the reason, or 200 if it is empty."""
 
 
 def serve(host: str, port: int, checks: Checks, targets: str = "") -> None:
@@ -75,9 +75,9 @@ def add_checks(app: App, checks: Checks) -> App:
         check = checks.get(environ["PATH_INFO"])
         if check is None:
             return app(environ, start_response)
-        is_ok = check()
-        start_response("200 OK" if is_ok else "503 Service Unavailable", [("Content-Type", "text/plain")])
-        return [b"ok\n" if is_ok else b"not ok\n"]
+        reason = check()
+        start_response("503 Service Unavailable" if reason else "200 OK", [("Content-Type", "text/plain")])
+        return [f"{reason or 'ok'}\n".encode()]
 
     return answer
 

@@ -56,9 +56,17 @@ class Process:
 
     async def start(self) -> None:
         """Starts it; returns when it has logged that it is ready."""
+        await self.launch()
+        await self.wait_ready()
+
+    async def launch(self) -> None:
+        """Starts it, and does not wait until it is ready."""
         self.printed.touch()
         self._begin = self.printed.stat().st_size
         self._process = await self._launch()
+
+    async def wait_ready(self) -> None:
+        """Returns when it has logged that it is ready."""
         await until(lambda: self.is_gone or self._ready, START_S_MAX)
         assert not self.is_gone, self._output
 

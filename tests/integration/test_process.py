@@ -58,10 +58,10 @@ async def on_a_terminal(role: str, *arguments: str, **environ: str) -> tuple[int
         os.close(its)
 
 
-async def test_a_process_without_nats_ends_with_one_line(unused_address: str) -> None:
-    """The line has the address and what to do, without the token."""
+async def test_a_check_without_nats_ends_with_one_line(unused_address: str) -> None:
+    """The line has the address and what to do, without the token. A start waits: test_waiting.py."""
     where = f"nats://{TOKEN}@{unused_address}"
-    status, shown = await on_a_terminal("gateway", TAILRACE_NATS_URL=where)
+    status, shown = await on_a_terminal("gateway", "--check", TAILRACE_NATS_URL=where)
     assert (status, shown.count("\n")) == (1, 1)
     assert f"no NATS server answers at {unused_address}: start one, or set TAILRACE_NATS_URL" in shown
     assert TOKEN not in shown
@@ -72,7 +72,7 @@ async def test_the_log_format_setting_overrides_the_terminal(tmp_path: Path) -> 
     """Here the error is a database whose directory is a file."""
     (tmp_path / "file").touch()
     where = str(tmp_path / "file" / "tailrace.db")
-    _, shown = await on_a_terminal("persistence", TAILRACE_DATABASE=where, TAILRACE_LOG_FORMAT="json")
+    _, shown = await on_a_terminal("persistence", "--check", TAILRACE_DATABASE=where, TAILRACE_LOG_FORMAT="json")
     assert shown.startswith(f'{{"error": "the database {tmp_path / "file"} cannot be opened or written: File exists"')
 
 
@@ -108,7 +108,8 @@ async def test_an_invalid_setting_is_refused_at_start_and_by_check(
 async def test_a_process_warns_of_a_mistyped_setting(unused_address: str) -> None:
     """It starts nevertheless: after a downgrade, the environment may have settings of the newer version."""
     nats = {"TAILRACE_NATS_URL": f"nats://{unused_address}"}
-    status, _, stderr = await run_module("tailrace.gateway", **environ_of(TAILRACE_JWT_ISSUERS="https://h", **nats))
+    environ = environ_of(TAILRACE_JWT_ISSUERS="https://h", **nats)
+    status, _, stderr = await run_module("tailrace.gateway", "--check", **environ)
     first, second = map(json.loads, stderr.splitlines())
     assert (first["event"], first["variable"]) == ("unknown setting", "TAILRACE_JWT_ISSUERS")
     assert (first["level"], first["did_you_mean"]) == ("warning", "TAILRACE_JWT_ISSUER")
@@ -119,7 +120,7 @@ async def test_a_process_warns_of_a_mistyped_setting(unused_address: str) -> Non
 async def test_a_process_warns_of_a_setting_of_an_earlier_version(unused_address: str, role: str) -> None:
     nats = f"nats://{unused_address}"
     environ = environ_of(TAILRACE_HEDGE_AFTER_S="2", TAILRACE_NATS_URL=nats, ANTHROPIC_API_KEY="k")
-    _, _, stderr = await run_module(f"tailrace.{role}", **environ)
+    _, _, stderr = await run_module(f"tailrace.{role}", "--check", **environ)
     first, second = map(json.loads, stderr.splitlines())
     assert (first["level"], first["event"], first["variable"]) == (
         "warning",

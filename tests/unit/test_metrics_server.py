@@ -12,7 +12,8 @@ import pytest
 from tailrace.deploy.local.ports import find_free
 from tailrace.proto.runtime import metrics_targets
 from tailrace.proto.runtime.metrics_server import check_host, serve
-from tailrace.proto.service import BEAT_LATE_S, HEALTH, HEALTH_CHECKS
+from tailrace.proto.service import HEALTH_CHECKS
+from tailrace.proto.waiting import BEAT_LATE_S, HEALTH
 from tests.harness.until import until
 
 
