@@ -1,9 +1,12 @@
 """Terminal output of `tailrace up`."""
 
+import asyncio
 import errno
 import io
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from tailrace.deploy.local.console import LINE_BYTES_MAX, Console, split_lines
 from tailrace.proto.runtime.logging_setup import is_coloured
+from tailrace.proto.runtime.systemd import stream_id
 from tests.unit.test_cli import Terminal
 
 
@@ -108,3 +112,33 @@ def test_what_a_closed_output_did_not_receive_is_not_written_at_the_exit(opened:
         os.close(reader)
         Console(out, width=1, coloured=False).log("serving")
         out.flush()
+
+
+async def test_the_journal_gets_the_priority_of_each_line_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of `up` writes to a pipe, and is told that the journal reads it."""
+    script = "import os, sys; print(os.environ['JOURNAL_STREAM'], file=sys.stderr); print('<4>w'); print('i')"
+    with (tmp_path / "printed").open("w") as out:
+        monkeypatch.setenv("JOURNAL_STREAM", stream_id(out.fileno()))
+        console = Console(out, width=2, coloured=False)
+        read_end, write_end = os.pipe()
+        stream = stream_id(write_end)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script), stdout=write_end, stderr=write_end, env=console.environ_of(write_end)
+        )
+        os.close(write_end)
+        await console.relay("g", read_end, lambda _: True)
+        await process.wait()
+        console.log("gateway-1 was killed by SIGKILL; next start in 0 s")
+    lines = (tmp_path / "printed").read_text().splitlines()
+    assert sorted(lines[:3]) == sorted(["<4>g  | w", "<6>g  | i", f"<6>g  | {stream}"])
+    assert lines[3] == "<4>up | gateway-1 was killed by SIGKILL; next start in 0 s"
+    assert [problem.text for problem in console.problems] == ["gateway-1 was killed by SIGKILL; next start in 0 s"]
+
+
+def test_without_the_journal_a_line_has_no_priority() -> None:
+    out = io.StringIO()
+    console = Console(out, width=2, coloured=False)
+    console.log("a")
+    assert (out.getvalue(), console.environ_of(1)) == ("up | a\n", {})

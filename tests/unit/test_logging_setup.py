@@ -1,13 +1,16 @@
 """Log lines: the order of their fields, and their time and colours on a terminal."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tailrace.proto.runtime.logging_setup import LogFormat
+from tailrace.proto.runtime.systemd import stream_id
 from tests.harness.processes import CHECKOUT
 
 LINE = "structlog.get_logger().info('turn ended', outcome='completed', code=None, cursor='', attempt=2, turn='t1')"
@@ -79,3 +82,27 @@ asyncio.run(log())
 """
     found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=True, text=True)
     assert re.fullmatch(r"\S+ \[info +\] g +role=gateway\n", found.stderr)
+
+
+@pytest.mark.parametrize("is_journal", [False, True])
+def test_lines_for_the_journal_have_their_priority(tmp_path: Path, *, is_journal: bool) -> None:
+    """Each line of a traceback, too. A pipe or a file that the journal does not read gets none."""
+    script = (
+        "import logging, structlog\nfrom tailrace.proto.runtime.logging_setup import configure\n"
+        "configure('gateway', 'console', 'debug')\nlogger = structlog.get_logger()\n"
+        "logger.debug('d'); logger.info('i'); logger.warning('w'); logger.error('e')\n"
+        "logging.getLogger('library').warning('l')\n"
+        "try:\n    raise ValueError\nexcept ValueError:\n    logger.exception('x')\n"
+    )
+    with (tmp_path / "printed").open("wb") as printed:
+        stream = stream_id(printed.fileno()) if is_journal else "1:2"
+        environ = {**os.environ, "JOURNAL_STREAM": stream}
+        subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, env=environ, stderr=printed, check=True)
+    lines = (tmp_path / "printed").read_text().splitlines()
+    priorities = [line[1] if line.startswith("<") else "" for line in lines]
+    if is_journal:
+        assert priorities[:5] == ["7", "6", "4", "3", "4"]
+        assert set(priorities[5:]) == {"3"}
+        assert len(priorities) > 6
+    else:
+        assert set(priorities) == {""}
