@@ -1,5 +1,6 @@
 """Prometheus metrics of a gateway. Label values are fixed sets: never a tenant, turn, path or name from a client."""
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -88,3 +89,9 @@ ORPHANED = Gauge(
 for _end in get_args(StreamEnd):
     STREAM_ENDS.labels(_end)
 REFUSED.labels("server_busy")
+
+
+def create_series(dialects: Iterable[str]) -> None:
+    """Creates the series of service levels by dialect at 0, for the same reason."""
+    for name in dialects:
+        FIRST_TOKEN_S.labels(name)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tailrace.gateway.app import app, overflow_app
+from tailrace.gateway.app import app, dialects_of, overflow_app
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_key_store import ApiKeyStore
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -22,6 +22,7 @@ from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.waiting_answers import serve_meanwhile
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
+from tailrace.gateway.metrics import create_series
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.health import HealthChecks
 from tailrace.gateway.services import Gateway
@@ -151,6 +152,7 @@ def start(gateway: Gateway, settings: Settings, features: Features) -> Started:
     Raises ValueError if two features provide the same step, or both a limiter.
     """
     started = [(feature, feature.start(gateway, select(settings, feature.settings))) for feature in features]
+    create_series(dialects_of(features))
     for _, parts in started:
         gateway.submitter.add_steps(parts.steps)
         if parts.on_disconnect is not None:

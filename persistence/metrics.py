@@ -1,8 +1,17 @@
 """Prometheus metrics of persistence. Label values are fixed sets: never a tenant, turn or session."""
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from tailrace.proto.entries import Outcome
+
 RECORDED = Counter("tailrace_persistence_turns_recorded_total", "Turn rows written, including those of running turns")
+ENDED = Counter(
+    "tailrace_persistence_turns_ended_total",
+    "Turns whose end was read from the log and recorded, by outcome: also turns of generators that were killed since",
+    ["outcome"],
+)
 BATCH_S = Histogram(
     "tailrace_persistence_batch_seconds",
     "Time from receiving a batch until it is folded, committed and acknowledged",
@@ -26,3 +35,7 @@ SKIPPED = Counter("tailrace_persistence_skipped_entries_total", "Invalid stored 
 LEFT_OUT = Counter("tailrace_persistence_turns_left_out_total", "Turns that could not be recorded at all; 0 is normal")
 DAMAGED = Gauge("tailrace_persistence_damaged_turns", "Turns of which the log has lost entries; 0 is normal")
 LOST = Counter("tailrace_persistence_turns_lost_total", "Turns that left the log without an end; 0 is normal")
+
+# For Prometheus, a series that appears with its first event has not grown.
+for _outcome in get_args(Outcome):
+    ENDED.labels(_outcome)

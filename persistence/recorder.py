@@ -91,6 +91,8 @@ class Recorder:
         self._batch_failure = ""
         self._check_failure = ""
         self._logged = LoggedCauses()
+        self._outcomes: list[str] = []
+        """The outcomes of the turns whose ends are in the current batch."""
 
     @property
     def failure(self) -> str:
@@ -185,6 +187,8 @@ class Recorder:
             self._batch_failure = self._check_failure = ""
             self._logged.clear()
             metrics.RECORDED.inc(len(rows))
+            for outcome in self._outcomes:
+                metrics.ENDED.labels(outcome).inc()
             # Log a turn only with the batch that holds its end: the request may be delivered after the end is recorded.
             delivered = {delivery.seq for delivery in batch}
             for row in rows:
@@ -249,6 +253,7 @@ class Recorder:
         return rows
 
     async def _fold(self, batch: Sequence[Delivery]) -> list[TurnRow]:
+        self._outcomes = []
         last = {delivery.key: delivery for delivery in sorted(batch, key=lambda delivery: delivery.seq)}
         requested = {delivery.key for delivery in batch if delivery.kind == "request"}
         folded = await asyncio.gather(
@@ -276,6 +281,8 @@ class Recorder:
                     await self._remove(key)
                     logger.info("turn purged: its parent was deleted", turn=key.turn)
                     return None
+            if last.kind == "end":
+                self._outcomes.append(turn.outcome)
             for one in self._unrecorded:
                 if await one.divert(key, turn):
                     return None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grafana_foundation_sdk.builders import common, dashboard, logs, loki, prometheus, table, tempo, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, logs, loki, prometheus, stat, table, tempo, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode, LegendDisplayMode, LegendPlacement
 from grafana_foundation_sdk.models.dashboard import (
@@ -16,13 +16,15 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 from tailrace.deploy.monitoring import RUNBOOK_URL, rules
-from tailrace.features.ops.panels import DASHBOARDS, Dashboard, Panel
+from tailrace.features.ops.panels import DASHBOARDS, HEALTH, Dashboard, Panel
 
 PROMETHEUS = DataSourceRef("prometheus", "tailrace-prometheus")
 LOKI = DataSourceRef("loki", "tailrace-loki")
 TEMPO = DataSourceRef("tempo", "tailrace-tempo")
 # Grafana's grid has 24 columns: two panels a row.
 WIDTH, HEIGHT = 12, 8
+# The ids of the panels of the first row, after those of all others.
+HEALTH_ID = 1001
 
 
 def generate_files(written_by: str) -> dict[str, str]:
@@ -39,7 +41,7 @@ def generate_files(written_by: str) -> dict[str, str]:
 
 def new_dashboard(uid: str, title: str, description: str) -> dashboard.Dashboard:
     others = dashboard.DashboardLink("Tailrace").type(DashboardLinkType.DASHBOARDS).tags(["tailrace"])
-    return (
+    page = (
         dashboard.Dashboard(title)
         .uid(uid)
         .description(description)
@@ -51,6 +53,10 @@ def new_dashboard(uid: str, title: str, description: str) -> dashboard.Dashboard
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .link(others.as_dropdown(as_dropdown=True).keep_time(keep_time=True))
     )
+    page.with_row(dashboard.Row("Is it healthy?"))
+    for number, panel in enumerate(HEALTH, start=HEALTH_ID):
+        page.with_panel(health_panel(panel).id(number))
+    return page.with_row(dashboard.Row(title))
 
 
 def metrics_dashboard(one: Dashboard) -> dashboard.Dashboard:
@@ -58,6 +64,24 @@ def metrics_dashboard(one: Dashboard) -> dashboard.Dashboard:
     for number, panel in enumerate(one.panels, start=1):
         page.with_panel(metrics_panel(panel).id(number))
     return page
+
+
+def health_panel(panel: Panel) -> stat.Panel:
+    """Returns a panel of the first row: one number for each query."""
+    drawn = (
+        stat.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .unit(panel.unit)
+        .datasource(PROMETHEUS)
+        .links([runbook_link(panel.section)])
+        .thresholds(thresholds(panel))
+        .span(2 * WIDTH // len(HEALTH))
+        .height(HEIGHT // 2)
+    )
+    for target in targets(panel):
+        drawn.with_target(target)
+    return drawn
 
 
 def metrics_panel(panel: Panel) -> timeseries.Panel:
@@ -77,12 +101,17 @@ def metrics_panel(panel: Panel) -> timeseries.Panel:
         .span(WIDTH)
         .height(HEIGHT)
     )
+    for target in targets(panel):
+        drawn.with_target(target)
+    return drawn
+
+
+def targets(panel: Panel) -> Iterator[prometheus.Dataquery]:
     for number, query in enumerate(panel.queries):
         expr = query.expression.promql()
         target = prometheus.Dataquery().expr(expr).legend_format(query.legend).ref_id(chr(ord("A") + number))
         # Exemplars of a histogram's buckets lead to traces.
-        drawn.with_target(target.range().exemplar(exemplar="_bucket" in expr))
-    return drawn
+        yield target.range().exemplar(exemplar="_bucket" in expr)
 
 
 def thresholds(panel: Panel) -> dashboard.ThresholdsConfig:

@@ -54,6 +54,7 @@ VARIANTS = {"delta": delta_stream, "content": content_stream}
 METRICS = {
     "Every process": (
         "tailrace.proto.service",
+        "tailrace.proto.waiting",
         "tailrace.proto.nats.setup_state",
         "tailrace.proto.nats.follower",
     ),

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 from tailrace.deploy.monitoring import RUNBOOK_URL
 from tailrace.features.ops import panels
 
+UP = 'up{job="tailrace"}'
+WAITING = 'jetstream_consumer_num_pending{consumer_name="generators"}'
 Severity = Literal["page", "ticket"]
 """page: a person acts now. ticket: a person acts on the next working day."""
 
@@ -22,6 +24,8 @@ BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
 # An alert about a share of events needs at least this many bad events in its (long) window: in a system with few users,
 # one event is a large share. Tickets of a service level have no minimum, because their budgets are for days.
 EVENTS_MIN = 5
+# An interval of scrapes of at most a minute, and a while. ProcessDown is held longer.
+FRESH_S = 65
 
 
 class Alert(NamedTuple):
@@ -97,6 +101,15 @@ def _burn_condition(level: ServiceLevel, severity: Severity) -> str:
     )
 
 
+def _fresh(gauge: str) -> str:
+    """Returns the selector `gauge` without series whose last sample is old.
+
+    A Prometheus that stops leaves series without an end: for 5 minutes, it shows the last samples of processes that
+    have another address since. Docker stops all containers at once, so these samples often report a failure.
+    """
+    return f"({gauge} and time() - timestamp({gauge}) < {FRESH_S})"
+
+
 def _exceeds(bad: str, share: float, every: str) -> str:
     """Returns the condition that the sum `bad` is more than a share of the sum `every`, and more than a few events."""
     return f"{bad} > {share:g} * {every} and {bad} >= {EVENTS_MIN}"
@@ -119,8 +132,8 @@ ALERTS = (
     Alert(
         "ProcessDown",
         # A Prometheus that has started since the outage has discovered no process.
-        'up{job="tailrace"} == 0 or absent(up{job="tailrace"})',
-        "1m",
+        f"{_fresh(UP)} == 0 or absent({UP})",
+        "90s",
         "page",
         "A process does not answer",
         "Start the process. Its log says why it ended.",
@@ -128,16 +141,16 @@ ALERTS = (
     ),
     Alert(
         "ProcessNotReady",
-        "tailrace_ready == 0",
+        f"{_fresh('tailrace_ready')} == 0",
         "1m",
         "page",
         "A process runs, and does not do its work",
-        "Read its log: its start has not ended. If NATS is lost later, LogNotWritable fires instead.",
+        "Its `/readyz` and its log say what it waits for. If NATS is lost later, LogNotWritable fires instead.",
         panels.NOT_READY,
     ),
     Alert(
         "LogNotWritable",
-        "min(tailrace_gateway_log_writable) == 0",
+        f"min({_fresh('tailrace_gateway_log_writable')}) == 0",
         "0s",
         "page",
         "The log stores nothing",
@@ -146,7 +159,7 @@ ALERTS = (
     ),
     Alert(
         "LogNearlyFull",
-        "max(tailrace_gateway_log_fullness_ratio) > 0.8",
+        f"max({_fresh('tailrace_gateway_log_fullness_ratio')}) > 0.8",
         "0s",
         "page",
         "The log is more than 80 % full",
@@ -164,7 +177,7 @@ ALERTS = (
     ),
     Alert(
         "NatsPartsMissing",
-        "max(tailrace_nats_missing) > 0",
+        f"max({_fresh('tailrace_nats_missing')}) > 0",
         "1m",
         "page",
         "NATS lacks a stream, bucket or consumer",
@@ -173,7 +186,7 @@ ALERTS = (
     ),
     Alert(
         "TurnsWait",
-        'max(jetstream_consumer_num_pending{consumer_name="generators"}) > 0',
+        f"max({_fresh(WAITING)}) > 0",
         "5m",
         "ticket",
         "Turns wait for a generator",
@@ -208,7 +221,7 @@ ALERTS = (
     ),
     Alert(
         "ModelKeyRefused",
-        "max by (backend) (tailrace_generator_key_refused) > 0",
+        f"max by (backend) ({_fresh('tailrace_generator_key_refused')}) > 0",
         "1m",
         "page",
         "The model's API refuses the key of a backend",
@@ -249,7 +262,7 @@ ALERTS = (
     ),
     Alert(
         "TurnsDamaged",
-        "max(tailrace_persistence_damaged_turns) > 0",
+        f"max({_fresh('tailrace_persistence_damaged_turns')}) > 0",
         "0s",
         "ticket",
         "The log has lost entries of turns",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tailrace.features.ops.expressions import Expression, Gauge, Growth, Quantile
 
 HOUR_S = 3600
+BUDGET_S = 3 * 24 * HOUR_S
 SLOW = "answers-are-slow-or-break-off"
 CAPACITY = "add-capacity"
 COSTS = "costs-rise"
@@ -113,6 +114,73 @@ def _slow_share(histogram: str, limit: str) -> Expression:
     return (every - Growth(f"{histogram}_bucket", where=f'le="{limit}"', window_s=HOUR_S)) / every
 
 
+def _not_whole_share(window_s: int | None = None) -> Expression:
+    """Returns the share of the streams that failed or were cut among those that the readers did not leave."""
+    ends = "tailrace_gateway_stream_ends_total"
+    return Growth(ends, where=FAILED_OR_CUT, window_s=window_s) / Growth(
+        ends, where=WHOLE_FAILED_OR_CUT, window_s=window_s
+    )
+
+
+def _budget_left(good: Expression, every: Expression, budget: float) -> Expression:
+    """Returns the part of an error budget that is left, if a share of `budget` of the events may be bad."""
+    return (1 / budget) * ((good - (1 - budget) * every) / every)
+
+
+def _left_of_slow(histogram: str, limit: str) -> Expression:
+    """Returns `_budget_left` of a service level of 99 % of the observations up to a bucket's limit."""
+    good = Growth(f"{histogram}_bucket", where=f'le="{limit}"', window_s=BUDGET_S)
+    return _budget_left(good, Growth(f"{histogram}_count", window_s=BUDGET_S), 0.01)
+
+
+# The first row of each dashboard of Grafana: whether the system is healthy.
+HEALTH = (
+    Panel(
+        "Answers now",
+        "short",
+        "Turns that run in slots of generators. Batches take no slot.",
+        Threshold(1e9, 1e9),
+        CAPACITY,
+        (Query(Gauge("tailrace_generator_turns_running"), "running"),),
+    ),
+    Panel(
+        "Errors",
+        "percentunit",
+        "Share of failed and cut streams among those that the readers did not leave.",
+        Threshold(0.001, 0.0144),
+        SLOW,
+        (Query(_not_whole_share(), "not whole"),),
+    ),
+    Panel(
+        "Time to first token (p95)",
+        "s",
+        "From storing a turn's request until its first delta is written to a reader.",
+        Threshold(2.5, 5),
+        SLOW,
+        quantiles("tailrace_gateway_first_token_seconds", 0.95),
+    ),
+    Panel(
+        "Error budget left",
+        "percentunit",
+        "The part of the error budget of 3 days that is left, by service level. Below 0, the level is missed.",
+        Threshold(0.5, 0, is_minimum=True),
+        "service-levels",
+        (
+            Query(_left_of_slow("tailrace_gateway_first_token_seconds", "5.0"), "first_token"),
+            Query(
+                _budget_left(
+                    Growth("tailrace_gateway_stream_ends_total", where='end="whole"', window_s=BUDGET_S),
+                    Growth("tailrace_gateway_stream_ends_total", where=WHOLE_FAILED_OR_CUT, window_s=BUDGET_S),
+                    0.001,
+                ),
+                "whole_stream",
+            ),
+            Query(_left_of_slow("tailrace_gateway_resume_seconds", "0.5"), "resume"),
+        ),
+    ),
+)
+
+
 WHAT_USERS_FEEL = Dashboard(
     "tailrace-users",
     "What users feel",
@@ -196,13 +264,7 @@ WHAT_USERS_FEEL = Dashboard(
             "Share of failed and cut streams among those that the readers did not leave. The service level is 0.1 %.",
             Threshold(0.001, 0.0144),
             SLOW,
-            (
-                Query(
-                    Growth("tailrace_gateway_stream_ends_total", where=FAILED_OR_CUT)
-                    / Growth("tailrace_gateway_stream_ends_total", where=WHOLE_FAILED_OR_CUT),
-                    "share",
-                ),
-            ),
+            (Query(_not_whole_share(), "share"),),
         ),
         Panel(
             "Use of the error budgets",
@@ -213,14 +275,7 @@ WHAT_USERS_FEEL = Dashboard(
             "service-levels",
             (
                 Query(100 * _slow_share("tailrace_gateway_first_token_seconds", "5.0"), "first_token"),
-                Query(
-                    1000
-                    * (
-                        Growth("tailrace_gateway_stream_ends_total", where=FAILED_OR_CUT, window_s=HOUR_S)
-                        / Growth("tailrace_gateway_stream_ends_total", where=WHOLE_FAILED_OR_CUT, window_s=HOUR_S)
-                    ),
-                    "whole_stream",
-                ),
+                Query(1000 * _not_whole_share(HOUR_S), "whole_stream"),
                 Query(100 * _slow_share("tailrace_gateway_resume_seconds", "0.5"), "resume"),
             ),
         ),
@@ -327,10 +382,10 @@ GENERATORS_AND_SCALING = Dashboard(
         Panel(
             "Turns by outcome",
             "ops",
-            "Turns that ended.",
+            "Turns whose end is recorded in the database. A generator that is killed loses none of them.",
             Threshold(10, 100),
             SLOW,
-            (rate("tailrace_generator_ends_total", "outcome"),),
+            (rate("tailrace_persistence_turns_ended_total", "outcome"),),
         ),
         Panel(
             "Attempts by mode",

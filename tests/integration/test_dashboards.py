@@ -24,7 +24,7 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.deploy.monitoring.rules import ALERTS
 from tailrace.deploy.nats import setup
-from tailrace.features.ops.panels import DASHBOARDS, Panel
+from tailrace.features.ops.panels import DASHBOARDS, HEALTH, Panel
 from tailrace.gateway.http.http_protocol import UNREAD_TIMEOUT_S
 from tailrace.persistence.migrations import migrations
 from tailrace.proto import entries, subjects
@@ -481,7 +481,7 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
                 problems += await run(loaded, together)
             for one in missing:
                 problems += await one
-        for panel in panels():
+        for panel in (*HEALTH, *panels()):
             for expr in (query.expression.promql("10m") for query in panel.queries):
                 values = await prometheus.query(expr)
                 sys.stdout.write(f"{panel.title}: {expr}\n{format_values(values)}\n")

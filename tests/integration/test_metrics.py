@@ -1,14 +1,22 @@
 """Metrics of what users feel, in the metrics of real processes: waits, tokens, resuming, takeover, stop, recording."""
 
+import re
 from pathlib import Path
 from signal import SIGKILL
+from typing import get_args
 
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace.deploy.local import ports
+from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.deploy.monitoring.rules import SERVICE_LEVELS
+from tailrace.features.gateway import FEATURES
+from tailrace.gateway.app import dialects_of
+from tailrace.gateway.metrics import StreamEnd
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tests.harness import processes
 from tests.harness.readers import read
 from tests.harness.system import System
 
@@ -83,3 +91,26 @@ async def test_waiting_times_of_readers_are_measured(tmp_path: Path) -> None:
             found = await scrape(port)
             assert [name for name in names if not found.get(name)] == []
             assert [name for name in found if name.endswith("_created")] == []
+        # The first turn was ended by a generator that might have been killed since, before a scrape.
+        assert (await scrape(of_persistence))["tailrace_persistence_turns_ended_total"] == 2
+
+
+async def test_each_series_of_a_service_level_exists_from_the_start_of_a_gateway(
+    own_server: NatsServer, tmp_path: Path
+) -> None:
+    """For Prometheus, a series that appears with its first event has not grown: the event would be missing."""
+    [port] = ports.find_free(1)
+    async with (
+        processes.gateway(tmp_path, own_server.url, TAILRACE_METRICS_PORT=port),
+        httpx2.AsyncClient(trust_env=False) as client,
+    ):
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {(sample.name, *sample.labels.values()) for sample in samples}
+    expected = {("tailrace_gateway_first_token_seconds_count", name) for name in dialects_of(FEATURES)}
+    expected |= {("tailrace_gateway_stream_ends_total", end) for end in get_args(StreamEnd)}
+    expected.add(("tailrace_gateway_resume_seconds_count",))
+    assert expected - found == set()
+    # No other metric is in a service level.
+    named = {name for level in SERVICE_LEVELS for name in re.findall(r"tailrace_\w+", level.bad + level.every)}
+    assert {name.replace("_bucket", "_count") for name in named} == {name for name, *_ in expected}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tailrace.deploy.monitoring.rules import ALERTS, SERVICE_LEVELS
-from tailrace.features.ops.panels import DASHBOARDS
+from tailrace.features.ops.panels import DASHBOARDS, HEALTH
 from tools.reference_tables import metrics_tables
 
 CHECKOUT = Path(__file__).parents[2]
@@ -157,6 +157,25 @@ def test_an_alert_fires_for_its_series_only(alert: str, tmp_path: Path) -> None:
     check_rules([case(FIRES[alert], [alert])], tmp_path)
 
 
+# Alerts about a state, not about events that have happened.
+OF_EVENTS = {"RecordsInvalid", *(level.alert for level in SERVICE_LEVELS)}
+STATES = [alert.name for alert in ALERTS if "[" not in alert.expr and alert.name not in OF_EVENTS]
+
+
+@needs_prometheus
+@pytest.mark.parametrize("alert", STATES)
+def test_no_alert_fires_for_the_last_samples_before_a_restart_of_prometheus(alert: str, tmp_path: Path) -> None:
+    """Docker restarts, and every process has another address. The old series are shown for 5 minutes."""
+    series = {name: f"{values}x190 _x10" for name, values in FIRES[alert].items()}
+    series['up{job="tailrace",instance="new"}'] = "1+0x200"
+    test: dict[str, object] = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": FIRING, "eval_time": "193m", "exp_samples": []}],
+    }
+    check_rules([test], tmp_path)
+
+
 @needs_prometheus
 def test_an_alert_fires_if_no_process_has_ever_been_discovered(tmp_path: Path) -> None:
     """As for a Prometheus that was started while Tailrace was down."""
@@ -193,9 +212,22 @@ def run(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_each_dashboard_begins_with_the_health_of_the_system() -> None:
+    titles = [panel.title for panel in HEALTH]
+    for path in (FOLDER / "dashboards").iterdir():
+        row, *panels = json.loads(path.read_text())["panels"]
+        assert (row["type"], row["title"]) == ("row", "Is it healthy?")
+        first = panels[: len(titles)]
+        assert [panel["title"] for panel in first] == titles
+        # All in one row of Grafana's grid.
+        assert len({panel["gridPos"]["y"] for panel in first}) == 1
+        assert sum(panel["gridPos"]["w"] for panel in first) == 24
+
+
 def test_every_query_and_alert_names_documented_metrics() -> None:
     """A metric that was renamed would leave a panel empty and an alert silent."""
-    queries = [query.expression.promql() for page in DASHBOARDS for panel in page.panels for query in panel.queries]
+    pages = [HEALTH, *(page.panels for page in DASHBOARDS)]
+    queries = [query.expression.promql() for panels in pages for panel in panels for query in panel.queries]
     queries += [alert.expr for alert in ALERTS] + [level.bad + level.every for level in SERVICE_LEVELS]
     named = set(re.findall(r"\b(?:tailrace|gen_ai|jetstream)_\w+", " ".join(queries)))
     documented = set(re.findall(r"^\| `(\w+)` \|", metrics_tables(), re.MULTILINE))
@@ -207,5 +239,6 @@ def test_every_query_and_alert_names_documented_metrics() -> None:
 def test_every_panel_and_alert_links_to_a_section_of_the_runbook() -> None:
     headings = re.findall(r"^##+ (.*)$", (CHECKOUT / "docs/RUNBOOK.md").read_text(), re.MULTILINE)
     sections = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    linked = {panel.section for page in DASHBOARDS for panel in page.panels} | {alert.section for alert in ALERTS}
+    linked = {panel.section for page in DASHBOARDS for panel in page.panels} | {panel.section for panel in HEALTH}
+    linked |= {alert.section for alert in ALERTS}
     assert linked - sections == set()

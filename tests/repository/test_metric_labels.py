@@ -21,6 +21,7 @@ import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
 import tailrace.proto.service
+import tailrace.proto.waiting
 from tailrace.features.backends import BACKENDS
 from tailrace.features.gateway import DIALECTS, ROUTES
 from tailrace.features.limits.percents import PERCENTS
@@ -99,6 +100,7 @@ MODULES = (
     tailrace.proto.nats.setup_state,
     tailrace.proto.runtime.trace_export,
     tailrace.proto.service,
+    tailrace.proto.waiting,
 )
 METRICS = [
     one for module in MODULES for one in vars(module).values() if isinstance(one, MetricWrapperBase | FastMetric)
