@@ -107,7 +107,9 @@ async def test_each_series_of_a_service_level_exists_from_the_start_of_a_gateway
         text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     found = {(sample.name, *sample.labels.values()) for sample in samples}
-    expected = {("tailrace_gateway_first_token_seconds_count", name) for name in dialects_of(FEATURES)}
+    expected: set[tuple[str, ...]] = {
+        ("tailrace_gateway_first_token_seconds_count", name) for name in dialects_of(FEATURES)
+    }
     expected |= {("tailrace_gateway_stream_ends_total", end) for end in get_args(StreamEnd)}
     expected.add(("tailrace_gateway_resume_seconds_count",))
     assert expected - found == set()
