@@ -1,5 +1,6 @@
 """The features of a persistence process, and the settings of both."""
 
+from tailrace.features.admin.persistence import FEATURE as ADMIN
 from tailrace.features.batches.persistence import FEATURE as BATCHES
 from tailrace.features.client_calls.persistence import FEATURE as CLIENT_CALLS
 from tailrace.features.erasure.persistence import FEATURE as ERASURE
@@ -26,6 +27,7 @@ FEATURES: Features = (
     LIMITS,
     PROJECTS,
     USAGE,
+    ADMIN,
     ERASURE,
     RETENTION,
     POSTGRESQL,

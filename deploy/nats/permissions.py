@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import msgspec
 
+from tailrace.features.admin.records import ListKeyUse
 from tailrace.features.batches.records import CANCEL_MESSAGE_BATCH, GetBatch, ListBatches, ListBatchTurns
 from tailrace.features.client_calls.records import DecideCall, GetContinuation, ListCalls, ListDecided, ListParked
+from tailrace.features.common.budgets import ListReachedBudgets
 from tailrace.features.count_tokens.records import COUNT_TOKENS
 from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.features.limits.records import CheckBudget
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
-from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage, ListTenantUsage
+from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage, GetUsageOfAll, ListTenantUsage
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
@@ -103,6 +105,7 @@ PERSISTENCE_QUERIES = tuple(
             GetBilledUsage,
             GetUsage,
             ListTenantUsage,
+            GetUsageOfAll,
             GetStats,
             CreateSession,
             ChangeSession,
@@ -114,6 +117,8 @@ PERSISTENCE_QUERIES = tuple(
             DeleteFile,
         ),
         CheckBudget,
+        ListReachedBudgets,
+        ListKeyUse,
         *(GetBatch, ListBatches, ListBatchTurns),
         *(DecideCall, GetContinuation, ListCalls, ListDecided, ListParked),
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.features.admin.audit_log import Action, Actor, AuditEntry, AuditLog
-from tailrace.features.admin.key_store import KeyStore
+from tailrace.features.admin.key_store import KeyStore, StoredRecords
 from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
@@ -52,6 +52,10 @@ class Administration:
     async def list_keys(self) -> list[ApiKey]:
         """Returns all keys, oldest first, including revoked ones. Raises LogUnavailable."""
         return sorted(await self._keys.list_keys(), key=lambda key: (key.created_at, key.id))
+
+    async def read_all(self) -> StoredRecords:
+        """Returns all keys, limits and settings of tenants. Raises LogUnavailable."""
+        return await self._keys.read_all()
 
     async def create_key(
         self,

@@ -1,7 +1,11 @@
 """Routes for operators: keys and limits of all tenants, and the audit log. They need the scope `admin`."""
 
-from collections.abc import Callable, Collection, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -11,16 +15,20 @@ from starlette.responses import Response
 
 from tailrace.features.admin.administration import Administration, without_hash
 from tailrace.features.admin.audit_log import Actor, AuditEntry
+from tailrace.features.admin.records import ListKeyUse
+from tailrace.features.common.budgets import ListReachedBudgets, ReachedBudget
 from tailrace.gateway.auth.admission import Admissions
 from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.auth.limits import BudgetUse, GivenLimits, Limits
 from tailrace.gateway.feature import Feature, Parts
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.parameters import PAGE
+from tailrace.gateway.http.parameters import ORDER, PAGE
+from tailrace.gateway.http.query_parameters import is_true
 from tailrace.gateway.http.route import ADMIN, Route, query
 from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
-from tailrace.gateway.resources.paging import Page, page_of
+from tailrace.gateway.resources.paging import Page, is_newest_first, page_of
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogUnavailable, Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
@@ -31,6 +39,8 @@ R = TypeVar("R")
 
 LIFE_S_MAX = 10 * 366 * 86400
 GRACE_S_MAX = 30 * 86400
+# A list that only adds to its records what persistence knows does not wait longer for it.
+USE_S = 1.0
 
 Life = Annotated[int, Meta(ge=1, le=LIFE_S_MAX)]
 Grace = Annotated[int, Meta(ge=0, le=GRACE_S_MAX)]
@@ -102,6 +112,18 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the key that a rotation has made for this key; null: no rotation."""
 
 
+class ListedKey(KeyRecord, frozen=True, kw_only=True):
+    """A key in a list, with its use."""
+
+    last_used: datetime | None = None
+    """When the last of its turns started; null: it has made no turn, or persistence is unavailable."""
+    month_usd: float | None = None
+    """The cost of its turns of this calendar month (UTC); null: persistence is unavailable."""
+    budgets: list[BudgetUse] | None = None
+    """The use of its budgets, if `id` asks for the key; otherwise, and while persistence is unavailable, null. Keys of
+    a chain of rotations share their budgets."""
+
+
 class CreatedKey(KeyRecord, frozen=True, kw_only=True):
     """A new key. No other response contains its secret."""
 
@@ -109,8 +131,8 @@ class CreatedKey(KeyRecord, frozen=True, kw_only=True):
     """The key itself."""
 
 
-class KeyList(Page[KeyRecord], frozen=True, kw_only=True):
-    """Keys, oldest first, including revoked ones."""
+class KeyList(Page[ListedKey], frozen=True, kw_only=True):
+    """Keys, including revoked ones, in the order of their creation."""
 
 
 class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +150,15 @@ class TenantBody(msgspec.Struct, frozen=True, kw_only=True):
     """The use of the budgets that apply; null: not read, in lists and while persistence is unavailable."""
 
 
-class TenantList(Page[TenantBody], frozen=True, kw_only=True):
+class ListedTenant(TenantBody, frozen=True, kw_only=True):
+    """A tenant in a list."""
+
+    reached: list[ReachedBudget] | None
+    """The budgets of the tenant and of its valid keys that have reached a share in their current period, each with the
+    greatest one; null: persistence is unavailable."""
+
+
+class TenantList(Page[ListedTenant], frozen=True, kw_only=True):
     """The tenants that have a key, private users, or limits of their own, by name."""
 
 
@@ -136,15 +166,24 @@ class AuditList(Page[AuditEntry], frozen=True, kw_only=True):
     """Changes by operators, newest first."""
 
 
-async def list_keys(request: ApiRequest, administration: Administration) -> Response:
-    """`GET /v1/admin/keys`: the keys of all tenants, oldest first, including revoked ones.
+async def list_keys(
+    request: ApiRequest, admissions: Admissions, administration: Administration, history: HistoryClient
+) -> Response:
+    """`GET /v1/admin/keys`: the keys of all tenants, oldest first, including revoked ones, with their last use.
 
-    Secrets are not stored, so none is shown. `tenant` selects one tenant.
+    Secrets are not stored, so none is shown. `tenant` selects a tenant, and `id` a key, with the use of its budgets.
     """
-    tenant = request.query_params.get("tenant")
-    keys = [_key(key) for key in await administration.list_keys() if tenant in (None, key.tenant)]
-    page, following = page_in_memory(request, keys, lambda key: key.id)
-    return json_response(KeyList(data=page, next=following))
+    key_id = request.query_params.get("id")
+    keys = await administration.list_keys()
+    if is_newest_first(request, "asc"):
+        keys.reverse()
+    page, following = page_in_memory(request, keys, lambda key: key.id, _selection(request))
+    listed = await _with_use([_listed(key) for key in page], request.tenant, history)
+    if key_id is not None:
+        with suppress(Refused, LogUnavailable):
+            budgets = [await admissions.limiter.budget_uses_of_key(key) for key in page]
+            listed = [msgspec.structs.replace(one, budgets=uses) for one, uses in zip(listed, budgets, strict=True)]
+    return json_response(KeyList(data=listed, next=following))
 
 
 async def create_key(request: ApiRequest, administration: Administration) -> Response:
@@ -187,16 +226,36 @@ async def rotate_key(request: ApiRequest, administration: Administration) -> Res
     return _render_created(made.record, made.secret)
 
 
-async def list_tenants(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
+async def list_tenants(
+    request: ApiRequest, admissions: Admissions, administration: Administration, history: HistoryClient
+) -> Response:
     """`GET /v1/admin/tenants`: the tenants that have a key, private users, or limits of their own, by name.
 
-    A tenant that only a JWT names is not listed, but can be read and limited by its name.
+    A tenant that only a JWT names is not listed, but can be read and limited by its name. With `reached=true`, only
+    the tenants of which a budget, or a budget of a key, has reached a share of `TAILRACE_SOFT_LIMITS`.
     """
-    limits, private = await administration.tenant_limits(), await administration.private_tenants()
-    names = sorted({key.tenant for key in await administration.list_keys()} | set(limits) | private)
-    tenants = [_tenant_body(name, limits.get(name, {}), private, admissions) for name in names]
-    page, following = page_in_memory(request, tenants, lambda one: one.tenant)
-    return json_response(TenantList(data=page, next=following))
+    keys, limits, private = await administration.read_all()
+    part, is_reached = request.query_params.get("q", "").lower(), is_true(request, "reached")
+    reached: dict[Tenant, list[ReachedBudget]] | None = None
+    try:
+        async with asyncio.timeout(None if is_reached else USE_S):
+            found = (await history.query(request.tenant, ListReachedBudgets())).budgets
+        reached = _reached_by_tenant(found, keys, limits, admissions)
+    except (Refused, TimeoutError):
+        if is_reached:
+            raise
+    names = sorted({key.tenant for key in keys} | set(limits) | private | set(reached or ()))
+    page, following = page_in_memory(
+        request, names, str, lambda name: part in name and (not is_reached or name in (reached or ()))
+    )
+    data = [
+        ListedTenant(
+            **msgspec.structs.asdict(_tenant_body(name, limits.get(name, {}), private, admissions)),
+            reached=None if reached is None else reached.get(name, []),
+        )
+        for name in page
+    ]
+    return json_response(TenantList(data=data, next=following))
 
 
 async def get_limits(request: ApiRequest, admissions: Admissions, administration: Administration) -> Response:
@@ -205,8 +264,8 @@ async def get_limits(request: ApiRequest, admissions: Admissions, administration
     docs/LIMITS.md explains them. `usd_day` and `usd_month` are its budgets.
     """
     tenant = parse_tenant(request.path_params["tenant"])
-    own = (await administration.tenant_limits()).get(tenant, {})
-    body = _tenant_body(tenant, own, await administration.private_tenants(), admissions)
+    _, limits, private = await administration.read_all()
+    body = _tenant_body(tenant, limits.get(tenant, {}), private, admissions)
     return json_response(await _with_budgets(body, admissions))
 
 
@@ -275,18 +334,82 @@ def _key(record: ApiKey) -> KeyRecord:
     return msgspec.convert(without_hash(record), KeyRecord)
 
 
+def _listed(record: ApiKey) -> ListedKey:
+    return msgspec.convert(without_hash(record), ListedKey)
+
+
+def _selection(request: ApiRequest) -> Callable[[ApiKey], bool]:
+    """Returns whether the query selects a key. Raises Refused."""
+    tenant, key_id, part, state = (request.query_params.get(name) for name in ("tenant", "id", "q", "state"))
+    if state not in (None, *STATES):
+        raise Refused("request_invalid", f"`state` must be one of {', '.join(STATES)}", param="state")
+    now, wanted = time.time(), (part or "").lower()
+
+    def is_selected(key: ApiKey) -> bool:
+        return (
+            tenant in (None, key.tenant)
+            and key_id in (None, key.id)
+            and state in (None, "valid" if key.is_good(now) else "ended")
+            and (not wanted or any(wanted in text.lower() for text in (key.id, key.tenant, key.name)))
+        )
+
+    return is_selected
+
+
+async def _with_use(keys: list[ListedKey], tenant: Tenant, history: HistoryClient) -> list[ListedKey]:
+    """Returns the keys with their last use and cost; unchanged while persistence is unavailable."""
+    first = datetime.now(UTC).date().replace(day=1)
+    try:
+        async with asyncio.timeout(USE_S):
+            found = await history.query(tenant, ListKeyUse([(key.tenant, key.id) for key in keys], first))
+    except (Refused, TimeoutError):
+        return keys
+    uses = [found.uses.get(key.id) for key in keys]
+    return [
+        msgspec.structs.replace(key, last_used=use and use.last_used, month_usd=use.cost_usd if use else 0.0)
+        for key, use in zip(keys, uses, strict=True)
+    ]
+
+
+def _reached_by_tenant(
+    reached: Iterable[ReachedBudget],
+    keys: Iterable[ApiKey],
+    limits: Mapping[Tenant, GivenLimits],
+    admissions: Admissions,
+) -> dict[Tenant, list[ReachedBudget]]:
+    """Returns the reached budgets that still apply, by tenant: neither of an ended key, nor of changed limits."""
+    now, found = time.time(), dict[Tenant, list[ReachedBudget]]()
+    # Keys share their budgets with those that replace them.
+    chains = {key.id: key.counted_as or key.id for key in keys}
+    valid = {chains[key.id] for key in keys if key.is_good(now)}
+    for one in reached:
+        own = admissions.limiter.effective_limits(limits.get(one.tenant, {}))
+        of_key = one.key is None or chains.get(one.key) in valid
+        if of_key if one.of == "key" else getattr(own, one.budget) == one.limit_usd:
+            found.setdefault(one.tenant, []).append(one)
+    return found
+
+
 def _render_created(record: ApiKey, secret: str) -> Response:
     created = CreatedKey(**msgspec.structs.asdict(_key(record)), key=secret)
     return json_response(created, status=201, headers={"location": f"/v1/admin/keys/{record.id}"})
 
 
+STATES = ("valid", "ended")
 OF_TENANT = query("tenant", "Only keys of this tenant.")
+OF_KEY = query("id", "Only the key of this id, with the use of its budgets.")
+OF_STATE = query("state", "Only keys that are valid, or that were revoked or have expired.", enum=[*STATES])
+WITH_TEXT = query("q", "Only keys with this text in their id, tenant or name.")
+IN_NAME = query("q", "Only tenants with this text in their name.")
+REACHED = query("reached", "Only tenants with a budget that has reached a share.", type="boolean")
 
 
-def page_in_memory(request: Request, items: Sequence[R], cursor_of: Callable[[R], str]) -> tuple[list[R], str | None]:
-    """Returns the page of `items` that `?after=` and `?limit=` name, and its `next`. Raises Refused.
+def page_in_memory(
+    request: Request, items: Sequence[R], cursor_of: Callable[[R], str], is_selected: Callable[[R], bool]
+) -> tuple[list[R], str | None]:
+    """Returns the page of selected `items` that `?after=` and `?limit=` name, and its `next`. Raises Refused.
 
-    `cursor_of(item)` is the `after` of the page that begins after the item.
+    `cursor_of(item)` is the `after` of the page that begins after the item, also when it is not selected any more.
     """
     after, limit = page_of(request)
     begin = 0
@@ -295,12 +418,20 @@ def page_in_memory(request: Request, items: Sequence[R], cursor_of: Callable[[R]
         if after not in cursors:
             raise cursor_invalid()
         begin = cursors.index(after) + 1
-    page = list(items[begin : begin + limit])
-    return page, cursor_of(page[-1]) if begin + limit < len(items) else None
+    page = list(islice(filter(is_selected, islice(items, begin, None)), limit + 1))
+    return page[:limit], cursor_of(page[limit - 1]) if len(page) > limit else None
 
 
 ROUTES = [
-    Route("GET", "/v1/admin/keys", list_keys, "admin", ADMIN, result=KeyList, parameters=(OF_TENANT, *PAGE)),
+    Route(
+        "GET",
+        "/v1/admin/keys",
+        list_keys,
+        "admin",
+        ADMIN,
+        result=KeyList,
+        parameters=(OF_TENANT, OF_KEY, OF_STATE, WITH_TEXT, ORDER, *PAGE),
+    ),
     Route("POST", "/v1/admin/keys", create_key, "admin", ADMIN, body=NewKeyBody, result=CreatedKey, status=201),
     Route("DELETE", "/v1/admin/keys/{key_id}", revoke_key, "admin", ADMIN, result=KeyRecord),
     Route(
@@ -313,7 +444,15 @@ ROUTES = [
         result=CreatedKey,
         status=201,
     ),
-    Route("GET", "/v1/admin/tenants", list_tenants, "admin", ADMIN, result=TenantList, parameters=PAGE),
+    Route(
+        "GET",
+        "/v1/admin/tenants",
+        list_tenants,
+        "admin",
+        ADMIN,
+        result=TenantList,
+        parameters=(IN_NAME, REACHED, *PAGE),
+    ),
     Route("PUT", "/v1/admin/tenants/{tenant}", put_tenant, "admin", ADMIN, body=TenantSettingsBody, result=TenantBody),
     Route("GET", "/v1/admin/tenants/{tenant}/limits", get_limits, "admin", ADMIN, result=TenantBody),
     Route("PUT", "/v1/admin/tenants/{tenant}/limits", put_limits, "admin", ADMIN, body=LimitsBody, result=TenantBody),

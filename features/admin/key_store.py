@@ -5,6 +5,7 @@ A revoked key keeps its record, so that each reader of the bucket learns of it, 
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +31,14 @@ from tailrace.proto.subjects import KEYS
 CHANGE_TRIES = 10
 
 _ids_decoder = msgspec.json.Decoder(list[str])
+
+
+class StoredRecords(NamedTuple):
+    """The keys, including revoked ones; the own limits of tenants; and the tenants whose users are private."""
+
+    keys: list[ApiKey]
+    limits: dict[Tenant, GivenLimits]
+    private: set[Tenant]
 
 
 class KeyStore(ApiKeyStore):
@@ -145,18 +154,24 @@ class KeyStore(ApiKeyStore):
                 return True
         raise LogUnavailable("the tenant may not be changed, because other clients are changing it: retry")
 
-    async def list_private(self) -> set[Tenant]:
-        """Returns the tenants whose users are private. Raises LogUnavailable."""
+    async def read_all(self) -> StoredRecords:
+        """Returns all records, by one read of the bucket. Raises LogUnavailable."""
         _, changes = await self.snapshot()
         tenants = ((subjects.tenant_of_users(change.id), change.users) for change in changes)
-        return {tenant for tenant, users in tenants if tenant is not None and users == "private"}
+        return StoredRecords(
+            [change.record for change in changes if change.record is not None],
+            {change.tenant: change.limits for change in changes if change.tenant is not None and change.limits},
+            {tenant for tenant, users in tenants if tenant is not None and users == "private"},
+        )
+
+    async def list_private(self) -> set[Tenant]:
+        """Returns the tenants whose users are private. Raises LogUnavailable."""
+        return (await self.read_all()).private
 
     async def list_limits(self) -> dict[Tenant, GivenLimits]:
         """Returns the limits of all tenants that have some of their own. Raises LogUnavailable."""
-        _, changes = await self.snapshot()
-        return {change.tenant: change.limits for change in changes if change.tenant is not None and change.limits}
+        return (await self.read_all()).limits
 
     async def list_keys(self) -> list[ApiKey]:
         """Returns every key, including revoked ones. Raises LogUnavailable."""
-        _, changes = await self.snapshot()
-        return [change.record for change in changes if change.record is not None]
+        return (await self.read_all()).keys

@@ -23,6 +23,7 @@ from tailrace.features.limits.quotas import (
     What,
     effective_limits,
     owner_name,
+    owner_of_key,
     owners_of,
     quota_of,
 )
@@ -32,6 +33,7 @@ from tailrace.features.limits.soft_limits import BUDGETS, SoftLimits
 from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
 from tailrace.gateway.auth.admission import Reserved, Share
+from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
@@ -112,11 +114,17 @@ class Limiter(admission.Limiter):
         return effective_limits(own, self._tenant_defaults)
 
     async def budget_uses(self, tenant: Tenant, own: Mapping[str, float]) -> list[BudgetUse]:
-        owner, found = Owner(tenant, TENANT, self.effective_limits(own)), list[BudgetUse]()
+        return await self._budget_uses(Owner(tenant, TENANT, self.effective_limits(own)), None)
+
+    async def budget_uses_of_key(self, key: ApiKey) -> list[BudgetUse]:
+        return await self._budget_uses(owner_of_key(key, self._of_keys), key.id)
+
+    async def _budget_uses(self, owner: Owner, key: str | None) -> list[BudgetUse]:
+        found = list[BudgetUse]()
         for what in BUDGETS:
             quota = quota_of(owner, what, self.now())
             if quota is not None and self.soft_limits is not None:
-                spent = await self.soft_limits.check(owner, quota, None)
+                spent = await self.soft_limits.check(owner, quota, key)
                 left = max(0, quota.most - await self.counters.add(quota.subject, 0))
                 found.append(
                     BudgetUse(

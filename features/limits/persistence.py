@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import structlog
 
+from tailrace.features.common.budgets import ListReachedBudgets, ReachedBudget, ReachedBudgets
 from tailrace.features.limits import metrics
 from tailrace.features.limits.percents import Settings, parse_percents
-from tailrace.features.limits.records import BudgetState, BudgetWebhook, CheckBudget, ReachedBudget
+from tailrace.features.limits.records import BudgetState, BudgetWebhook, CheckBudget
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.rows import EPOCH, micros
 from tailrace.persistence.sql import read_queries
@@ -22,6 +23,8 @@ logger = structlog.get_logger()
 
 # A gateway whose clock is late may ask about a period that has ended.
 KEPT_AFTER = timedelta(days=2)
+# The list of reached budgets has these newest notices.
+REACHED_MAX = 2000
 
 
 class BudgetQueries:
@@ -41,6 +44,19 @@ class BudgetQueries:
         for percent in reached:
             await self._note(tenant, query, spent, percent)
         return BudgetState(spent, max(reached, default=0))
+
+    async def reached(self, _: Tenant, __: ListReachedBudgets) -> ReachedBudgets:
+        """Returns the budgets of all tenants that have reached a share in their current period, newest first."""
+        rows = await self._store.read("reached_budgets", now=micros(datetime.now(UTC) + KEPT_AFTER), limit=REACHED_MAX)
+        found: dict[tuple[object, ...], ReachedBudget] = {}
+        for row in rows:
+            one = msgspec.json.decode(row["body"], type=BudgetWebhook).data
+            name = one.tenant, one.of, one.key, one.budget, one.limit_usd
+            known = found.setdefault(name, one)
+            # Several shares may be noted at the same moment.
+            if (one.percent, one.is_refused) > (known.percent, known.is_refused):
+                found[name] = one
+        return ReachedBudgets(list(found.values()))
 
     async def _spent(self, tenant: Tenant, query: CheckBudget) -> int:
         days = {"first": (query.first - EPOCH.date()).days, "last": (query.last - EPOCH.date()).days}
@@ -84,7 +100,8 @@ def _start(services: Services, settings: Settings) -> Parts:
     # For Prometheus, a series that appears with its first event has not grown. So create the series of the alert at 0.
     for percent in parse_percents(settings.soft_limits):
         metrics.BUDGETS_REACHED.labels(str(percent))
-    return Parts([(CheckBudget, BudgetQueries(services.store).check)])
+    queries = BudgetQueries(services.store)
+    return Parts([(CheckBudget, queries.check), (ListReachedBudgets, queries.reached)])
 
 
 def _check(settings: Settings) -> None:

@@ -16,6 +16,10 @@ INSERT INTO notices (tenant, notice, body, noted_at, expires_at, attempts, next_
 VALUES (:tenant, :notice, :body, :noted_at, :expires_at, 0, :noted_at)
 ON CONFLICT (tenant, notice) DO NOTHING
 
+-- name: reached_budgets
+-- The newest webhooks about budgets of all tenants in periods that have not ended.
+SELECT body FROM notices WHERE notice LIKE 'budget%' AND expires_at > :now ORDER BY noted_at DESC LIMIT :limit
+
 -- name: delete_old_notices
 -- Deletes the webhooks about budgets of earlier periods.
 DELETE FROM notices WHERE tenant = :tenant AND expires_at < :noted_at

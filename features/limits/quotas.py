@@ -70,11 +70,9 @@ def counter_name(prefix: str, credential: str) -> str:
     return prefix + hashlib.sha256(credential.encode()).hexdigest()[:KEY_CHARS]
 
 
-def owner_of_key(key: ApiKey) -> Owner:
-    """Returns a stored key with its own limits."""
-    return Owner(
-        key.tenant, counter_name("k_", key.counted_as or key.id), effective_limits(key.limits or {}, UNLIMITED)
-    )
+def owner_of_key(key: ApiKey, common: Limits = UNLIMITED) -> Owner:
+    """Returns a stored key with its own limits, and those of `common` that it has not."""
+    return Owner(key.tenant, counter_name("k_", key.counted_as or key.id), effective_limits(key.limits or {}, common))
 
 
 def effective_limits(own: Mapping[str, float], common: Limits) -> Limits:

@@ -1,14 +1,12 @@
 """The query about a budget that persistence answers, and the webhook that a share of it is reached."""
 
 from datetime import date, datetime
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 
-from tailrace.proto.ids import Tenant
+from tailrace.features.common.budgets import Budget, ReachedBudget
 from tailrace.proto.records import Query
-
-Budget = Literal["usd_day", "usd_month"]
 
 
 class BudgetState(msgspec.Struct, frozen=True):
@@ -41,29 +39,6 @@ class CheckBudget(Query[BudgetState], frozen=True, kw_only=True):
     """The shares, in percent of the budget."""
     is_refused: bool = False
     """Whether the budget has refused a turn: then all shares are reached."""
-
-
-class ReachedBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """A budget of which a share is reached. Costs are in dollars."""
-
-    tenant: Tenant
-    """The tenant."""
-    of: Literal["key", "tenant"]
-    """Whose budget it is."""
-    key: str | None
-    """The id of the key; null: the budget of the tenant, or of requests without a key."""
-    budget: Budget
-    """The name of the limit."""
-    percent: int
-    """The share that is reached, in percent."""
-    limit_usd: float
-    """The budget."""
-    spent_usd: float
-    """The cost of the turns that have ended in the period."""
-    is_refused: bool
-    """Whether the budget has refused a turn: what it may have cost was more than the rest."""
-    renews_at: datetime
-    """When the next period begins."""
 
 
 class BudgetWebhook(msgspec.Struct, frozen=True):

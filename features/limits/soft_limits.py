@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import structlog
 
+from tailrace.features.common.budgets import Budget
 from tailrace.features.limits.quotas import Owner, Quota
-from tailrace.features.limits.records import Budget, CheckBudget
+from tailrace.features.limits.records import CheckBudget
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.nats import Counters

@@ -12,6 +12,7 @@ from tailrace.features.usage.records import (
     USAGE_BY,
     GetStats,
     GetUsage,
+    GetUsageOfAll,
     ListTenantUsage,
     UsagePage,
     UsageRecord,
@@ -99,14 +100,21 @@ async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
 
 
 async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Response:
-    """`GET /v1/admin/usage`: the usage of all tenants, by tenant.
+    """`GET /v1/admin/usage`: the usage of all tenants, by tenant, or together by day or model.
 
-    Tenants without usage on these days are left out.
+    Tenants without usage on these days are left out. Names of users, teams and projects mean something in their tenant
+    only: by these, each tenant has its own usage.
     """
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    found = await history.query(request.tenant, ListTenantUsage(first, last, after, limit))
-    return _render(found, BY_TENANT, first, last)
+    match by := request.query_params.get("by", BY_TENANT):
+        case "tenant":
+            found = await history.query(request.tenant, ListTenantUsage(first, last, after, limit))
+        case "day" | "model":
+            found = await history.query(request.tenant, GetUsageOfAll(by, first, last, after, limit))
+        case _:
+            raise Refused("request_invalid", f"`by` must be one of {', '.join(BY_OF_ALL)}", param="by")
+    return _render(found, by, first, last)
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
@@ -174,12 +182,22 @@ def _parse_by(request: Request) -> str:
     raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
 
 
+BY_OF_ALL = (BY_TENANT, "day", "model")
+OF_ALL = query("by", "The unit to sum by; `tenant` by default.", enum=[*BY_OF_ALL])
 BY = query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$")
 OF_USAGE = (BY, query("key", "Only the usage of this day, model, user…"), FROM, TO)
 
 ROUTES = [
     Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, parameters=(*OF_USAGE, *PAGE)),
-    Route("GET", "/v1/admin/usage", usage_of_tenants, "admin", ADMIN, result=UsageList, parameters=(FROM, TO, *PAGE)),
+    Route(
+        "GET",
+        "/v1/admin/usage",
+        usage_of_tenants,
+        "admin",
+        ADMIN,
+        result=UsageList,
+        parameters=(OF_ALL, FROM, TO, *PAGE),
+    ),
     Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
     Route(
         "GET",

@@ -12,6 +12,7 @@ from tailrace.features.usage.records import (
     GetBilledUsage,
     GetStats,
     GetUsage,
+    GetUsageOfAll,
     ListTenantUsage,
     Stats,
     UsagePage,
@@ -83,6 +84,15 @@ class UsageTable:
         rows = await self._store.read("usage_by_tenant", after=after, limit=limit, **_days(first, last))
         return [usage_record(row) for row in rows]
 
+    async def usage_of_all(
+        self, by: str, first: date, last: date, start: str, limit: int
+    ) -> tuple[list[UsageRecord], Totals]:
+        """Returns the usage of all tenants by day or model, ordered by key, from the key `start` on, and its total."""
+        rows = await self._store.read("usage_of_all", dimension=by, start=start, limit=limit, **_days(first, last))
+        parts = sorted((row for row in rows if row["kind"] == "part"), key=lambda row: str(row["key"]))
+        (total,) = (row for row in rows if row["kind"] == "total")
+        return [usage_record(row) for row in parts], Totals(**totals_of(total))
+
     async def whole_since(self, tenant: Tenant) -> datetime | None:
         """Returns when the last turn was accepted whose usage and cost an older version has counted; None: no turn."""
         rows = await self._store.read("older_cost", tenant=tenant)
@@ -124,6 +134,7 @@ class UsageQueries:
         return [
             (GetUsage, self.usage),
             (ListTenantUsage, self.by_tenant),
+            (GetUsageOfAll, self.of_all),
             (GetBilledUsage, self.billed),
             (GetStats, self.stats),
         ]
@@ -134,8 +145,7 @@ class UsageQueries:
         Raises Refused for an invalid cursor.
         """
         limit = paging.clamp_limit(query.limit)
-        # The text with a NUL added is the next one after a text.
-        start = f"{paging.decode(query.after).name}\0" if query.after is not None else query.key or ""
+        start = _start_after(query.after) if query.after is not None else query.key or ""
         if query.viewer is not UNSET:
             found, total = await self._table.usage_of_owner(tenant, query.by, query.first, query.last, query.viewer)
             found = [record for record in found if (record.key or "") >= start][: limit + 1]
@@ -154,6 +164,14 @@ class UsageQueries:
         found = await self._table.usage_by_tenant(query.first, query.last, after, limit + 1)
         cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if len(found) > limit else None
         return UsagePage([one for one in found[:limit] if one.turns], cursor)
+
+    async def of_all(self, _: Tenant, query: GetUsageOfAll) -> UsagePage:
+        """Returns a page of totals over all tenants. Raises Refused for an invalid cursor."""
+        limit = paging.clamp_limit(query.limit)
+        start = _start_after(query.after) if query.after is not None else ""
+        found, total = await self._table.usage_of_all(query.by, query.first, query.last, start, limit + 1)
+        cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if len(found) > limit else None
+        return UsagePage(found[:limit], cursor, total=total)
 
     async def billed(self, tenant: Tenant, query: GetBilledUsage) -> BilledUsageList:
         """Returns the usage by day and billed model, and the next tenants."""
@@ -215,6 +233,12 @@ def _rest(total: Mapping[str, Any], named: Mapping[str, Any]) -> list[Mapping[st
     """Returns the row of the turns without a field of metadata, or with an empty one; nothing if there are none."""
     rest: dict[str, Any] = {name: total[name] - named[name] for name in COUNTS}
     return [{"key": "", "last_used_at": None, **rest}] if any(rest.values()) else []
+
+
+def _start_after(cursor: str) -> str:
+    """Returns the first possible key of the page after `cursor`. Raises Refused."""
+    # The text with a NUL added is the next one after a text.
+    return f"{paging.decode(cursor).name}\0"
 
 
 def _days(first: date, last: date) -> dict[str, int]:

@@ -132,6 +132,28 @@ LEFT JOIN totals ON totals.tenant = found.tenant AND dimension = 'day' AND day B
 WHERE found.tenant IS NOT NULL
 GROUP BY found.tenant ORDER BY found.tenant
 
+-- fragment: of_all_tenants
+-- All tenants with usage.
+WITH RECURSIVE found (tenant) AS (
+    SELECT (SELECT tenant FROM totals WHERE tenant > '' ORDER BY tenant LIMIT 1)
+    UNION ALL
+    SELECT (SELECT tenant FROM totals WHERE tenant > found.tenant ORDER BY tenant LIMIT 1)
+    FROM found WHERE found.tenant IS NOT NULL
+)
+
+-- name: usage_of_all
+-- Usage of all tenants by UTC day or model, and the total.
+{of_all_tenants}, page AS (
+    SELECT key, {sums} FROM found
+    {join} totals {by_day} ON totals.tenant = found.tenant AND dimension = :dimension AND day BETWEEN :first AND :last
+    WHERE key >= :start
+    GROUP BY key ORDER BY key LIMIT :limit
+)
+SELECT 'part' AS kind, page.* FROM page
+UNION ALL
+SELECT 'total', '', {sums} FROM found
+{join} totals {by_day} ON totals.tenant = found.tenant AND dimension = 'day' AND day BETWEEN :first AND :last
+
 -- fragment: models_of_turn
 -- A row for each model in the usage by model of a turn.
 json_each(turns.by_model)

@@ -1,7 +1,7 @@
 """Records of usage, and the queries about them that persistence answers."""
 
 from datetime import date, datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -89,6 +89,18 @@ class ListTenantUsage(Query[UsagePage], frozen=True):
 
     query: ClassVar[str] = "tenant_usage"
     is_about_all_tenants: ClassVar[bool] = True
+    first: date
+    last: date
+    after: str | None = None
+    limit: int = 50
+
+
+class GetUsageOfAll(Query[UsagePage], frozen=True):
+    """A page of the usage of all tenants together by day or model, from day `first` to day `last`; for operators."""
+
+    query: ClassVar[str] = "usage_of_all"
+    is_about_all_tenants: ClassVar[bool] = True
+    by: Literal["day", "model"]
     first: date
     last: date
     after: str | None = None

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
+from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, GivenLimits, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
@@ -84,6 +85,10 @@ class Limiter:
 
     async def budget_uses(self, _tenant: Tenant, _own: GivenLimits) -> list[BudgetUse]:
         """Returns the use of each budget of a tenant whose own limits are `_own`. Raises Refused, LogUnavailable."""
+        return []
+
+    async def budget_uses_of_key(self, _key: ApiKey) -> list[BudgetUse]:
+        """Returns the use of each budget of a key. Raises Refused, LogUnavailable."""
         return []
 
 

@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
 
 class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
-    """A budget of a tenant in its current period, in dollars."""
+    """A budget of a tenant or a key in its current period, in dollars."""
 
     name: str
     """`usd_day` or `usd_month`."""

@@ -25,6 +25,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Rpc
 from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import AUDIT
+from tests.harness.forks import run_command
 from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
@@ -390,12 +391,12 @@ async def test_a_tenant_is_private_only_if_all_gateways_know_the_setting(
 
 
 async def test_the_command_line_sets_the_users_of_a_tenant(
-    gateway: Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway,
 ) -> None:
-    monkeypatch.setenv("TAILRACE_URL", gateway.url)
-    monkeypatch.setenv("TAILRACE_KEY", gateway.client.headers["authorization"].removeprefix("Bearer "))
-    assert await asyncio.to_thread(main, ["tenants", "set", "acme", "--users", "private"]) == 0
-    assert capsys.readouterr().out.split() == ["TENANT", "USERS", "LIMITS", "acme", "private", "-"]
-    assert await asyncio.to_thread(main, ["tenants", "list", "--json"]) == 0
-    tenants = msgspec.json.decode(capsys.readouterr().out)
+    key = gateway.client.headers["authorization"].removeprefix("Bearer ")
+    environ = {"TAILRACE_URL": gateway.url, "TAILRACE_KEY": key}
+    # In a process of its own: the gateway of the test logs to the same output.
+    ran = await run_command("tenants", "set", "acme", "--users", "private", **environ)
+    assert ran.out.split() == ["TENANT", "USERS", "LIMITS", "acme", "private", "-"]
+    tenants = msgspec.json.decode((await run_command("tenants", "list", "--json", **environ)).out)
     assert [(one["tenant"], one["users"]) for one in tenants] == [("acme", "private"), ("operators", "shared")]

@@ -12,6 +12,7 @@ BY_INDEX = re.compile(
     r"SEARCH \w+ USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant=\? AND |"
     r"SEARCH sessions USING (COVERING )?INDEX sessions_by_age \(updated_at<\?\)$|"
     r"SEARCH notices USING INDEX notices_waiting \(next_at[>< ?]|"
+    r"SEARCH notices USING INDEX notices_by_expiry \(ANY\(tenant\) AND expires_at>\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
     r"SEARCH parked_turns USING INDEX parked_decided \(\(tenant,session\)>\(\?,\?\)\)$|"
     r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"
@@ -34,7 +35,7 @@ FOUND = (
 )
 # They read one row for each tenant.
 ONE_ROW = re.compile(r"SEARCH (older_costs|totals) USING (COVERING )?(INDEX \w+|PRIMARY KEY) \(tenant[=>]\?\)$")
-FOR_EACH_TENANT = {"older_cost", "tenants_with_usage", "usage_by_tenant"}
+FOR_EACH_TENANT = {"older_cost", "tenants_with_usage", "usage_by_tenant", "usage_of_all"}
 NUMBERED = {"count_projects", "count_sessions", "projects_from", "sessions_from"}
 
 
