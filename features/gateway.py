@@ -1,6 +1,7 @@
 """The features of a gateway, in the order of their routes, and the settings of both."""
 
 from tailrace.features.admin.gateway import FEATURE as ADMIN
+from tailrace.features.admin_page.gateway import FEATURE as ADMIN_PAGE
 from tailrace.features.api_reference.gateway import FEATURE as API_REFERENCE
 from tailrace.features.auto_idempotency.gateway import FEATURE as AUTO_IDEMPOTENCY
 from tailrace.features.batches.gateway import FEATURE as BATCHES
@@ -75,6 +76,7 @@ FEATURES: Features = (
     PROJECTS,
     USAGE,
     ADMIN,
+    ADMIN_PAGE,
     OPS,
     GUIDES,
     PAGE,

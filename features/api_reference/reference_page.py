@@ -8,8 +8,6 @@ from typing import Any
 from tailrace.features.common.plain_page import plain_page
 
 Json = dict[str, Any]
-# The names of pages that do not follow from their path.
-PAGES = {"/docs": "API reference", "/ops": "Operations"}
 
 
 def render_page(document: Json) -> str:
@@ -34,17 +32,7 @@ def render_page(document: Json) -> str:
         'Programs can read <a href="/openapi.json">the OpenAPI document</a>.</p>'
         f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section>"
     )
-    return plain_page(f"{info['title']} API", content, _pages(document), "/docs")
-
-
-def _pages(document: Json) -> dict[str, str]:
-    """Returns the paths of the HTML pages of this gateway by their names, such as `Guides`."""
-    return {
-        PAGES.get(path, path[1:].capitalize()): path
-        for path, methods in document["paths"].items()
-        if "{" not in path
-        and "text/html" in methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
-    }
+    return plain_page(f"{info['title']} API", content, "/docs")
 
 
 def _section(tag: str, operations: list[tuple[str, str, Json]]) -> str:

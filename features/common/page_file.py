@@ -10,14 +10,24 @@ from types import MappingProxyType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tailrace.features.common.page_header import page_header
+
 MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 NO_STORE = {"cache-control": "no-store"}
+# The place of the header in a page.
+HEADER = b"<!-- header -->"
 
 
 def page_file(package: str, name: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
     """Returns the file `name` of a package. Raises FileNotFoundError."""
     media_type = f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
     return Response(_read(package, name), headers={**NO_STORE, **headers}, media_type=media_type)
+
+
+def html_page(package: str, name: str, current: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """Returns the page `name` of a package, with the header for the path `current`. Raises FileNotFoundError."""
+    content = _read(package, name).replace(HEADER, page_header(current).encode(), 1)
+    return Response(content, headers={**NO_STORE, **headers}, media_type="text/html; charset=utf-8")
 
 
 def kept_file(request: Request, package: str, name: str) -> Response:

@@ -13,7 +13,6 @@ from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import OPERATION, Route, query
 from tailrace.proto.runtime.settings import NoSettings
 
-LINKS = {"Guides": "/guides", "API reference": "/docs"}
 WANTED_CHARS_MAX = 200
 WANTED = query("q", "Words that a section must contain.")
 
@@ -47,7 +46,7 @@ def _page(shown: guides.Guide, current: str, wanted: str = "") -> Response:
         '<form action="/guides" role="search"><input type="search" name="q" maxlength="200" '
         f'placeholder="Search the guides" aria-label="Search the guides" value="{escape(wanted)}"></form>'
     )
-    return HTMLResponse(plain_page(f"{shown.title} - Tailrace", shown.html, LINKS, current, search))
+    return HTMLResponse(plain_page(f"{shown.title} - Tailrace", shown.html, current, search))
 
 
 ROUTES = [

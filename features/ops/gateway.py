@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from tailrace.features.common.page_file import NO_STORE, page_file
+from tailrace.features.common.page_file import NO_STORE, html_page, page_file
 from tailrace.features.ops.history import WINDOW_S
 from tailrace.features.ops.panels import DASHBOARDS, Panel
 from tailrace.features.ops.sources import Line, Snapshot, new_source
@@ -170,7 +170,7 @@ async def page(_: ApiRequest) -> Response:
 
     The page works without external resources.
     """
-    return page_file(PACKAGE, "page.html")
+    return html_page(PACKAGE, "page.html", PAGE)
 
 
 async def script(_: ApiRequest) -> Response:

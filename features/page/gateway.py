@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from tailrace.features.common.page_file import NO_STORE, kept_file, page_file
+from tailrace.features.common.page_file import NO_STORE, html_page, kept_file
 from tailrace.features.page.demo import demo_middleware
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.json_response import json_response
@@ -29,7 +29,6 @@ PAGES = "In a browser, / is a page with chats, /docs describes the routes, and /
 FILES = frozenset(
     {
         *(
-            "base.css",
             "calls.js",
             "demo.css",
             "demo.js",
@@ -42,6 +41,7 @@ FILES = frozenset(
         *("page.css", "page.js", "requests.js", "timeline.css", "timeline.js", "turn.js"),
     }
 )
+COMMON_FILES = frozenset({"base.css", "controls.css"})
 VARY = {"vary": "accept"}
 
 
@@ -81,7 +81,7 @@ async def index(request: Request, settings: Settings) -> Response:
     """`GET /`: a page with chats if the client accepts HTML; the routes, as JSON if it accepts that, else as text."""
     types = accept_header(request.headers)
     if "text/html" in types:
-        page = page_file("tailrace.features.page", "page.html", VARY)
+        page = html_page("tailrace.features.page", "page.html", "/", VARY)
         return page if not settings.page_titles_model else _with_titles(page, settings.page_titles_model)
     endpoints = endpoints_of(request.app.routes)
     if "application/json" in types:
@@ -103,15 +103,17 @@ async def turn(_: Request) -> Response:
 
     The page has an address of its own, so that `/v1/turns/{turn}` is JSON for every client.
     """
-    return page_file("tailrace.features.page", "timeline.html")
+    return html_page("tailrace.features.page", "timeline.html", "")
 
 
 async def file(request: Request) -> Response:
     """`GET /page/{file}`: a script or style sheet, or the icon, of the pages.
 
-    The pages `/`, `/turns/{turn}`, `/ops` and `/docs` load them. They change only with the version of the gateway.
+    All pages load them. They change only with the version of the gateway.
     """
     name = request.path_params["file"]
+    if name in COMMON_FILES:
+        return kept_file(request, "tailrace.features.common", name)
     if name not in FILES:
         raise HTTPException(404)
     return kept_file(request, "tailrace.features.page", name)

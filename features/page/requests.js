@@ -1,7 +1,8 @@
-// Requests to the API with the key of this tab, which is asked for when it is missing. The pages / and /turns/{turn} use it.
+// Requests to the API with the key of this tab, which is asked for when it is missing. The pages /, /turns/{turn} and /admin use it.
 import { byId, storage } from "./dom.js";
 
-const KEY = "tailrace-key";
+// The page /admin has a key of its own.
+const KEY = document.documentElement.dataset.key ?? "tailrace-key";
 
 /** The code of the error of a request without a response, or with a part of it. */
 export const UNREACHABLE = "unreachable";
@@ -79,6 +80,6 @@ onSubmit(byId("login"), () => {
 });
 byId("forget")?.addEventListener("click", () => {
   storage.removeItem(KEY);
-  location.assign("/");
+  location.assign(location.pathname);
 });
 if (byId("forget")) byId("forget").hidden = !storage.getItem(KEY);

@@ -22,6 +22,7 @@ PAGE_POLICIES = {
     "/": (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     TURN_PAGES: (OWN + TRUSTED_TYPES + NOWHERE).encode(),
     "/ops": (OWN + NOWHERE).encode(),
+    "/admin": (OWN + "require-trusted-types-for 'script'; trusted-types 'none'; " + NOWHERE).encode(),
     "/docs": f"{POLICY}; img-src 'self'".encode(),
     # The guides have a search form.
     GUIDES: f"{POLICY}; img-src 'self'".replace("form-action 'none'", "form-action 'self'").encode(),

@@ -23,7 +23,7 @@ async def test_the_page_asks_for_a_key_and_draws_all_panels(
     for page in pages:
         assert (page["complaints"], page["elsewhere"], page["isWide"]) == ([], [], False)
         assert page["login"] == ["refused", 401, 200]
-        assert page["links"] == ["/", "/guides", "/docs"]
+        assert page["links"] == ["/", "/guides", "/docs", "/ops", "/admin"]
         # A chart without values takes little space, behind those with values.
         assert 0 < page["tallest"] < 60
         assert page["areEmptyLast"]

@@ -16,6 +16,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PUBLIC = {
     *(("GET", path) for path in ("/", "/turns/{turn}", "/page/{file}", "/docs", "/openapi.json")),
     *(("GET", path) for path in ("/health", "/healthz", "/readyz", "/metrics")),
+    *(("GET", path) for path in ("/admin", "/admin/page.js", "/admin/page.css")),
     *(("GET", path) for path in ("/ops", "/ops/page.js", "/ops/page.css", "/guides", "/guides/{guide}")),
     ("POST", "/v1/logout"),
 }

@@ -38,7 +38,7 @@ for (const [colorScheme, size] of [["light", "desktop"], ["dark", "phone"]]) {
     notices: [...document.querySelectorAll(".notice:not(noscript *)")].map((one) => one.textContent),
     counted: [...document.querySelectorAll("article")].filter((one) => one.querySelector(".foot").textContent.includes("counted since")).map((one) => one.querySelector(".about").textContent),
     isWide: document.documentElement.scrollWidth > innerWidth,
-    links: [...document.querySelectorAll("main > .elsewhere a")].map((one) => one.pathname),
+    links: [...document.querySelectorAll(".site nav a")].map((one) => one.pathname),
     tallest: Math.max(...[...document.querySelectorAll(".empty .plot")].map((one) => one.clientHeight)),
     areEmptyLast: [...document.querySelectorAll(".grid")].every((grid) => {
       const tops = (found) => [...grid.querySelectorAll(found)].map((one) => one.getBoundingClientRect().top);

@@ -1,0 +1,254 @@
+// The page /admin in Chromium or Firefox: `admin-page.mjs STEPS GATEWAY …`. Prints a line with what the page showed.
+// The picture of docs/ADMIN.md: `CHROMIUM=/usr/bin/chromium node admin-page.mjs picture URL KEY PATH`.
+import { readFileSync } from "node:fs";
+import { isFirefox, launch } from "./browsers.mjs";
+
+const [steps, gateway, ...given] = process.argv.slice(2);
+const PHONE = { width: 375, height: 812 };
+const DESKTOP = { width: 1280, height: 860 };
+const AXE = new URL("node_modules/axe-core/axe.min.js", import.meta.url);
+const browser = await launch();
+
+/** Opens the page; notes what a policy forbids, what fails, and what is requested elsewhere. */
+async function open(options) {
+  const context = await browser.newContext({ reducedMotion: "reduce", ...options });
+  const page = await context.newPage();
+  const seen = { complaints: [], elsewhere: [] };
+  page.on("console", (message) => /security policy|trusted/i.test(message.text()) && seen.complaints.push(message.text()));
+  page.on("pageerror", (error) => seen.complaints.push(String(error)));
+  context.on("request", (request) => /^(blob:|data:)/.test(request.url()) || request.url().startsWith(`${gateway}/`) || seen.elsewhere.push(request.url()));
+  await page.goto(`${gateway}/admin`);
+  await page.waitForSelector("#login[open]");
+  return { context, page, seen };
+}
+
+const enter = async (page, key) => {
+  await page.locator("#key").fill(key);
+  await page.keyboard.press("Enter");
+};
+
+/** Opens a section when it is drawn, and returns the texts of its cells by rows. */
+async function section(page, hash) {
+  const name = hash.split("?")[0];
+  await page.evaluate((id) => document.querySelector(`#${id} > .scroll:last-child table`)?.replaceChildren(), name);
+  await page.evaluate((wanted) => (location.hash === `#${wanted}` ? document.querySelector(`#sections a[href="#${wanted}"]`).click() : (location.hash = wanted)), hash);
+  await page.locator(`#${name} > .scroll:last-child tbody tr`).first().waitFor();
+  return rows(page, name);
+}
+
+const rows = (page, name) => page.evaluate((id) => [...document.querySelectorAll(`#${id} > .scroll:last-child tbody tr`)].map((row) => [...row.cells].map((one) => one.innerText.trim())), name);
+
+/** Presses Tab until the element that matches has the focus. Not around the end of the page: Firefox's own buttons follow
+ * there, and after them WebDriver BiDi presses no button of the page any more. */
+async function tabTo(page, selector, key = "Tab") {
+  for (let pressed = 0; pressed < 80; pressed += 1) {
+    if (await page.evaluate((one) => document.activeElement.matches(one), selector)) return;
+    await page.keyboard.press(key);
+  }
+  throw new Error(`the keyboard does not reach ${selector}`);
+}
+
+const STEPS = {
+  /** A key that is none, one of a tenant, and an admin key, which is kept over a reload and then forgotten. */
+  async login(theirs, admin) {
+    const { page, seen } = await open({ viewport: DESKTOP });
+    const said = [];
+    for (const key of ["tr_wrong", theirs]) {
+      const before = await page.locator("#refusal").textContent();
+      await enter(page, key);
+      await page.waitForFunction((text) => document.querySelector("#login[open] #refusal") && document.querySelector("#refusal").textContent !== text, before);
+      said.push(await page.locator("#refusal").textContent());
+    }
+    await enter(page, admin);
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    await page.reload();
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    const current = await page.locator("[aria-current]").allTextContents();
+    const links = await page.locator(".site nav a").evaluateAll((found) => found.map((one) => one.pathname));
+    await page.getByRole("button", { name: "Forget key" }).click();
+    await page.waitForSelector("#login[open]");
+    return { said, current, links, ...seen };
+  },
+
+  /** Creates, rotates and revokes a key, and sets limits of its tenant, with the keyboard alone. */
+  async keyboard(admin) {
+    const { page, seen } = await open({ viewport: DESKTOP });
+    const press = (key) => page.keyboard.press(key);
+    await page.keyboard.type(admin);
+    await press("Enter");
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    await tabTo(page, '#sections a[href="#keys"]');
+    await press("Enter");
+    await page.locator("#keys-rows tbody tr").first().waitFor();
+    await tabTo(page, "#new-key");
+    await press("Enter");
+    await page.waitForSelector("#key-dialog[open]");
+    await page.keyboard.type("orion");
+    await tabTo(page, "#key-dialog [name=name]");
+    await page.keyboard.type("<b>by keyboard</b>");
+    await tabTo(page, "#key-dialog [name=usd_month]");
+    await page.keyboard.type("0.5");
+    await press("Enter");
+    await page.waitForSelector("#secret-dialog[open]");
+    const first = await page.locator("#secret").inputValue();
+    // A key that is shown only once is not closed by Escape.
+    await press("Escape");
+    await press("Escape");
+    const isOpen = await page.locator("#secret-dialog").evaluate((one) => one.open);
+    await tabTo(page, "#secret-dialog .main");
+    await press("Enter");
+    await page.waitForSelector("#secret-dialog:not([open])", { state: "attached" });
+    const kept = [await page.locator("#secret").inputValue(), await page.evaluate(() => document.activeElement.id)];
+    const row = page.locator("#keys-rows tr", { hasText: "by keyboard" });
+    await row.first().waitFor();
+    const created = (await rows(page, "keys")).find(([name]) => name.includes("by keyboard"));
+    await tabTo(page, '[aria-label="Rotate <b>by keyboard</b> of orion"]');
+    await press("Enter");
+    await page.waitForSelector("#rotate-dialog[open]");
+    await tabTo(page, "#rotate-dialog .main");
+    await press("Enter");
+    await page.waitForSelector("#secret-dialog[open]");
+    const second = await page.locator("#secret").inputValue();
+    await tabTo(page, "#secret-dialog .main");
+    await press("Enter");
+    await page.waitForFunction(() => document.querySelectorAll("#keys-rows tbody tr").length === 5);
+    await tabTo(page, '#keys-rows tr:first-child [aria-label^="Revoke"]');
+    await press("Enter");
+    await page.waitForSelector("#revoke-dialog[open]");
+    const asked = await page.locator("#revoke-dialog .about").textContent();
+    await press("Escape");
+    const isBack = await page.evaluate(() => document.activeElement.ariaLabel);
+    await press("Enter");
+    await tabTo(page, "#revoke-dialog .main");
+    await press("Enter");
+    await page.locator("#done", { hasText: "is revoked" }).waitFor();
+    await page.waitForFunction(() => document.querySelectorAll("#keys-rows tbody tr").length === 4);
+    const focused = await page.evaluate(() => document.activeElement.id);
+    await tabTo(page, '#sections a[href="#tenants"]', "Shift+Tab");
+    await press("Enter");
+    await page.locator('[aria-label="Limits of acme"]').waitFor();
+    await tabTo(page, '[aria-label="Limits of acme"]');
+    await press("Enter");
+    await page.waitForSelector("#limits-dialog[open]");
+    await page.locator("#limits-dialog .uses li").first().waitFor();
+    await tabTo(page, "#limits-dialog [name=usd_month]");
+    await press(isFirefox ? "Control+a" : "Control+A");
+    await page.keyboard.type("0.00001");
+    const warning = await page.locator("#limits-dialog .warning").textContent();
+    await press("Enter");
+    await page.locator("#done", { hasText: "are set" }).waitFor();
+    const done = await page.locator("#done").textContent();
+    return { first, second, isOpen, kept, created, asked, isBack, focused, warning, done, ...seen };
+  },
+
+  /** Every section on a desktop and on a phone, with axe; then each dialog. Writes pictures. */
+  async states(admin, folder) {
+    const axe = readFileSync(AXE, "utf8");
+    const [violations, wide, shown] = [[], [], {}];
+    const all = { complaints: [], elsewhere: [] };
+    for (const [colorScheme, viewport] of [["light", DESKTOP], ["dark", PHONE]]) {
+      const { context, page, seen } = await open({ viewport, colorScheme });
+      await page.evaluate(axe);
+      const size = viewport === PHONE ? "phone" : "desktop";
+      const look = async (name) => {
+        await page.screenshot({ path: `${folder}/admin-${name}-${colorScheme}-${size}.png` });
+        if (await page.evaluate(() => document.documentElement.scrollWidth > innerWidth)) wide.push(`${name} ${size}`);
+        const found = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+        for (const { id, nodes } of found.violations) violations.push(`${name} ${size}: ${id}: ${nodes[0].target} ${nodes[0].failureSummary}`);
+      };
+      await look("login");
+      await enter(page, admin);
+      await page.locator("#spend-rows tbody tr").first().waitFor();
+      const groups = ["spend", "spend?tenant=acme&by=metadata", "spend?tenant=acme&by=user", "spend?tenant=acme&by=key", "spend?by=model", "spend?by=day"];
+      for (const hash of [...groups, "tenants", "keys?state=all", "limits", "audit"]) {
+        shown[hash] = await section(page, hash);
+        await look(hash.replace(/\W+/g, "-"));
+      }
+      shown.total = await page.locator("#spend-total").textContent();
+      shown.bars = await page.locator("#plot rect").count();
+      shown.plot = await page.locator("#plot svg").getAttribute("aria-label");
+      shown.days = await page.locator("#days tbody tr").count();
+      for (const [hash, button] of [["keys", "New key"], ["keys", /^Rotate/], ["keys", /^Revoke/], ["keys?q=poor", /^Budget of/], ["tenants", /^Limits of acme/], ["tenants", /^Users of acme/]]) {
+        await section(page, hash);
+        await page.getByRole("button", { name: button }).first().click();
+        await page.waitForSelector("dialog[open]");
+        await look(`dialog-${String(button).replace(/\W+/g, "-")}`);
+        await page.keyboard.press("Escape");
+        await page.waitForSelector("dialog[open]", { state: "detached" });
+      }
+      shown.made = await page.evaluate(() => document.querySelectorAll("main script, main img, main b").length);
+      for (const name of ["complaints", "elsewhere"]) all[name].push(...seen[name]);
+      await context.close();
+    }
+    // Other pages have the same header.
+    const page = await browser.newPage();
+    const headers = {};
+    for (const path of ["/", "/ops", "/docs", "/guides", "/admin"]) {
+      await page.goto(`${gateway}${path}`, { waitUntil: "domcontentloaded" });
+      headers[path] = await page.locator(".site").evaluate((one) => [one.querySelector("nav").innerText.replace(/\s+/g, " "), one.querySelector("[aria-current=page]").pathname]);
+    }
+    return { violations, wide, shown, headers, ...all };
+  },
+
+  /** Writes the picture of docs/ADMIN.md, at a `tailrace up` with a tenant `acme`: the spend of its teams in the last week. */
+  async picture(admin, path) {
+    const { page } = await open({ viewport: { width: 1280, height: 660 }, colorScheme: "light" });
+    await enter(page, admin);
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    const from = new Date(Date.now() - 6 * 86_400_000).toISOString().slice(0, 10);
+    await section(page, `spend?tenant=acme&by=metadata&field=team&from=${from}`);
+    await page.screenshot({ path });
+    return { path };
+  },
+
+  /** Pages of keys; a gateway that is away and comes back; a change whose answer is lost; and the own key, which is revoked. */
+  async obstacles(admin) {
+    const { page, seen } = await open({ viewport: DESKTOP });
+    await enter(page, admin);
+    const counts = [(await section(page, "keys")).length];
+    while (await page.locator("#more").isVisible()) {
+      const before = counts.at(-1);
+      await page.locator("#more").click();
+      await page.waitForFunction((number) => document.querySelectorAll("#keys-rows tbody tr").length > number, before);
+      counts.push((await rows(page, "keys")).length);
+    }
+    const found = await section(page, "keys?q=key%207");
+    await page.route("**/v1/admin/**", (route) => route.abort());
+    await page.locator('#sections a[href="#tenants"]').click();
+    await page.locator("#notice p").waitFor();
+    const away = await page.locator("#notice").innerText();
+    await page.unroute("**/v1/admin/**");
+    await page.locator("#tenants-rows tbody tr").first().waitFor();
+    await page.locator("#notice p").waitFor({ state: "detached" });
+    await section(page, "keys?q=key%207");
+        await page.locator("#new-key").click();
+    await page.locator("#key-dialog [name=tenant]").fill("Not A Name");
+    await page.keyboard.press("Enter");
+    const isRefused = await page.locator("#key-dialog [name=tenant]").evaluate((one) => one.validity.patternMismatch);
+    await page.keyboard.press("Escape");
+    await page.waitForSelector("#key-dialog[open]", { state: "detached" });
+    // The request arrives, and its answer is lost.
+    const headers = { authorization: `Bearer ${admin}`, "content-type": "application/json" };
+    await page.route("**/v1/admin/keys", async (route) => {
+      // Not by Playwright, which does not know the body in Firefox.
+      await fetch(`${gateway}/v1/admin/keys`, { method: "POST", headers, body: JSON.stringify({ tenant: "acme", name: "lost" }) });
+      await route.abort();
+    });
+    await page.locator("#new-key").click();
+    await page.locator("#key-dialog [name=tenant]").fill("acme");
+    await page.locator("#key-dialog [name=name]").fill("lost");
+    await page.keyboard.press("Enter");
+    await page.locator("#key-dialog .problem:not(:empty)").waitFor();
+    const lost = await page.locator("#key-dialog .problem").textContent();
+    await page.unroute("**/v1/admin/keys");
+    // Another operator revokes the key of this page.
+    const status = () => page.evaluate(async () => (await fetch("/v1/limits", { headers: { authorization: `Bearer ${sessionStorage.getItem("tailrace-admin-key")}` } })).status);
+    while ((await status()) !== 401) await page.waitForTimeout(200);
+    await page.locator('#sections a[href="#audit"]').evaluate((link) => link.click());
+    await page.waitForSelector("#login[open]");
+    return { counts, found: found.map(([name]) => name.split("\n")[0]), away, lost, isRefused, said: await page.locator("#refusal").textContent(), ...seen };
+  },
+};
+
+for (const name of steps.split(",")) console.log(JSON.stringify(await STEPS[name](...given)));
+await browser.close();
