@@ -140,6 +140,16 @@ async def test_keys_and_tenants_are_found_by_text_and_state(own_server: NatsServ
     assert newest == (await operator.ids())[::-1]
     page = await operator.get("/v1/admin/keys?order=desc&limit=2")
     assert await operator.ids(f"?order=desc&after={page['next']}") == newest[2:]
+    # The last key of a page is revoked before the next page is read.
+    first = await operator.get("/v1/admin/keys?state=valid&tenant=acme&limit=1")
+    assert (first["data"][0]["id"], first["next"]) == (shop, None)
+    (last,) = await operator.ids("?state=valid&order=desc&limit=1")
+    rest = [key for key in await operator.ids("?state=valid&order=desc") if key != last]
+    assert await operator.delete(f"/v1/admin/keys/{zeta}") == 200
+    assert await operator.ids(f"?state=valid&order=desc&after={last}") == [key for key in rest if key != zeta]
+    assert await operator.ids(f"?state=valid&after={zeta}") == [
+        key for key in (await operator.ids("?state=valid")) if newest.index(key) < newest.index(zeta)
+    ]
     assert (await operator.get("/v1/admin/keys?state=sleepy"))["error"]["param"] == "state"
     assert [one["tenant"] for one in (await operator.get("/v1/admin/tenants?q=ET"))["data"]] == ["zeta"]
 
