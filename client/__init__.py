@@ -13,5 +13,19 @@ It imports httpx2 and msgspec, and no other package of Tailrace. docs/PYTHON.md 
 from tailrace.client.clients import Answer, AsyncAnswer, AsyncClient, Client
 from tailrace.client.errors import TailraceError
 from tailrace.client.events import End, TurnEvent
+from tailrace.client.proxy_route import ProxiedRequest, proxy
+from tailrace.client.transport import AsyncResumingTransport, ResumingTransport
 
-__all__ = ["Answer", "AsyncAnswer", "AsyncClient", "Client", "End", "TailraceError", "TurnEvent"]
+__all__ = [
+    "Answer",
+    "AsyncAnswer",
+    "AsyncClient",
+    "AsyncResumingTransport",
+    "Client",
+    "End",
+    "ProxiedRequest",
+    "ResumingTransport",
+    "TailraceError",
+    "TurnEvent",
+    "proxy",
+]

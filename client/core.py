@@ -84,8 +84,12 @@ class Tries:
         self.count += 1
         if not error.is_temporary or self.count > tries_max:
             raise error
-        backoff_s = min(WAIT_S_MAX, WAIT_S * 2.0 ** min(self.count - 1, 10))
-        return max(backoff_s * random.uniform(0.5, 1.5), error.retry_after_s)  # noqa: S311
+        return max(backoff_s(self.count), error.retry_after_s)
+
+
+def backoff_s(tries: int) -> float:
+    """Returns the wait after so many tries in a row without success."""
+    return min(WAIT_S_MAX, WAIT_S * 2.0 ** min(tries - 1, 10)) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 class Core:

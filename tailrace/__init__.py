@@ -12,9 +12,33 @@ if sys.platform == "win32":
     raise ImportError("Tailrace runs on Linux and macOS. On Windows, install it in WSL 2.")
 
 if TYPE_CHECKING:
-    from tailrace.client import Answer, AsyncAnswer, AsyncClient, Client, End, TailraceError, TurnEvent
+    from tailrace.client import (
+        Answer,
+        AsyncAnswer,
+        AsyncClient,
+        AsyncResumingTransport,
+        Client,
+        End,
+        ProxiedRequest,
+        ResumingTransport,
+        TailraceError,
+        TurnEvent,
+        proxy,
+    )
 
-__all__ = ["Answer", "AsyncAnswer", "AsyncClient", "Client", "End", "TailraceError", "TurnEvent"]
+__all__ = [
+    "Answer",
+    "AsyncAnswer",
+    "AsyncClient",
+    "AsyncResumingTransport",
+    "Client",
+    "End",
+    "ProxiedRequest",
+    "ResumingTransport",
+    "TailraceError",
+    "TurnEvent",
+    "proxy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -127,3 +127,30 @@ async def pump(reader: StreamReader, writer: StreamWriter) -> None:
 async def are_closed(*writers: StreamWriter) -> None:
     """Waits until the writers are closed; ignores their errors."""
     await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
+class EventCutting(Cutting):
+    """The proxy, which cuts one connection after `events` server-sent events, counted over all connections.
+
+    `extra_bytes` of the next event still reach the client, if they have arrived.
+    """
+
+    def __init__(self, port: int, events: int, extra_bytes: int = 0) -> None:
+        super().__init__(port)
+        self.events_left = events
+        self._extra_bytes = extra_bytes
+
+    async def _answer(self, back: StreamReader, client: StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while received := await back.read(BYTES_AT_ONCE):
+                end = 0
+                while self.events_left and (found := received.find(b"\n\n", end)) >= 0:
+                    end = found + 2
+                    self.events_left -= 1
+                    if not self.events_left:
+                        client.write(received[: end + self._extra_bytes])
+                        await client.drain()
+                        reset(client)
+                        return
+                client.write(received)
+                await client.drain()
