@@ -205,7 +205,8 @@ class Answer {
         if (received.done && this.#end === null) throw new TypeError("the stream ended before the end of the answer");
       } catch (error) {
         this.#disconnect();
-        if (this.#end === "failed" || this.#init.signal.aborted) throw error;
+        this.#init.signal.throwIfAborted();
+        if (this.#end === "failed") throw error;
         this.#cut ??= error;
         continue;
       }
@@ -296,8 +297,8 @@ class Answer {
       let response;
       try {
         response = await this.#fetch(base + this.#dialect.path(this.#turn, this.#cursor), this.#init);
-      } catch (error) {
-        if (signal.aborted) throw error;
+      } catch {
+        signal.throwIfAborted();
         continue;
       }
       if (response.status === 200 && isStream(response)) {

@@ -39,6 +39,7 @@ SHORT = "#sim words=6 rate=0 thinking=1"
 LONG = "#sim words=40 rate=80 thinking=1"
 SEED = 76
 KILLS = 20
+B = "http://b:2/app"
 # Of each kind of run while the gateway is killed: about as long as the kills take.
 RUNS_OF_A_KIND = 25
 JAVASCRIPT = ("messages.stream", "toolRunner", "chat completions", "responses")
@@ -249,3 +250,23 @@ async def test_a_gateway_without_its_tls_and_a_silent_connection_are_passed_over
             )
             assert outcome.text == words(20)
             assert (proxy.left, proxy.connections) == ([], 2)
+
+
+async def test_the_fetch_in_javascript_heals_what_the_transport_heals() -> None:
+    """The cases of tests/unit/test_transport.py."""
+    cases = {one.pop("case"): one for one in await node.run("resuming-cases.mjs")}
+    rest = "/v1/turns/t1/events?dialect=anthropic&after=5"
+    urls = ["POST http://a:1/v1/messages", *(f"GET {one}{rest}" for one in (B, "http://a:1", B))]
+    assert cases == {
+        "goes on": {"isWhole": True, "urls": urls},
+        "50 cuts with an event": {"isWhole": True},
+        "50 cuts without an event": {"text": "TypeError: cut", "requests": 13},
+        "revoked key": {"text": "TypeError: cut", "requests": 3},
+        "restart": {"text": "TypeError: cut"},
+        "clean end": {"isWhole": True},
+        "iterator body": {"text": "TypeError: cut", "requests": 1, "key": None},
+        "not streamed": {"text": "{}", "key": None},
+        "not Tailrace": {"text": "TypeError: cut", "requests": 1},
+        "keys of repetitions": {"requests": 7, "keysOfSecond": 1, "isNew": True},
+        "stopped by the app": {"error": "AbortError"},
+    }
