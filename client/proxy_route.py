@@ -94,6 +94,11 @@ class Proxy:
         except PermissionError as error:
             await refuse(send, 403, "forbidden", str(error) or "you may not use this")
             return
+        except TailraceError as error:
+            if error.status not in (404, 410):
+                raise
+            # The check has looked for a turn or a session that does not exist.
+            is_allowed = False
         except Exception as error:
             # An HTTPException of Starlette or FastAPI becomes its response there.
             if not hasattr(error, "status_code"):

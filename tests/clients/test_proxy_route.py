@@ -1,9 +1,12 @@
 """tailrace.proxy in Starlette: whose requests pass, and streams, cursors and cuts, which pass as they are."""
 
 import asyncio
+import base64
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,13 +22,17 @@ from starlette.routing import Mount
 
 import tailrace
 from tailrace import AsyncClient, ProxiedRequest
+from tailrace.deploy.local.ports import find_free
+from tailrace.proto.ids import new_id
 from tests.clients.conftest import count_turns
+from tests.clients.test_examples import OLDER_SDKS, running_server
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
+from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
 from tests.integration.conftest import KEY, Gateway
 
-LINE = "#sim words=40 rate=100"
+LINE = "#sim words=200 rate=400"
 
 
 async def add_nothing(request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -66,8 +73,8 @@ async def test_an_answer_is_read_through_the_route(gateway: Gateway) -> None:
     async with app_of(gateway.url, may_use) as url:
         async with AsyncClient(url, headers={"cookie": "user=ada"}) as client:
             answer = await client.ask(LINE, session="ada:1", create_session=True)
-            assert (await answer.done()).text == words(40)
-            assert [turn["text"] async for turn in client.turns("ada:1")] == [words(40)]
+            assert (await answer.done()).text == words(200)
+            assert [turn["text"] async for turn in client.turns("ada:1")] == [words(200)]
         async with AsyncClient(url, headers={"cookie": "user=eve"}) as client:
             with pytest.raises(tailrace.TailraceError) as raised:
                 await client.ask(LINE, session="ada:1")
@@ -102,10 +109,13 @@ async def test_a_cut_upstream_is_a_cut_downstream_and_the_cursor_passes(
             assert (len(bodies), len(bodies.pop()) > 300) == (1, True)
             last = rest.content.rpartition(b"\nid: ")[2].split(b"\n")[0].decode()
             assert (await http.get(url + path, headers={"last-event-id": last})).status_code == 204
-        # A client that resumes sees the whole answer.
-        proxy.left.append(Cut(1_800))
-        async with AsyncClient(url) as client:
-            assert (await (await client.ask(LINE)).done()).text == words(40)
+    # A client that resumes sees the whole answer.
+    async with (
+        Cutting(gateway.port, [Cut(1_800)]) as proxy,
+        app_of(proxy.url, has_middleware=has_middleware) as url,
+        AsyncClient(url) as client,
+    ):
+        assert (await (await client.ask(LINE)).done()).text == words(200)
         assert proxy.left == []
 
 
@@ -174,3 +184,31 @@ async def test_a_gateway_that_is_away_is_a_502() -> None:
     async with app_of("http://127.0.0.1:9") as url, httpx2.AsyncClient() as http:
         response = await http.get(f"{url}/v1/turns/t1")
     assert (response.status_code, response.json()["error"]["code"]) == (502, "gateway_unreachable")
+
+
+async def test_the_example_on_fastapi_passes_its_users_requests_on(gateway: Gateway, tmp_path: Path) -> None:
+    """With the packages of an app, and the client of the checkout."""
+    (port,) = find_free(1)
+    shutil.copy(CHECKOUT / "examples/fastapi_proxy.py", tmp_path)
+    command = [OLDER_SDKS, "-m", "uvicorn", "fastapi_proxy:app", "--port", str(port)]
+    url, ada = f"http://127.0.0.1:{port}/api/tailrace", basic_auth("ada:lovelace")
+    async with running_server(port, gateway.url, tmp_path, *command, PYTHONPATH=str(CHECKOUT)):
+        async with AsyncClient(url, headers=ada) as client:
+            answer = await client.ask(LINE, session="ada:1", create_session=True)
+            assert (await answer.done()).text == words(200)
+            assert (await client.turn(answer.turn))["text"] == words(200)
+            assert [turn["turn"] async for turn in client.turns("ada:1")] == [answer.turn]
+        async with httpx2.AsyncClient(base_url=url) as http:
+            statuses = [
+                (await http.get(f"/v1/turns/{answer.turn}", headers=basic_auth("eve:moneypenny"))).status_code,
+                (await http.get("/v1/sessions/ada:1/turns", headers=basic_auth("eve:moneypenny"))).status_code,
+                (await http.get(f"/v1/turns/{new_id()}", headers=ada)).status_code,
+                (await http.post("/v1/turns", json={"message": LINE, "session": "eve:1"}, headers=ada)).status_code,
+                (await http.get(f"/v1/turns/{answer.turn}")).status_code,
+            ]
+    assert statuses == [404, 404, 404, 404, 401]
+    assert await count_turns(gateway) == 1
+
+
+def basic_auth(user: str) -> dict[str, str]:
+    return {"authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
