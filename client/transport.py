@@ -226,7 +226,8 @@ class Resumer:
                 try:
                     response = await self.io.send(sent)
                 except Exception as error:  # see BROKEN
-                    first = first or error
+                    # The SDK repeats a request after an error of its HTTP library only.
+                    first = first if isinstance(first, library.TransportError) else error
                     if isinstance(error, library.TimeoutException) and not isinstance(error, library.ConnectTimeout):
                         # The gateway is there: the SDK decides whether it waits as long again.
                         raise

@@ -42,7 +42,13 @@ const chat = (dialect) => ({
 });
 const RESPONSES = {
   path: (turn, after) => `/v1/responses/resp_${turn}?stream=true${after === null ? "" : `&starting_after=${after}`}`,
-  kinds: { "response.created": "begin", "response.completed": "whole", "response.incomplete": "whole", "response.failed": "whole", error: "failed" },
+  kinds: {
+    "response.created": "begin",
+    "response.completed": "whole",
+    "response.incomplete": "whole",
+    "response.failed": "whole",
+    error: "failed",
+  },
   meaning({ data }) {
     const { type, sequence_number: cursor } = JSON.parse(data);
     return { cursor, kind: this.kinds[type] };

@@ -92,23 +92,23 @@ async def test_a_cut_upstream_is_a_cut_downstream_and_the_cursor_passes(
     async with (
         Cutting(gateway.port, [Cut(1_800)]) as proxy,
         app_of(proxy.url, has_middleware=has_middleware) as url,
+        httpx2.AsyncClient() as http,
     ):
-        async with httpx2.AsyncClient() as http:
-            headers = {"accept": "text/event-stream"}
-            received = bytearray()
-            async with http.stream("POST", f"{url}/v1/turns", json={"message": LINE}, headers=headers) as response:
-                with pytest.raises(httpx2.RemoteProtocolError):
-                    await read_into(received, response)
-            turn, cursor = response.headers["tailrace-turn"], received.rpartition(b"\nid: ")[2].split(b"\n")[0]
-            path = f"/v1/turns/{turn}/events"
-            rest = await http.get(url + path, headers={"last-event-id": cursor.decode()})
-            expected = await gateway.client.get(path, headers={"last-event-id": cursor.decode()})
-            by_query = await http.get(f"{url}{path}?after={cursor.decode()}")
-            # Behind the `retry:` line, whose time is random.
-            bodies = {one.content.partition(b"\n\n")[2] for one in (rest, expected, by_query)}
-            assert (len(bodies), len(bodies.pop()) > 300) == (1, True)
-            last = rest.content.rpartition(b"\nid: ")[2].split(b"\n")[0].decode()
-            assert (await http.get(url + path, headers={"last-event-id": last})).status_code == 204
+        headers = {"accept": "text/event-stream"}
+        received = bytearray()
+        async with http.stream("POST", f"{url}/v1/turns", json={"message": LINE}, headers=headers) as response:
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await read_into(received, response)
+        turn, cursor = response.headers["tailrace-turn"], received.rpartition(b"\nid: ")[2].split(b"\n")[0]
+        path = f"/v1/turns/{turn}/events"
+        rest = await http.get(url + path, headers={"last-event-id": cursor.decode()})
+        expected = await gateway.client.get(path, headers={"last-event-id": cursor.decode()})
+        by_query = await http.get(f"{url}{path}?after={cursor.decode()}")
+        # Behind the `retry:` line, whose time is random.
+        bodies = {one.content.partition(b"\n\n")[2] for one in (rest, expected, by_query)}
+        assert (len(bodies), len(bodies.pop()) > 300) == (1, True)
+        last = rest.content.rpartition(b"\nid: ")[2].split(b"\n")[0].decode()
+        assert (await http.get(url + path, headers={"last-event-id": last})).status_code == 204
     # A client that resumes sees the whole answer.
     async with (
         Cutting(gateway.port, [Cut(1_800)]) as proxy,

@@ -37,11 +37,14 @@ from tests.integration.conftest import KEY, Gateway
 SHORT = "#sim words=6 rate=0 thinking=1"
 # Half a second.
 LONG = "#sim words=40 rate=80 thinking=1"
+KILLED = "shows a whole answer when its gateway is killed, over Tailrace's transport"
 SEED = 76
 KILLS = 20
 B = "http://b:2/app"
 # Of each kind of run while the gateway is killed: about as long as the kills take.
 RUNS_OF_A_KIND = 25
+# Some minutes on a machine that does a lot else.
+DEADLINE_S = 500.0
 JAVASCRIPT = ("messages.stream", "toolRunner", "chat completions", "responses")
 AGENTS = ("chat", "responses")
 
@@ -59,14 +62,14 @@ async def cutting_proxies(port: int, count: int) -> AsyncIterator[list[EventCutt
 
 async def run_javascript(urls: str, gateways: str, runs: int, line: str, *kinds: str) -> list[dict[str, Any]]:
     arguments = (urls, KEY, gateways, runs, line, *([",".join(kinds)] if kinds else []))
-    return await node.run("resuming.mjs", *arguments, deadline_s=200)
+    return await node.run("resuming.mjs", *arguments, deadline_s=DEADLINE_S)
 
 
 async def run_agents(url: str, gateways: str, runs: int, line: str) -> list[dict[str, Any]]:
     """Returns the outcomes of openai-agents, over both protocols."""
     script = Path(__file__).parent / "python/resuming_agents.py"
     command = [str(PYTHON), str(script), url, KEY, gateways, str(runs), line + WITH_TOOL]
-    printed = await node.command(command, {"HOME": PYTHON.parent, "PYTHONPATH": CHECKOUT}, CHECKOUT, 200)
+    printed = await node.command(command, {"HOME": PYTHON.parent, "PYTHONPATH": CHECKOUT}, CHECKOUT, DEADLINE_S)
     return [json.loads(outcome) for outcome in printed.splitlines()]
 
 
@@ -149,7 +152,18 @@ async def killable(tmp_path: Path) -> AsyncIterator[System]:
         yield system
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.proves("anthropic", KILLED, "anthropic (Python)")
+@pytest.mark.proves("anthropic", KILLED, "@anthropic-ai/sdk")
+@pytest.mark.proves("anthropic", KILLED, "pydantic-ai")
+@pytest.mark.proves("openai-chat", KILLED, "openai (Python)")
+@pytest.mark.proves("openai-chat", KILLED, "openai (Node)")
+@pytest.mark.proves("openai-chat", KILLED, "openai-agents (Python)")
+@pytest.mark.proves("openai-chat", KILLED, "pydantic-ai")
+@pytest.mark.proves("openai-responses", KILLED, "openai (Python)")
+@pytest.mark.proves("openai-responses", KILLED, "openai (Node)")
+@pytest.mark.proves("openai-responses", KILLED, "openai-agents (Python)")
+@pytest.mark.proves("openai-responses", KILLED, "pydantic-ai")
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("takeover", ["another gateway", "the same gateway"])
 async def test_a_killed_gateway_is_not_seen(killable: System, takeover: str) -> None:
     """At random moments: each text is whole, each tool runs once, and each answer is paid once."""

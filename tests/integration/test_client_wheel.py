@@ -17,7 +17,7 @@ from tests.harness.processes import CHECKOUT, inherited_environ
 from tests.integration.conftest import KEY, Gateway
 
 UV = Path(sys.executable).parent / "uv"
-SITE = Path(importlib.metadata.distribution("httpx2").locate_file(""))
+SITE = Path(str(importlib.metadata.distribution("httpx2").locate_file("")))
 # What each distribution lets a program import.
 CLIENT = "from tailrace import AsyncResumingTransport, Client, proxy; import tailrace.client.core"
 SERVER = "import tailrace.gateway.settings, tailrace.testing"

@@ -109,6 +109,8 @@ def test_a_cut_stream_goes_on_at_the_next_gateway_after_the_last_cursor() -> Non
     assert server.urls == [f"POST {A}/v1/messages", f"GET {B}{after}", f"GET {A}{after}", f"GET {B}{after}"]
     assert {request.headers["x-api-key"] for request in server.requests} == {"k"}
     assert [request.headers["host"] for request in server.requests] == ["a:1", "b:2", "a:1", "b:2"]
+    # The transport reads the bytes of the gateway.
+    assert server.requests[0].headers["accept-encoding"] == "identity"
     assert not any("content-type" in request.headers for request in server.requests[1:])
 
 
@@ -210,6 +212,14 @@ def test_a_post_is_repeated_at_another_gateway_with_its_key_and_body(absence: An
     assert len({request.content for request in server.requests}) == 1
     first, second, another = server.keys
     assert first == second != another
+
+
+def test_the_error_of_a_post_is_one_that_its_sdk_repeats() -> None:
+    """anyio fails with another one if a server dies while the connection is made."""
+    server = Server(AttributeError("getpeername"), *[REFUSED] * 3, whole(START, STOP))
+    with Anthropic(base_url=A, api_key="k", http_client=server.client()) as sdk:
+        list(sdk.messages.create(model="m", max_tokens=1, messages=[], stream=True))
+    assert [request.headers["x-stainless-retry-count"] for request in server.requests] == [*"0000", "1"]
 
 
 def test_a_post_to_gateways_that_refuse_connections_fails_after_four_tries(waits: list[float]) -> None:
