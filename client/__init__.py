@@ -7,7 +7,7 @@
             if event.type == "delta":
                 print(event.text, end="", flush=True)
 
-It imports httpx2 and msgspec, and no other package of Tailrace. docs/PYTHON.md describes it.
+It imports httpx2, anyio and msgspec, and no other package of Tailrace. docs/PYTHON.md describes it.
 """
 
 from tailrace.client.clients import Answer, AsyncAnswer, AsyncClient, Client

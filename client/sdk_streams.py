@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -29,7 +30,7 @@ class Dialect(NamedTuple):
 
     def path_after(self, turn: str, cursor: str | None) -> str:
         """Returns the path and query of the events after the cursor."""
-        return self.path.format(turn=turn) + ("" if cursor is None else self.after + cursor)
+        return self.path.format(turn=quote(turn, safe="")) + ("" if cursor is None else self.after + cursor)
 
 
 class _Options(msgspec.Struct):
@@ -106,8 +107,9 @@ PATHS = {"/v1/messages": ANTHROPIC, "/v1/chat/completions": CHAT, "/v1/responses
 HEARTBEATS = (b":", b"event: ping\n", b"retry:")
 
 
-def find_dialect(method: str, path: str, query: str, content: bytes) -> tuple[str, Dialect] | None:
+def find_dialect(method: str, target: str, content: bytes) -> tuple[str, Dialect] | None:
     """Returns the path before `/v1` and the dialect of a request for a stream; None for any other request."""
+    path, _, query = target.partition("?")
     prefix, version, rest = path.rpartition("/v1/")
     if method == "GET" and rest.startswith("responses/") and "/" not in rest.removeprefix("responses/"):
         return (prefix, RESPONSES) if "stream=true" in query.lower().split("&") else None

@@ -186,8 +186,8 @@ class Resumer:
         except library.RequestNotRead:
             # An iterator, which cannot be sent twice.
             return await self.io.send(request)
-        url = request.url
-        found = find_dialect(request.method, url.path, url.query.decode(), content)
+        url, target = request.url, request.url.raw_path.decode()
+        found = find_dialect(request.method, target, content)
         if found is None:
             return await self.io.send(request)
         prefix, dialect = found
@@ -200,7 +200,7 @@ class Resumer:
             request.headers[KEY] = self._keys.choose(request, fingerprint)
         is_answered = False
         try:
-            gateway, response = await self._open(library, request, content, gateways)
+            gateway, response = await self._open(library, request, content, gateways, target.removeprefix(prefix))
             is_answered = response.status_code < 400
         finally:
             if is_ours and not is_answered:
@@ -213,16 +213,17 @@ class Resumer:
         response.stream = self.io.as_stream(answer)
         return response
 
-    async def _open(self, library: ModuleType, request: Any, content: bytes, gateways: list[str]) -> tuple[int, Any]:
+    async def _open(
+        self, library: ModuleType, request: Any, content: bytes, gateways: list[str], target: str
+    ) -> tuple[int, Any]:
         """Returns the response and the number of its gateway. Raises the error of the first gateway."""
         first: Exception | None = None
-        own = gateways[0]
-        for tries in range(1, min(self.tries_max, FIRST_TRIES_MAX) + 1):
+        rounds = max(1, min(self.tries_max, FIRST_TRIES_MAX))
+        for tries in range(1, rounds + 1):
             for number, gateway in enumerate(gateways):
                 sent = request
                 if tries > 1 or number:
-                    target = gateway + str(request.url).removeprefix(own)
-                    sent = _request(library, request, request.method, target, {}, content)
+                    sent = _request(library, request, request.method, gateway + target, {}, content)
                 try:
                     response = await self.io.send(sent)
                 except Exception as error:  # see BROKEN
@@ -236,7 +237,7 @@ class Resumer:
                     await self.io.close(response.stream)
                     continue
                 return number, response
-            if tries < min(self.tries_max, FIRST_TRIES_MAX):
+            if tries < rounds:
                 await self.io.sleep(backoff_s(tries))
         assert first is not None  # noqa: S101  # a gateway that answers is returned
         raise first

@@ -28,11 +28,11 @@ const HEARTBEAT = /^(:|event: ping\n|retry:)/;
 
 /** What an event is to a reader that may be cut. Without a `cursor`, it belongs to the next event that has one. */
 const ANTHROPIC = {
-  path: (turn, after) => `/v1/turns/${turn}/events?dialect=anthropic${after === null ? "" : `&after=${after}`}`,
+  path: (turn, after) => `/v1/turns/${encodeURIComponent(turn)}/events?dialect=anthropic${after === null ? "" : `&after=${after}`}`,
   meaning: ({ id, event }) => ({ cursor: id, kind: { message_start: "begin", message_stop: "whole", error: "failed" }[event] }),
 };
 const chat = (dialect) => ({
-  path: (turn, after) => `/v1/turns/${turn}/events?dialect=${dialect}${after === null ? "" : `&after=${after}`}`,
+  path: (turn, after) => `/v1/turns/${encodeURIComponent(turn)}/events?dialect=${dialect}${after === null ? "" : `&after=${after}`}`,
   rest: "data: [DONE]\n\n",
   meaning({ data }) {
     if (data === "[DONE]") return { kind: "whole" };
@@ -41,7 +41,7 @@ const chat = (dialect) => ({
   },
 });
 const RESPONSES = {
-  path: (turn, after) => `/v1/responses/resp_${turn}?stream=true${after === null ? "" : `&starting_after=${after}`}`,
+  path: (turn, after) => `/v1/responses/resp_${encodeURIComponent(turn)}?stream=true${after === null ? "" : `&starting_after=${after}`}`,
   kinds: {
     "response.created": "begin",
     "response.completed": "whole",
@@ -126,7 +126,7 @@ function chooseKey(unanswered, headers, request) {
 
 /** Returns the response and the number of its gateway. Throws the error of the first gateway. */
 async function open(fetch, url, init, bases, triesMax) {
-  const triesOfPost = Math.min(triesMax, FIRST_TRIES_MAX);
+  const triesOfPost = Math.max(1, Math.min(triesMax, FIRST_TRIES_MAX));
   const path = url.href.slice(bases[0].length);
   let first;
   for (let tries = 1; tries <= triesOfPost; tries++) {

@@ -222,6 +222,22 @@ def test_the_error_of_a_post_is_one_that_its_sdk_repeats() -> None:
     assert [request.headers["x-stainless-retry-count"] for request in server.requests] == [*"0000", "1"]
 
 
+def test_a_transport_without_tries_passes_the_first_cut_on() -> None:
+    server = Server(REFUSED, cut(START))
+    for _ in range(2):
+        with pytest.raises(httpx2.TransportError):
+            post(server.client(tries_max=0))
+    assert len(server.requests) == 2
+
+
+def test_a_base_url_with_a_path_and_a_user_is_kept_apart_from_the_other_gateways() -> None:
+    server = Server(REFUSED, whole(START, STOP))
+    base = "http://ada:secret@a:1/a%20b"
+    with Anthropic(base_url=base, api_key="k", http_client=server.client(B)) as sdk:
+        list(sdk.messages.create(model="m", max_tokens=1, messages=[], stream=True))
+    assert server.urls[1] == f"POST {B}/v1/messages"
+
+
 def test_a_post_to_gateways_that_refuse_connections_fails_after_four_tries(waits: list[float]) -> None:
     server = Server(*(httpx2.ConnectError(f"refused {number}") for number in range(8)))
     with pytest.raises(httpx2.ConnectError, match="refused 0"):
