@@ -15,8 +15,6 @@ from tailrace.proto.ids import Tenant
 
 Users = Literal["shared", "private"]
 """Whether the users of a tenant use everything of the tenant, or only what they own."""
-
-
 KNOWN_SETTINGS = ("users",)
 """The settings of tenants that this version applies. Gateways and persistence report them (PROTOCOL R29, R76)."""
 

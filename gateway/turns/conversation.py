@@ -106,7 +106,8 @@ class Conversations:
             try:
                 return await self._history.query(tenant, query)
             except Refused as refused:
-                if refused.code == "session_not_found" and new_turn.create_session and query.session is not None:
+                is_new = refused.code == "session_not_found" and new_turn.create_session
+                if is_new and query.session is not None and viewer_in(tenant) is not None:
                     await self._create_own(tenant, query.session, refused)
                     continue
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":

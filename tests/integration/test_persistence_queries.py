@@ -239,13 +239,18 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
     )
     right = await write_turn(own_log, "Right.", messages=message("When?"), session=SESSION, parent=root.turn)
     of_left = Context(
-        SESSION, left.turn, [*start, *message("How?"), Message("assistant", "Left.")], [(root.turn, 2), (left.turn, 4)]
+        SESSION,
+        left.turn,
+        [*start, *message("How?"), Message("assistant", "Left.")],
+        [(root.turn, 2), (left.turn, 4)],
+        owner=None,
     )
     of_right = Context(
         SESSION,
         right.turn,
         [*start, *message("When?"), Message("assistant", "Right.")],
         [(root.turn, 2), (right.turn, 4)],
+        owner=None,
     )
     assert await context(parent=left.turn) == await context(SESSION, left.turn) == of_left
     assert await context(session=SESSION) == of_right

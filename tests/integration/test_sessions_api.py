@@ -29,6 +29,7 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
         "id": session["session"],
         "session": session["session"],
         "user": None,
+        "owner": None,
         "created_at": session["created_at"],
         "updated_at": session["created_at"],
         "is_active": True,

@@ -14,6 +14,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.nats import Connection
+from tailrace.proto.ownership import hash_subject
 
 FOLDER = Path(__file__).parent
 # Of what stood between the entries, and is gone: whether the log takes anything was once tried there (PROTOCOL R68).
@@ -128,6 +129,7 @@ def downgrade(version: int, written: Path) -> Path:
     """Returns what an earlier version would have written into its database instead of `written`."""
     earlier = written.with_name(f"version-{version}.db")
     with closing(sqlite3.connect(earlier)) as made:
+        made.create_function("subject_hash", 1, hash_subject, deterministic=True)
         made.executescript("".join(step.sql for step in migrations()[:version]) + f"PRAGMA user_version = {version};")
         made.execute("ATTACH ? AS now", (str(written),))
         tables = "SELECT name FROM {}.sqlite_schema WHERE type = 'table'"
