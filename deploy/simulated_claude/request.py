@@ -96,10 +96,10 @@ class ToolChoice(msgspec.Struct, frozen=True):
 class Tool(msgspec.Struct, frozen=True):
     """A tool. Tools of the API itself have no schema."""
 
-    type: str = ""
     name: str = ""
     input_schema: dict[str, Any] = {}
     cache_control: CacheControl | None = None
+    type: str = ""
 
 
 class Thinking(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).parents[2]
 # Owners in the database, its queries and lists: 87.
 # The wait at the start, its answers, and what systemd is told: 152. Series from the start, and recorded ends: 17.
 # Used budgets of keys: 3.
-CORE_LINES_MAX = 18_037
+CORE_LINES_MAX = 18_038
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
 COUNTS = 3

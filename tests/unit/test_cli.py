@@ -737,7 +737,7 @@ def test_monitoring_writes_files_that_link_to_the_runbook(tmp_path: Path, capsys
     assert {path.suffix for path in written} == {".json", ".yml"}
     assert not [path for path in written if "runbook.example" in path.read_text()]
     assert f"{runbook}#service-levels" in (folder / "rules.yml").read_text()
-    links = json.loads((folder / "dashboards/tailrace-users.json").read_text())["panels"][0]["links"]
+    links = json.loads((folder / "dashboards/tailrace-users.json").read_text())["panels"][1]["links"]
     assert links[0]["url"].startswith(f"{runbook}#")
     assert main(["monitoring", str(folder), "--runbook", runbook]) == 1
     assert "exists already" in capsys.readouterr().err
