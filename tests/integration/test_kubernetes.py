@@ -1,6 +1,7 @@
 """deploy/kubernetes: each overlay is rendered as docs/KUBERNETES.md says, and checked without a cluster."""
 
 import base64
+import math
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ WORKLOADS = ("Deployment", "StatefulSet", "Job")
 SCALED_OBJECT = {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "advanced", "triggers"}
 # What nats-server and a drain of the gateway need besides their own times.
 MARGIN_S = 5
+# The share of a node that the system's own pods leave.
+FOR_TAILRACE = 0.75
 LAME_DUCK_S = 31
 
 Document = dict[str, Any]
@@ -81,11 +84,20 @@ def commands(overlay: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp(request.param) / "kubernetes"
-    shutil.copytree(HERE, folder)
-    overlay = folder / "overlays" / request.param
-    for command in commands(request.param):
-        servers = re.sub(r"--server nats-[23]\S*", "", command) if request.param == "small" else command
+    return render(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    return render("small", tmp_path)
+
+
+def render(name: str, folder: Path) -> str:
+    """Returns the manifests of an overlay, after the commands of the page."""
+    shutil.copytree(HERE, folder / "kubernetes")
+    overlay = folder / "kubernetes/overlays" / name
+    for command in commands(name):
+        servers = re.sub(r"--server nats-[23]\S*", "", command) if name == "small" else command
         run("bash", "-euc", servers, cwd=overlay)
     return run("kubectl", "kustomize", overlay)
 
@@ -175,6 +187,8 @@ def check_probes(all_: list[Document], _: Path) -> None:
         ports = {one["name"]: one["containerPort"] for one in found["ports"]}
         assert ports["metrics"] == int(environ["TAILRACE_METRICS_PORT"])
         assert ports.get("http", 8000) == 8000
+        # A process that waits at its start is alive, and not ready.
+        assert found["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
         for probe in (found["readinessProbe"]["httpGet"], found["livenessProbe"]["httpGet"]):
             assert probe["path"] in (routes if probe["port"] == "http" else set(HEALTH_CHECKS)), f"{name}: {probe}"
     nats = container(of_kinds(WORKLOADS, all_)["nats"])
@@ -227,13 +241,53 @@ def check_grace(all_: list[Document], _: Path) -> None:
     assert pod(workloads["nats"])["terminationGracePeriodSeconds"] > LAME_DUCK_S + MARGIN_S
 
 
+def check_scheduling(all_: list[Document], _: Path) -> None:
+    """No pod that waits takes the place of nats or persistence while they restart."""
+    (priority,) = of_kinds(("PriorityClass",), all_)
+    workloads = of_kinds(WORKLOADS, all_)
+    assert {name for name, one in workloads.items() if pod(one).get("priorityClassName") == priority} == {
+        "nats",
+        "persistence",
+    }
+
+
 CHECKS: tuple[Callable[[list[Document], Path], None], ...] = (
     check_fields,
     check_settings,
     check_probes,
     check_nats,
     check_grace,
+    check_scheduling,
 )
+
+
+def amount(text: str) -> float:
+    """Returns a quantity of CPUs, or of bytes in GiB."""
+    units = {"m": 0.001, "Mi": 1 / 1024, "Gi": 1.0, "": 1.0}
+    found = re.fullmatch(r"(\d+)(\w*)", text)
+    assert found is not None
+    return int(found[1]) * units[found[2]]
+
+
+def requested(all_: list[Document], resource: str) -> float:
+    """Returns what all pods request during a rollout of every Deployment, while the Job runs."""
+    total = 0.0
+    for one in of_kinds(WORKLOADS, all_).values():
+        pods = one["spec"].get("replicas", 1)
+        if one["kind"] == "Deployment":
+            surge = str(one["spec"]["strategy"]["rollingUpdate"]["maxSurge"])
+            pods += math.ceil(pods * int(surge.rstrip("%")) / 100) if surge.endswith("%") else int(surge)
+        total += pods * amount(container(one)["resources"]["requests"][resource])
+    return total
+
+
+def test_a_rollout_of_small_fits_on_the_node_that_the_page_names(small: str) -> None:
+    """Without the share of the system's own pods."""
+    page = (CHECKOUT / "docs/KUBERNETES.md").read_text()
+    node = re.search(r"A node with (\d+) CPUs and (\d+) GiB has room", page)
+    assert node is not None
+    for resource, size in zip(("cpu", "memory"), node.groups(), strict=True):
+        assert requested(documents(small), resource) <= FOR_TAILRACE * int(size)
 
 
 def test_every_overlay_fits_kubernetes_and_the_product(manifests: str, tmp_path: Path) -> None:
