@@ -31,7 +31,7 @@ from tailrace.proto.entries import Attempt, End, Event, Progress, Request
 from tailrace.proto.nats import stream_configs
 from tailrace.proto.nats.setup_differences import OF_OPERATOR, OFF
 from tailrace.proto.version import VERSION
-from tools import generated_pages
+from tools import generated_pages, nginx_configuration
 from tools.openapi.descriptions import add_meanings
 from tools.openapi.document import build_document
 from tools.schema_text import schema_text
@@ -71,6 +71,7 @@ def generators() -> Iterator[Callable[[], dict[str, str]]]:
         "proto/streams.json": required_streams(),
         "docs/nats-users.conf": accounts_configuration(),
         "features/api_reference/openapi.json": schema_text(build_document(ROUTES, VERSION)),
+        **nginx_configuration.generate_files(WRITTEN_BY),
     }
     yield monitoring_files
     for path, generate in generated_pages.tables().items():

@@ -58,7 +58,6 @@ class Image(msgspec.Struct):
     environ: dict[str, str]
     workdir: str = "/"
     user: str = "0:0"
-    volumes: list[str] = []  # msgspec copies it
     entrypoint: list[str] = []
     command: list[str] = []
 
@@ -151,8 +150,6 @@ class Host:
                 self.sh('mkdir -p "$1"', f"{image.root}{text}")
             case "USER":
                 image.user = text
-            case "VOLUME":
-                image.volumes.append(text)
             case "ENTRYPOINT":
                 image.entrypoint = msgspec.json.decode(text)
             case "CMD":

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,37 @@ def test_the_dockerfile_and_the_compose_file_are_valid() -> None:
     """By hadolint, and by the JSON Schema of the Compose specification."""
     run_check(BIN / "hadolint", HERE / "Dockerfile")
     run_check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE, POSTGRESQL)
+
+
+@pytest.mark.parametrize("file", [COMPOSE, POSTGRESQL], ids=lambda path: path.name)
+def test_the_log_of_each_service_is_bounded(file: Path) -> None:
+    """Docker keeps every line otherwise, until the disk is full."""
+    names = msgspec.yaml.decode(file.read_text())["services"]
+    services = {name: service(file, name, VARIABLES) for name in names}
+    unbounded = [
+        name
+        for name, one in services.items()
+        # A service of both files has what the first says.
+        if "image" in one and not {"max-size", "max-file"} <= set(one.get("logging", {}).get("options", ()))
+    ]
+    assert unbounded == []
+
+
+def test_docker_makes_no_volume_without_a_name() -> None:
+    """`docker rm` leaves such a volume behind. Alertmanager, Prometheus and PostgreSQL declare one in their images."""
+    assert not re.search(r"^VOLUME", (HERE / "Dockerfile").read_text(), re.MULTILINE)
+    declared = {"alertmanager": "/alertmanager", "prometheus": "/prometheus", "postgresql": "/var/lib/postgresql/data"}
+    for name, path in declared.items():
+        file = POSTGRESQL if name == "postgresql" else COMPOSE
+        targets = [volume.split(":")[1] for volume in service(file, name, VARIABLES)["volumes"]]
+        assert path in targets, name
+        assert name in msgspec.yaml.decode(file.read_text())["volumes"]
+
+
+def test_a_service_is_healthy_when_its_process_is_ready() -> None:
+    """`up --wait` of an upgrade must not go on while a gateway waits for NATS."""
+    for name in MODULES:
+        assert "http://127.0.0.1:9100/readyz" in service(COMPOSE, name, VARIABLES)["healthcheck"]["test"][-1]
 
 
 @require_program("promtool")
@@ -170,7 +202,7 @@ class Running:
 
     def _volumes(self, name: str, found: dict[str, Any]) -> dict[str, Path]:
         volumes = {"/usr/local/bin/nats-server": BIN / "nats-server"} if name == "nats" else {}
-        for volume in [*found.get("volumes", []), *(f"{name}-{path}:{path}" for path in self._image.volumes)]:
+        for volume in found.get("volumes", []):
             source, target, *_ = volume.split(":")
             path = (HERE / source).resolve() if source.startswith(".") else self._folder / source.replace("/", "-")
             if not source.startswith("."):
