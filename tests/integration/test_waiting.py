@@ -72,6 +72,7 @@ class StartingProcess:
         assert "\ntailrace_waiting 0.0" in (await self.get("/metrics"))[1]
 
 
+@pytest.mark.rule("F35")
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_process_waits_for_nats_and_works_when_it_is_there(
     own_server: NatsServer, tmp_path: Path, role: str
