@@ -69,6 +69,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     **{(name, "consumer_name"): CONSUMERS for name in CONSUMER_GAUGES},
     ("tailrace_generator_attempts", "mode"): get_args(Mode),
     ("tailrace_generator_ends", "outcome"): get_args(Outcome),
+    ("tailrace_persistence_turns_ended", "outcome"): get_args(Outcome),
     ("tailrace_generator_backend_failures", "code"): CODES,
     ("tailrace_generator_failures", "code"): CODES,
     ("tailrace_generator_failovers", "backend"): BACKEND_NAMES,
