@@ -1,6 +1,7 @@
 """The OpenAPI document and the reference page: every route is in them, and the page runs no code."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +15,10 @@ from tailrace.features.admin.administration import without_hash
 from tailrace.features.api_reference import gateway as routes
 from tailrace.features.api_reference.gateway import document
 from tailrace.features.api_reference.reference_page import render_page
+from tailrace.features.common.budgets import ReachedBudget
 from tailrace.features.files.gateway import FILE_ID
 from tailrace.features.gateway import DIALECTS, ROUTES
+from tailrace.features.limits.records import BudgetWebhook
 from tailrace.features.logins.logins import Access
 from tailrace.features.page.gateway import endpoints_of
 from tailrace.features.tickets.tickets import Ticket
@@ -24,6 +27,7 @@ from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
 from tailrace.gateway.http.route import SSE
+from tailrace.proto.ids import Tenant
 from tailrace.proto.models import find_model
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.protocols.common.examples import BATCH, FILE, MODEL, PARENT, TURN
@@ -274,6 +278,7 @@ def test_reference_page_has_every_route_and_works_offline() -> None:
         "/docs",
         "/guides",
         "/ops",
+        "/admin",
     }
 
 
@@ -305,6 +310,18 @@ def test_webhook_body_matches_its_schema() -> None:
     Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(msgspec.json.decode(body))
     headers = signature.sign("turn-1", 1, body, [b"secret"])
     assert {parameter["name"] for parameter in post["parameters"]} == set(headers)
+
+
+def test_the_webhook_of_a_budget_matches_its_schema() -> None:
+    reached = ReachedBudget(
+        tenant=Tenant("acme"), of="key", key="key_1", budget="usd_day", percent=80, limit_usd=5.0, spent_usd=4.1,
+        is_refused=False, renews_at=datetime.now(UTC),
+    )  # fmt: skip
+    webhook = BudgetWebhook("budget.reached", datetime.now(UTC), reached, {"limits": "/v1/limits"})
+    schema = DOCUMENT["webhooks"]["budget"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/BudgetWebhook"}
+    body = msgspec.json.decode(msgspec.json.encode(webhook))
+    Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(body)
 
 
 def test_index_lists_every_route_with_its_methods() -> None:

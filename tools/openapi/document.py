@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.features.limits.records import BudgetWebhook
 from tailrace.features.webhooks.payload import WebhookPayload
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.route import SSE, Parameter, Route
@@ -27,10 +28,12 @@ ABOUT = (
 BEARER = "An API key, or a token. A key may be sent in `x-api-key` instead; a request with both headers is refused."
 LICENSE = {"name": "Apache License 2.0", "identifier": "Apache-2.0"}
 WEBHOOK_HEADERS = {
-    "webhook-id": "The turn's id, the same for every delivery.",
+    "webhook-id": "The id of the turn, or of the notice: the same for every delivery.",
     "webhook-timestamp": "The time of the delivery, in Unix seconds.",
     "webhook-signature": "`v1,` and the base64 HMAC-SHA256 of id, timestamp and body; several are separated by spaces.",
 }
+OF_TURN = "The request to a turn's webhook after the turn has ended."
+OF_BUDGET = "The request to the tenant's URL in `TAILRACE_WEBHOOK_URLS` when a share of a budget is spent."
 
 Json = dict[str, Any]
 
@@ -42,7 +45,7 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     """Returns the document of `routes`, with the product's version."""
     bodies = {route.body for route in routes} - {None}
     results = {route.result for route in routes if isinstance(route.result, type)}
-    kinds = bodies | results | {Envelope, WebhookPayload}
+    kinds = bodies | results | {Envelope, WebhookPayload, BudgetWebhook}
     named = sorted(kinds, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(named, ref_template=REF)
     describe(components, kinds)
@@ -62,7 +65,10 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
         "openapi": OPENAPI_VERSION,
         "info": {"title": "Tailrace", "version": version, "description": ABOUT, "license": LICENSE},
         "paths": paths,
-        "webhooks": {"turn": {"post": _webhook(schema_of[WebhookPayload])}},
+        "webhooks": {
+            "turn": {"post": _webhook("turn", OF_TURN, schema_of[WebhookPayload])},
+            "budget": {"post": _webhook("budget", OF_BUDGET, schema_of[BudgetWebhook])},
+        },
         "components": {
             "schemas": components,
             "responses": {str(status): _error(status, schema_of) for status in _error_statuses()},
@@ -128,17 +134,17 @@ def _capitalise(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _webhook(schema: Json) -> Json:
+def _webhook(name: str, summary: str, schema: Json) -> Json:
     return {
-        "operationId": "webhook_turn",
+        "operationId": f"webhook_{name}",
         # A tag of its own: openapi-generator would overwrite the file of the tag `turns` with the webhook alone.
         "tags": ["webhooks"],
-        "summary": "The request to a turn's webhook after the turn has ended.",
+        "summary": summary,
         "description": (
             "Signed according to Standard Webhooks, and delivered at least once; in order within a session. Repeated "
             "after any status except 2xx, or 15 s without a response: after 5 s, 10 s, 20 s and so on, up to an hour, "
-            "or after `Retry-After`. Given up a day after the turn's end, sooner if the log keeps turns for less time, "
-            "and at once after a 410. The body of the response is not read, and redirects are not followed."
+            "or after `Retry-After`. Given up a day after the event, sooner if the log keeps turns for less time, and "
+            "at once after a 410. The body of the response is not read, and redirects are not followed."
         ),
         "parameters": [
             {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": meaning}
