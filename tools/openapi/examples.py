@@ -144,6 +144,7 @@ EXAMPLES: Json = {
     "warning": 2.0, "webhook": "https://example.com/hooks/tailrace", "window_s": 60.0, "written": 42,
     "writes": [[9, 820, 12]],
     "percent": 80, "limit_usd": 50.0, "spent_usd": 40.2, "renews_at": TIME, "month_usd": 1.25,
+    "ListedKey.id": KEY_ID, "ListedKey.created_at": UNIX_S, "ListedKey.replaces": None, "ListedKey.name": "web shop",
     "ListedKey.limits": {"requests": 600}, "ListedTenant.limits": {"requests": 600},
     "context_management": [], "functions": [], "image": {}, "logit_bias": {}, "logprobs": False,
     "max_tool_calls": 4, "modalities": ["text"], "moderation": None, "n": 1, "presence_penalty": 0,
