@@ -139,8 +139,10 @@ class Commands:
         match what.viewer, what.kind:
             case msgspec.UNSET, _:
                 return
-            case _, "turn":
+            case _, "turn" if await self._store.exists(tenant, "turn", what.name):
                 await self._queries.require_owned(tenant, GetTurn(TurnId(what.name), viewer=what.viewer))
+            case _, "turn":
+                return
             case _, "session":
                 await self._queries.require_owned(tenant, GetSession(what.name, viewer=what.viewer))
             case _, "project":

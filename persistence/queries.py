@@ -216,7 +216,8 @@ class Queries:
     async def require_owned(self, tenant: Tenant, query: Query[Any]) -> None:
         """Raises Refused if a private user asks about what it does not own, or what only the whole tenant has.
 
-        The refusal is that of an unknown name: no user learns which names exist.
+        The refusal is that of an unknown name: no user learns which names exist. An unknown name is refused here, too:
+        another user may make a thing of this name before the answer.
         """
         if query.viewer is UNSET:
             return
@@ -225,7 +226,7 @@ class Queries:
         for field in query.owned:
             name = getattr(query, field)
             kind, refuse = OWNED[field]
-            if name is not None and not await self._store.has_owner(tenant, kind, name, query.viewer):
+            if name is not None and not await self._store.is_owned(tenant, kind, name, query.viewer):
                 raise refuse(query)
 
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:

@@ -41,7 +41,9 @@ ON CONFLICT (tenant, session) DO UPDATE SET
     updated_at = {greatest}(sessions.updated_at, excluded.updated_at)
 
 -- name: put_turn
--- Upserts a turn. A fold of fewer or the same entries of the log changes nothing.
+-- Upserts a turn. A fold of fewer or the same entries of the log changes nothing. Runs after put_session: the owner of a
+-- turn is that of its session, also if the turn was made by a version without owners, or in a session that another user
+-- has begun at the same moment.
 INSERT INTO turns (
     tenant, turn, session, parent, model, outcome, input, content, text, stop_reason, stop_sequence, envelope, fits,
     error, attempts, metadata, asked_at, first_token_at, ended_at, cursor, text_chars, text_sha256, cost_is_unknown,
@@ -49,7 +51,8 @@ INSERT INTO turns (
 ) VALUES (
     :tenant, :turn, :session, :parent, :model, :outcome, :input, :content, :text, :stop_reason, :stop_sequence,
     :envelope, :fits, :error, :attempts, :metadata, :asked_at, :first_token_at, :ended_at, :cursor, :text_chars,
-    :text_sha256, :cost_is_unknown, :project, :user, :owner, :answered_by, :by_model, :details
+    :text_sha256, :cost_is_unknown, :project, :user,
+    (SELECT owner FROM sessions WHERE tenant = :tenant AND session = :session), :answered_by, :by_model, :details
 )
 ON CONFLICT (tenant, turn) DO UPDATE SET
     outcome = excluded.outcome,

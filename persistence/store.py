@@ -454,10 +454,14 @@ class Store:
         rows = await self.read("owned_blob_use", tenant=tenant, sha256=sha256, owner=owner)
         return rows[0]["turn"] if rows else None
 
-    async def has_owner(self, tenant: Tenant, kind: str, name: str, owner: str) -> bool:
-        """Returns whether the owner of a turn or session is `owner`; also if there is none of this name."""
+    async def exists(self, tenant: Tenant, kind: str, name: str) -> bool:
+        """Returns whether a turn or session exists."""
+        return bool(await self.read(f"owner_of_{kind}", tenant=tenant, name=name))
+
+    async def is_owned(self, tenant: Tenant, kind: str, name: str, owner: str) -> bool:
+        """Returns whether a turn or session exists, and `owner` owns it."""
         rows = await self.read(f"owner_of_{kind}", tenant=tenant, name=name)
-        return not rows or may_use(owner, rows[0]["owner"])
+        return bool(rows) and may_use(owner, rows[0]["owner"])
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False

@@ -110,7 +110,7 @@ class BatchQueries:
 
     async def _position(self, tenant: Tenant, batch: TurnId, query: ListBatches) -> paging.PageCursor:
         viewer = viewer_of(query)
-        if viewer is not None and not await self._store.has_owner(tenant, "turn", batch, viewer):
+        if viewer is not None and not await self._store.is_owned(tenant, "turn", batch, viewer):
             raise not_found("batch")
         found = await self.batch(tenant, GetBatch(batch))
         return paging.PageCursor(micros(found.asked_at), found.batch)

@@ -113,6 +113,8 @@ class Authenticator:
                 if token and (principal := await verifier.verify(token, request)) is not None:
                     if principal.must_name_user:
                         principal = self._with_view(principal)
+                    elif self.api_keys.users_of(principal.tenant) == "private":
+                        principal = principal._replace(has_private_users=True)
                     self.require_valid(principal)
                     return principal
         if all(name in request.headers for name in CREDENTIAL_HEADERS):

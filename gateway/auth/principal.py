@@ -28,6 +28,8 @@ class Principal(NamedTuple):
     """The end user that a JWT names: the user of every turn that it creates, whatever the body says."""
     must_name_user: bool = False
     """Whether the credential is one of a user, which is not valid without a user where users are private."""
+    has_private_users: bool = False
+    """Whether the users of the tenant are private, and this credential sees the whole tenant."""
     counted_as: str | None = None
     """The id of the replaced key whose limits this key shares after rotations. None: its own limits."""
 

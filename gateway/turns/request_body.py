@@ -327,6 +327,11 @@ def build_entry(
     options, api_version = choose_version(options, messages, model, new_turn.api_version)
     if position.new[-1].role == "assistant" and not is_sent_back(position.new[-1], options):
         require_prefill(model, options)
+    owner = principal.user if position.owner is msgspec.UNSET else position.owner
+    is_for_another = new_turn.create_session and new_turn.user is not None and owner not in (None, new_turn.user)
+    if principal.has_private_users and is_for_another:
+        # A user may have taken the name that the company wants to begin for another user.
+        raise Refused("session_exists", "`session`: it belongs to another user than `user`: choose another name")
     return entries.Request(
         model=model.id,
         max_tokens=min(new_turn.max_tokens or max_tokens, most),
@@ -346,7 +351,7 @@ def build_entry(
         is_queued=position.is_queued,
         project=new_turn.project,
         user=principal.user or new_turn.user,
-        owner=principal.user if position.owner is msgspec.UNSET else position.owner,
+        owner=owner,
         metadata=new_turn.metadata,
         cache=None if (lifetime := new_turn.cache or cache) == "off" else lifetime,
         on_interrupt=new_turn.on_interrupt,

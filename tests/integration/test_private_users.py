@@ -407,6 +407,40 @@ async def test_two_users_who_choose_one_session_name_at_once_never_share_it(peop
 
 @pytest.mark.rule("S20")
 @pytest.mark.rule("R146")
+async def test_a_name_that_a_user_has_taken_gets_no_turn_that_the_company_makes_for_another_user(
+    people: People,
+) -> None:
+    await people.set_users("private")
+    name = new_id()
+    taken = {"session": name, "create_session": True}
+    await end(people.ann, {"message": LINE, **taken})
+    for body in ({"message": LINE, **taken}, {"message": LINE, **taken, "parent": None}):
+        refused = await people.company.post("/v1/turns", json={**body, "user": "bob"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_exists")
+        assert (await people.company.post("/v1/turns", json={**body, "user": "ann"})).status_code == 202
+        await until_equal(lambda: running_of(people.company, name), 0)
+    assert (await people.company.post("/v1/turns", json={"message": LINE, **taken})).status_code == 202
+
+
+async def running_of(client: httpx2.AsyncClient, session: str) -> int:
+    """Returns how many turns of a session run."""
+    found = await client.get("/v1/turns", params={"status": "running", "session": session})
+    return len(found.json()["data"])
+
+
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_a_name_that_nobody_has_is_refused_like_that_of_another_user(people: People) -> None:
+    """Also in a list of running turns: otherwise a user would learn which names exist."""
+    await people.set_users("private")
+    hers = (await end(people.ann, {"message": LINE}))["session"]
+    asked = [("GET", "/v1/turns", {"status": "running", "session": name}) for name in (hers, "nobody")]
+    answers = [await people.bob.request(method, path, params=params) for method, path, params in asked]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(404, "session_not_found")] * 2
+
+
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
 async def test_a_post_with_a_cursor_of_another_user_is_refused(people: People) -> None:
     await people.set_users("private")
     body, stream = {"message": LINE}, {"accept": "text/event-stream"}

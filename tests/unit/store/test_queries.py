@@ -56,10 +56,19 @@ from tests.harness.stored_turns import (
     words_of_row,
     words_row,
 )
-from tests.harness.turn_builder import MODEL, NOON, completed_turn
+from tests.harness.turn_builder import MODEL, NOON, completed_turn, request
 
 # Of texts: NUL and the escape for it, quotes, what sorts last, letters that case changes, and a long text.
 HOSTILE = (*"\0\1\x7f'\"\\%_\n\u2028\ufeff\uffff\U0010ffff😀éßİ", "\x010", "\x011", "e\u0301", "x" * 3000)
+
+
+async def test_a_turn_has_the_owner_of_its_session(store: Store) -> None:
+    """Two users of a shared tenant may begin one name at the same moment, each with a turn of its own."""
+    names, turn = [TurnId("turn-1"), TurnId("turn-2")], completed_turn("So.").turn
+    made = [msgspec.structs.replace(turn, request=request(owner=owner)) for owner in ("ann", "bob")]
+    await store.record([build_row(TurnKey(OURS, name), turn) for name, turn in zip(names, made, strict=True)], Seq(2))
+    assert [await store.is_owned(OURS, "turn", name, "ann") for name in names] == [True, True]
+    assert [await store.is_owned(OURS, "turn", name, "bob") for name in names] == [False, False]
 
 
 async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
