@@ -241,8 +241,8 @@ class ContinuationMapper:
     ) -> None:
         """`blocks` are the stored blocks. `pending_space` is white space that is stored but was not in the call.
 
-        `repeatable` are the last texts of the answer, which the call may begin anew (RepeatedAnswer). After a pause
-        (`is_paused`), new thinking is a part of the answer.
+        `repeatable` are the last texts of the answer. If the call begins with one of them, it has begun the answer anew
+        (RepeatedAnswer). After a pause (`is_paused`), new thinking is a part of the answer.
         """
         self.repeated = 0
         """Characters of the stored text that the model repeated and that were left out."""

@@ -1,4 +1,4 @@
-"""Frees what an error keeps in memory, for errors that are part of a reference cycle."""
+"""Frees the memory that is referenced by an error in a reference cycle."""
 
 from traceback import clear_frames
 

@@ -434,7 +434,7 @@ class Store:
         user: str | None = None,
         owner: str | None = None,
     ) -> tuple[list[SessionRecord], int]:
-        """Like `sessions`, but returns sessions after the first `offset`, and the number of all."""
+        """Returns the sessions after the first `offset`, and the total number of sessions."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
         if owner is not None:
             of = {"owner": owner, "user": user, "project": project}

@@ -1,4 +1,4 @@
-"""Reads pages of a tenant's turns, by labels and outcome. The cost does not grow with the database."""
+"""Reads pages of a tenant's turns, by labels and outcome. The cost of a page does not grow with the database."""
 
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime

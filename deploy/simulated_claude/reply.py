@@ -107,7 +107,8 @@ def reply(
         turn=talk.key,
         message_id="msg_sim" + hashlib.sha256(f"{talk.key}{call}".encode()).hexdigest()[:20],
         model=request.model,
-        # The cache counts the words of each block. Joined without white space, the blocks have fewer words.
+        # The cache counts the words of each block. In the joined blocks, the last word of a block and the first of the
+        # next are one word.
         input_tokens=max(0, request.input_tokens - cached.read - cached.written),
         cached=cached,
         part=part,

@@ -70,7 +70,7 @@ async def cancel_batch(
 
 
 async def refresh_all(log: TurnLog, tenant: Tenant, found: Sequence[StoredBatch]) -> list[StoredBatch]:
-    """Returns each batch of a list from the database as the log has it now."""
+    """Returns the listed batches with their current state from the log."""
     return await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found))
 
 

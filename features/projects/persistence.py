@@ -47,7 +47,7 @@ class ProjectTable:
     async def numbered_projects(
         self, tenant: Tenant, offset: int, limit: int, since: datetime
     ) -> tuple[list[ProjectRecord], int]:
-        """Returns projects after the first `offset`, newest first, and the number of all."""
+        """Returns the projects after the first `offset`, newest first, and the total number of projects."""
         rows = await self._store.read("projects_from", tenant=tenant, limit=limit, offset=offset)
         counted = await self._store.read("count_projects", tenant=tenant)
         return [project_record(row, since) for row in rows], counted[0]["total"]

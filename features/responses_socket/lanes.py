@@ -45,7 +45,7 @@ NAMED_MAX = 32
 WAITING_MAX = 64
 # Bytes of the messages of all responses that wait or run.
 MESSAGES_BYTES_MAX = 32 * 1024 * 1024
-# The log may be unavailable for a while. A stream that is cut so many times without an event is given up.
+# The log may be unavailable for a while. After this many cuts without an event in between, a stream is given up.
 RESUME_AFTER_S = 0.5
 RESUMES_MAX = 10
 

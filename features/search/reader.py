@@ -26,7 +26,7 @@ SEARCHES_WAITING_MAX = 3
 
 
 class SearchReader:
-    """Searches for words. One runs at a time."""
+    """Searches for words, one search at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,7 +1,8 @@
 """Forced tool calls for models without them: structured output, which is stored as the call (PROTOCOL R77). Pure.
 
 The log then holds an ordinary tool call, so every dialect, resume and the session's history work as for any other call.
-The arguments are stored while they arrive. An answer that is not a call stays text, and the plan requests it once more.
+The arguments are stored while they arrive. The text of an answer without a call is stored, too, and the plan requests
+one more answer.
 """
 
 import re

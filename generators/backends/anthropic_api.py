@@ -109,7 +109,7 @@ class MessagesApi:
 
 
 class _Answer:
-    """The state of one answer. Each piece of it is decoded and stored as it arrives."""
+    """The state of one answer. Each event is decoded and stored as it arrives."""
 
     def __init__(
         self, put: Put, pings_timeout_s: float, reserve: Callable[[], AbstractAsyncContextManager[None]]

@@ -422,7 +422,7 @@ def _require_owned(key: TurnKey, first: Sequence[StoredEntry]) -> None:
 
 
 class _Listening(Generic[T]):
-    """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when some may be missing.
+    """Passes the messages of the live feed on `subject` to `receive`. Calls `reset` when messages may be missing.
 
     A class, because two generators for each turn that is read would take 1 kB more.
     """
