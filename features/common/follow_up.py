@@ -19,7 +19,7 @@ SAME = sorted({*NewTurn.__struct_fields__}.intersection(Request.__struct_fields_
 
 
 async def settings_of(blob_store: BlobStore, tenant: Tenant, request: Request) -> dict[str, Any]:
-    """Returns fields of a NewTurn, with the texts of their blobs. Raises Refused for an expired blob, LogUnavailable."""
+    """Returns fields of a NewTurn, with the blobs' texts. Raises Refused if a blob has expired, LogUnavailable."""
     prompt = StoredMessages([], request.system, request.tools)
     try:
         texts = {
