@@ -97,6 +97,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/CLAUDE_API.md": reference_tables.claude_api_tables,
     "docs/CLIENTS.md": client_tables,
     "docs/COMMAND_LINE.md": reference_tables.commands_table,
+    "docs/COMPARISON.md": lambda: csv_tables("docs/comparison.csv", "###"),
     "docs/DEPENDENCIES.md": lambda: "\n".join(
         csv_tables(f"tools/{name}.csv", "##") for name in ("dependencies", "own_code", "nats_py_overrides")
     ),

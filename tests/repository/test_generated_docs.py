@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,13 @@ def test_the_page_of_events_has_each_dialect() -> None:
     assert [name for name in DIALECTS if f"## {name}\n" not in page] == []
     assert '{"type": "delta", "text": "Hel"}' in page
     assert "event: warning  a sentence" in page
+
+
+def test_each_row_of_the_comparison_has_a_version_or_a_source_and_its_day() -> None:
+    for row in rows_of("docs/comparison.csv"):
+        assert re.search(r"https://|\d+\.\d+\.\d+|\w+=v\d", row["product, version"]), row
+        assert date.fromisoformat(row["read on"]) <= datetime.now(UTC).date()
+        assert all(row.values()), row
 
 
 def test_each_feature_says_what_it_does() -> None:
