@@ -255,9 +255,7 @@ class FanOut:
         request = self.request_of(key)
         if request is not None and may_use(viewer_in(key.tenant), owner_of(request)):
             return
-        # The read raises for another's turn. A read that is behind finds nothing.
-        while not await self._log.read_entries(key, limit=1):
-            await self._log.require_turn(key)
+        await self._log.require_owned(key)
 
     @asynccontextmanager
     async def expect(self, key: TurnKey) -> AsyncIterator[None]:

@@ -38,7 +38,7 @@ from tailrace.proto.nats.log_server import (
     PublishUnclear,
 )
 from tailrace.proto.nats.pub_ack import Ack
-from tailrace.proto.nats.replay import ask_twice
+from tailrace.proto.nats.replay import ask_twice, require_owned
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
 from tailrace.proto.subjects import STREAM
@@ -187,11 +187,19 @@ class JetStreamLog:
     async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
         """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
 
-        None only when the stream's leader has said so twice. Raises LogUnavailable.
+        In a user's view, None also for an entry of another's turn. Otherwise None only when the stream's leader has
+        said so twice. Raises LogUnavailable.
         """
         found = await ask_twice(partial(self._leader.first, subjects.entries_of_tenant(tenant), seq))
-        turn = subjects.parse(found.subject)[0].turn if found is not None and found.seq == seq else None
-        return TurnKey(tenant, turn) if turn is not None else None
+        if found is None or found.seq != seq:
+            return None
+        key = TurnKey(tenant, subjects.parse(found.subject)[0].turn)
+        if isinstance(tenant, TenantView):
+            try:
+                await require_owned(self, key)
+            except TurnUnknown:
+                return None
+        return key
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:
         """Returns the turn with this id, of any tenant; None if the log has none.

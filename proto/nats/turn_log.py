@@ -31,6 +31,7 @@ class TurnLog(JetStreamLog):
     read_ended_turn = replay.read_ended_turn
     find_stored = replay.find_stored
     require_turn = replay.require_turn
+    require_owned = replay.require_owned
 
     async def append(
         self,

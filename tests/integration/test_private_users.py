@@ -446,8 +446,13 @@ async def test_a_post_with_a_cursor_of_another_user_is_refused(people: People) -
     body, stream = {"message": LINE}, {"accept": "text/event-stream"}
     events = parse((await people.ann.post("/v1/turns", json=body, headers=stream)).content)
     last = {"last-event-id": str(next(event.id for event in events if event.id is not None))}
-    refused = await people.bob.post("/v1/turns", json=body, headers=stream | last)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_mismatch")
+    for sent in (body, {"message": f"{LINE} other"}):
+        refusals = []
+        for cursor in (last["last-event-id"], "9" * 15):
+            refused = await people.bob.post("/v1/turns", json=sent, headers=stream | {"last-event-id": cursor})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_mismatch")
+            refusals.append(refused.json()["error"]["message"].replace(cursor, "?"))
+        assert refusals[0] == refusals[1]
     assert (await people.ann.post("/v1/turns", json=body, headers=stream | last)).status_code == 200
 
 
@@ -520,6 +525,29 @@ async def test_a_session_stream_that_waits_for_a_name_shows_no_turn_of_another_u
     for task in (waiting, own):
         task.cancel()
     assert made["turn"] not in SEEN[id(people.bob)]
+
+
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_the_position_of_a_session_stream_names_no_turn_of_another_user(people: People) -> None:
+    """A user who sends numbers as a position would learn from the next one which of them are turns of others."""
+    await people.set_users("private")
+    hers = (await people.ann.post("/v1/turns", json={"message": LONG_ANSWER})).json()
+    his = await end(people.bob, {"message": LINE})
+    path = f"/v1/sessions/{hers['session']}/events"
+    position = await first_id(people.ann, path, lambda found: "." in found)
+    for client, session, is_known in ((people.ann, hers, True), (people.bob, his, False)):
+        path = f"/v1/sessions/{session['session']}/events?after={position}"
+        assert ("." in await first_id(client, path)) is is_known
+
+
+async def first_id(client: httpx2.AsyncClient, path: str, is_wanted: Callable[[str], bool] = bool) -> str:
+    """Returns the first wanted id that a stream sends."""
+    async with client.stream("GET", path) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("id: ") and is_wanted(found := line.removeprefix("id: ")):
+                return found
+    raise AssertionError(f"{path} has ended without an id")
 
 
 SEEN: dict[int, str] = {}
