@@ -110,16 +110,23 @@ class Deleter:
         """
         if kind == "turn":
             if viewer_in(tenant) is not None:
-                # Persistence does not know the owner of a turn with `store: false`.
-                try:
-                    await self._log.read_entries(TurnKey(tenant, TurnId(name)), limit=1)
-                except TurnUnknown as unknown:
-                    raise not_found("turn") from unknown
+                await self._require_owned(TurnKey(tenant, TurnId(name)))
             for steps in self.steps:
                 await steps.begin(TurnKey(tenant, TurnId(name)))
         deletion = RunningDeletion(erases=erases)
         await self.run(tenant, kind, name, deletion)
         return len(deletion.turns)
+
+    async def _require_owned(self, key: TurnKey) -> None:
+        """Raises Refused for another's turn that the log has; LogUnavailable. Persistence checks all others.
+
+        It does not know the owner of a turn with `store: false`.
+        """
+        try:
+            await self._log.require_owned(key)
+        except TurnUnknown as unknown:
+            if await self._log.has_turn(key):
+                raise not_found("turn") from unknown
 
     async def withdraw(self, tenant: Tenant, user: str) -> None:
         """Keeps a user's data in other users' turns from becoming turns of the user. Raises Refused, LogError."""

@@ -7,10 +7,12 @@ import pytest
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter, DeletionSteps, RunningDeletion
-from tailrace.proto.entries import End
-from tailrace.proto.errors import Refused
+from tailrace.proto.entries import End, Request
+from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.nats.log_server import PAGE_MAX, EntryPage
+from tailrace.proto.ownership import may_use, owner_of, view_of, viewer_in
 from tailrace.proto.resources import DeletedRows, DeleteResource, Remaining, TurnToDelete
 from tailrace.testing import MemoryCounters, MemoryLog, MemorySlots, MemoryTombstones
 from tests.harness.turn_builder import Handwritten, completed_turn, started_turn
@@ -108,6 +110,42 @@ async def test_an_erasure_whose_time_is_over_has_done_one_round_and_the_next_req
     assert [await deleter.run(TENANT, "user", "u", part) for part in parts] == [False, True]
     assert [len(part.turns) for part in parts] == [2, 1]
     assert rows.early == []
+
+
+class BehindLog(MemoryLog):
+    """Each first read is from a replica that has not stored the turn yet. Later ones find the owner, as in NATS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read = set[TurnKey]()
+
+    async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
+        if key not in self._read:
+            self._read.add(key)
+            return EntryPage([], is_last=True, following=0)
+        page = await super().read(key, after, limit)
+        for stored in page.entries[:1]:
+            if isinstance(stored.entry, Request) and not may_use(viewer_in(key.tenant), owner_of(stored.entry)):
+                raise TurnUnknown("of another user")
+        return page
+
+
+@pytest.mark.rule("R146")
+async def test_a_private_user_deletes_no_turn_of_another_one_while_a_replica_is_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Persistence knows no owner of a turn with `store: false`."""
+    hers = Handwritten()
+    hers.store_request(owner="ann", store=False)
+    monkeypatch.setattr("tests.unit.test_deleter.MemoryLog", BehindLog)
+    deleter, rows, _ = build(monkeypatch, [hers])
+    with pytest.raises(Refused) as refused:
+        await deleter.delete(view_of(TENANT, "bob"), "turn", key(0).turn)
+    assert (refused.value.code, len(rows.log.stored)) == ("turn_not_found", 1)
+    assert await deleter.delete(view_of(TENANT, "ann"), "turn", key(0).turn) == 1
+    # The log has left it, and persistence checks the owner.
+    rows.left = [key(0)]
+    assert await deleter.delete(view_of(TENANT, "ann"), "turn", key(0).turn) == 1
 
 
 async def test_a_deletion_ends_with_an_error_when_clients_submit_more_turns_all_the_time(
