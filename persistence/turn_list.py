@@ -19,7 +19,7 @@ COMPARED_MAX = 100_000
 # Most turns are completed. They are found by another index.
 INDEXED_OUTCOMES = ("cancelled", "failed")
 # The order in which labels are tried: unlisted labels have the fewest turns each, models the most.
-BY_SELECTIVITY = {"user": 1, "owner": 1, "key": 2, "model": 3}
+BY_SELECTIVITY = {"user": 1, "key": 2, "model": 3}
 
 
 class Read(Protocol):
@@ -101,8 +101,13 @@ class TurnListReader:
         return [turn_record(row) for row in await self._read("slowest_turns", **values)][: query.limit - 1], None
 
     async def best_scan(self, query: TurnPageQuery) -> Scan:
-        """Returns the scan whose `end` is the oldest (of the rarest label or outcome), or NEWEST without scans."""
+        """Returns the scan whose `end` is the oldest (of the rarest label or outcome), or NEWEST without scans.
+
+        With the label `owner`, always its scan: a private user would see the positions of others' turns as ends.
+        """
         best, values = Scan("turns", {}, NEWEST), query.values
+        if "owner" in query.labels:
+            return await self.scan("labelled_turns", values, name="owner", value=query.labels["owner"])
         if query.outcome in INDEXED_OUTCOMES:
             best = await self.scan("turns_of_outcome", values)
         for name in sorted(query.labels, key=lambda name: BY_SELECTIVITY.get(name, 0)):

@@ -66,10 +66,13 @@ class SearchReader:
             raise StoreBusy(why) from error
 
     async def _best_scan(self, query: TurnPageQuery, words: Sequence[str]) -> Scan:
-        """Returns the scan whose `end` is the oldest: that of the rarest label, word or outcome."""
+        """Returns the scan whose `end` is the oldest: that of the rarest label, word or outcome.
+
+        With the label `owner`, always its scan, see TurnListReader.best_scan.
+        """
         turn_list, values = self._store.turn_list, query.values
         best = await turn_list.best_scan(query)
-        if best.end == OLDEST:
+        if best.end == OLDEST or "owner" in query.labels:
             return best
         if self._store.system == "sqlite":
             # One word per scan: for several, the index reads until it finds a row that has all of them.

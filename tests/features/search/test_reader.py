@@ -147,6 +147,46 @@ async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
 BY_INDEX = "enable_seqscan=off&enable_hashjoin=off&enable_mergejoin=off"
 
 
+@pytest.mark.rule("R146")
+async def test_a_page_for_a_private_user_ends_at_the_position_of_no_other_users_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever label, word or outcome is rarer than the owner. The pages together have all turns that match."""
+    monkeypatch.setattr("tailrace.persistence.turn_list.SCAN_MAX", 4)
+    rows = []
+    for n in range(60):
+        is_rare = n <= 10
+        labels = {"model": "m", "owner": "bob" if n % 10 else "ann", "metadata.team": "rare" if is_rare else "many"}
+        row = running_row(f"t{n:02}", step=n, session=f"s-{labels['owner']}")
+        added = words_row(hash_text("all rare" if is_rare else "all"))
+        ended: Outcome = "failed" if is_rare else "completed"
+        encoded = msgspec.json.encode(labels).decode()
+        rows.append(msgspec.structs.replace(row, labels=encoded, added=added, outcome=ended))
+    await store.record(rows)
+    own = {(row.asked_at, row.turn) for row in rows[::10]}
+    for named, text, outcome in OF_PRIVATE_USER:
+        found: list[str] = []
+        before: PageCursor | None = NEWEST
+        while before is not None:
+            query = TurnPageQuery(OURS, {"owner": "ann", **named}, None, before, 9, outcome)
+            page, before = await read_page(store, query, hash_text(text).split())
+            found += [one.turn for one in page]
+            assert before is None or (before.at, before.name) in own, (named, text, outcome)
+        is_rare = (named, text, outcome) not in OF_PRIVATE_USER[:3]
+        assert found == [row.turn for row in rows[::-1] if (row.asked_at, row.turn) in own][-2 if is_rare else 0 :]
+
+
+OF_PRIVATE_USER: tuple[tuple[dict[str, str], str, Outcome | None], ...] = (
+    ({}, "", None),
+    ({"model": "m"}, "", None),
+    ({}, "all", None),
+    ({"metadata.team": "rare"}, "", None),
+    ({}, "", "failed"),
+    ({}, "rare", None),
+    ({"metadata.team": "rare"}, "all rare", "failed"),
+)
+
+
 @pytest_asyncio.fixture
 async def store_by_index(either_database: Path | str) -> AsyncIterator[Store]:
     where = either_database if isinstance(either_database, Path) else f"{either_database}?{BY_INDEX}"
