@@ -199,9 +199,13 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
 
 
 async def is_logged(log: TurnLog, key: TurnKey) -> bool:
-    """Returns whether the log still has the turn. Raises LogUnavailable."""
+    """Returns whether the log still has the turn, and the user who sees the tenant owns it. Raises LogUnavailable."""
     # Any replica has the first entry, also while there is no leader. Only a leader can say that there is no entry.
-    return bool(await log.read_entries(key, limit=1)) or await log.has_turn(key)
+    try:
+        await log.require_owned(key)
+    except TurnUnknown:
+        return False
+    return True
 
 
 def start_index(request: ApiRequest) -> int | None:

@@ -550,6 +550,19 @@ async def first_id(client: httpx2.AsyncClient, path: str, is_wanted: Callable[[s
     raise AssertionError(f"{path} has ended without an id")
 
 
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_a_chat_of_ai_sdk_with_the_id_of_another_users_turn_is_as_unknown(people: People) -> None:
+    """The path has the id of a chat or of a turn. Without an answer to resume, `useChat` expects 204."""
+    await people.set_users("private")
+    running = (await people.ann.post("/v1/turns", json={"message": LONG_ANSWER})).json()
+    for query in ("", "?startIndex=0", "?startIndex=-1"):
+        path = f"/api/chat/{{}}/stream{query}"
+        theirs, unknown = [await people.bob.get(path.format(turn)) for turn in (running["turn"], UNKNOWN[0])]
+        assert (theirs.status_code, theirs.content) == (unknown.status_code, unknown.content), query
+        assert (await people.ann.head(path.format(running["turn"]))).status_code == 200
+
+
 SEEN: dict[int, str] = {}
 
 
