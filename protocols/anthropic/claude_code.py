@@ -18,6 +18,7 @@ from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto import long_strings
 from tailrace.proto.ids import Tenant, is_session_name
 from tailrace.proto.nats import Claims, TurnLog
+from tailrace.proto.ownership import owned_key
 from tailrace.protocols.common.usable_key import find_usable_key
 
 # Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
@@ -53,8 +54,10 @@ async def idempotency_key(
     # These bytes include the session and headers of the question, not `stream`.
     canonical = b"".join(await long_strings.encode(_without_stream(new_turn), is_sorted=True))
     prefix = f"claude-code {await hash_body(canonical)}"
-    keys = [f"{prefix} {number}" for number in range(TURNS_MAX)]
-    return await find_usable_key(log, claims, tenant, keys) or keys[-1], canonical
+    # By the key in the claim, of which the gateway makes it again for a private user.
+    keys = {owned_key(tenant, key): key for key in (f"{prefix} {number}" for number in range(TURNS_MAX))}
+    found = await find_usable_key(log, claims, tenant, keys)
+    return keys.get(found or "", f"{prefix} {TURNS_MAX - 1}"), canonical
 
 
 def _without_stream(new_turn: NewTurn) -> NewTurn:

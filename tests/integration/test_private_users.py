@@ -563,6 +563,25 @@ async def test_a_chat_of_ai_sdk_with_the_id_of_another_users_turn_is_as_unknown(
         assert (await people.ann.head(path.format(running["turn"]))).status_code == 200
 
 
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_claude_code_of_a_private_user_repeats_a_turn_until_it_has_failed(people: People) -> None:
+    """Then it starts another one, as in a shared tenant."""
+    await people.set_users("private")
+    headers = {"x-claude-code-session-id": new_id()}
+
+    async def post(line: str) -> str:
+        asked = [{"role": "user", "content": line}]
+        body = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": asked, "stream": True}
+        answer = await people.ann.post("/v1/messages", json=body, headers=headers)
+        return str(answer.headers["tailrace-turn"])
+
+    assert len({await post(LINE) for _ in range(3)}) == 1
+    # Its first model call and the repetitions of the call fail.
+    failed, second, third = [await post(f"{LINE} fault=529x5") for _ in range(3)]
+    assert failed != second == third
+
+
 SEEN: dict[int, str] = {}
 
 
