@@ -137,7 +137,12 @@ class Steering:
             _require_user(draft, record.user)
             # The record has no tools, options and limits.
             return msgspec.structs.replace(
-                new_turn, session=record.session, model=record.model, user=record.user, metadata=record.metadata
+                new_turn,
+                session=record.session,
+                project=record.project,
+                model=record.model,
+                user=record.user,
+                metadata=record.metadata,
             )
         if request is None or request.batch is not None:
             raise not_found("turn")

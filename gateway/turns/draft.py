@@ -13,10 +13,10 @@ from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
-from tailrace.proto.errors import CursorUnknown, Refused
+from tailrace.proto.errors import CursorUnknown, Refused, not_found
 from tailrace.proto.ids import Seq, TurnKey, parse_cursor
 from tailrace.proto.nats import Claim
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ownership import owned_key, viewer_in
 
 WhenDelivered = Callable[[], Awaitable[None]]
 
@@ -97,8 +97,12 @@ def draft_turn(
 ) -> TurnDraft:
     """Returns the draft of `new_turn`. `default_key` is its key if the request has no Idempotency-Key.
 
-    Raises Refused for an invalid key or cursor.
+    Raises Refused for an invalid key or cursor, and for a project of a private user.
     """
+    if new_turn.project is not None and viewer_in(request.tenant) is not None:
+        # Projects are the tenant's. Claude Code works in one folder for all sessions of a project. A turn that a
+        # feature derives from a stored one has no check: it keeps the project that the tenant has chosen.
+        raise not_found("project")
     key = idempotency_key_of(request) or default_key
     if key not in (None, AUTO):
         key = owned_key(request.tenant, key)

@@ -17,10 +17,9 @@ from tailrace.proto import blobs, entries, entry_encryption, odd_json
 from tailrace.proto.containers import with_container
 from tailrace.proto.depth import LEVELS_MAX, is_deeper
 from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
-from tailrace.proto.errors import Refused, not_found
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import LOCAL, USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
-from tailrace.proto.ownership import viewer_in
 from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.system_messages import fit_system_messages
 from tailrace.proto.usage import NANO_USD_PER_USD
@@ -306,9 +305,6 @@ def build_entry(
         )
     if new_turn.max_tokens is not None and not 1 <= new_turn.max_tokens <= most:
         raise Refused("request_invalid", f"`max_tokens` must be from 1 to {most} for {model.id}")
-    if new_turn.project is not None and viewer_in(principal.tenant) is not None:
-        # Projects are the tenant's. Claude Code works in one folder for all sessions of a project.
-        raise not_found("project")
     if new_turn.max_cost is not None and model.prices is None:
         raise Refused("price_unknown", f"`max_cost`: the price of {model.id} is unknown")
     system = new_turn.system

@@ -582,6 +582,29 @@ async def test_claude_code_of_a_private_user_repeats_a_turn_until_it_has_failed(
     assert failed != second == third
 
 
+@pytest.mark.rule("S20")
+@pytest.mark.rule("R146")
+async def test_a_private_user_steers_and_decides_in_a_project_that_the_tenant_has_chosen(people: People) -> None:
+    """The following turn stays in it. The user itself can name no project."""
+    await people.set_users("private")
+    session = (await end(people.ann, {"message": LINE}))["session"]
+    of_project = {"session": session, "project": f"rivers-{new_id()}"}
+    assert (await people.ann.post("/v1/turns", json={"message": LINE, **of_project})).status_code == 404
+    added = (await people.company.post("/v1/turns", json={"message": LONG_ANSWER, **of_project})).json()
+    steered = await people.ann.post(f"/v1/turns/{added['turn']}/steer", json={"message": LINE})
+    assert steered.status_code == 202, steered.text
+    await people.ann.get(steered.json()["links"]["events"])
+    calling = {"message": f"{LINE} tool=look", "tools": [{"name": "look", "input_schema": {}}], **of_project}
+    await end(people.company, calling)
+    (call,) = (await people.ann.get(f"/v1/sessions/{session}/calls")).json()["calls"]
+    path = f"/v1/sessions/{session}/calls/{call['call']}"
+    decided = (await people.ann.post(path, json={"result": "blue"})).json()
+    assert decided["next"] is not None, decided
+    for turn in (steered.json()["turn"], decided["next"]):
+        found = await people.company.get(f"/v1/turns/{turn}")
+        assert (found.json()["project"], found.json()["owner"]) == (of_project["project"], "ann")
+
+
 SEEN: dict[int, str] = {}
 
 

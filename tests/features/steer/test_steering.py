@@ -448,13 +448,13 @@ async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
     assert await gateways.chain() == [STEERED.turn]
 
 
-async def test_the_message_belongs_to_the_user_of_a_turn_that_has_left_the_log() -> None:
-    """Otherwise the JWT of this user could not read the answer."""
-    gateways = Gateways(user="mia", metadata={"app": "map"})
+async def test_the_message_belongs_to_the_user_and_project_of_a_turn_that_has_left_the_log() -> None:
+    """Otherwise the JWT of this user could not read the answer, and Claude Code would work in another folder."""
+    gateways = Gateways(user="mia", project="rivers", metadata={"app": "map"})
     await gateways.complete(STEERED)
     gateways.log.read_turn = AsyncMock(side_effect=TurnUnknown("gone"))  # type: ignore[method-assign]
     stored = await gateways.steer("and now?")
-    assert (stored.entry.user, stored.entry.metadata) == ("mia", {"app": "map"})
+    assert (stored.entry.user, stored.entry.project, stored.entry.metadata) == ("mia", "rivers", {"app": "map"})
 
 
 async def test_steer_and_cancel_at_the_same_moment_leave_one_end_and_one_next_turn() -> None:
