@@ -48,7 +48,7 @@ test-core: setup ## run the core as processes without any feature: POST, stream,
 
 test-all: setup $(CLIENTS) ## run `check` and every test, as CI does: also real clients in browsers, images, clusters
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
-	$(RUN_TESTS) --durations 25 -rs
+	$(RUN_TESTS) --durations 25 -r fEs
 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test-all`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered

@@ -54,7 +54,7 @@ def as_module(code: str) -> str:
 
 def folder_of_an_app(tmp_path: Path) -> Path:
     """Returns a folder with the modules that users copy, and the packages of the tests."""
-    for module in ("tailrace.js", "tailrace.d.ts", "react.js", "react.d.ts", "ai-sdk.js"):
+    for module in ("tailrace.js", "tailrace.d.ts", "react.js", "react.d.ts", "fetch.js", "fetch.d.ts", "ai-sdk.js"):
         shutil.copy(CHECKOUT / "web" / module, tmp_path)
     shutil.copy(CHECKOUT / "examples/edge_proxy.js", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')
@@ -65,7 +65,7 @@ def folder_of_an_app(tmp_path: Path) -> Path:
 async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_path: Path) -> None:
     folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
     # The programs of other pages are files in examples/, which have their own tests.
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 4
     for page, code in PROGRAMS:
         program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
         assert QUESTION in program, page

@@ -72,6 +72,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
         messages=[Message("user", BODY["message"])],
         on_pause="continue",
         session=accepted["session"],
+        owner=None,
         by=stored.by,
         body_sha256=stored.body_sha256,
         queue_position=stored.queue_position,
@@ -100,6 +101,7 @@ async def test_a_post_stores_the_request_and_returns_links(lone_gateway: Gateway
     # Turns of other tests may wait before it.
     assert msgspec.to_builtins(msgspec.structs.replace(stored, queue_position=None)) == {
         "session": accepted["session"],
+        "owner": None,
         "by": stored.by,
         "body_sha256": stored.body_sha256,
         **body,

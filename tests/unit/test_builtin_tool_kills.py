@@ -55,6 +55,7 @@ def readable(items: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.rule("R119")
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("thinking", ["", " thinking=3"], ids=["text", "thinking"])
 def test_a_killed_generator_repeats_no_search_and_no_code(thinking: str) -> None:
     """100 seeds, up to eight kills each, at any event: the items are those of an answer without a kill."""
