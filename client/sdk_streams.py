@@ -11,7 +11,7 @@ Kind = Literal["begin", "whole", "failed"] | None
 
 
 class Meaning(NamedTuple):
-    """What an event is to a reader that may be cut. Without a cursor, it belongs to the next event that has one."""
+    """The cursor and the kind of an event. A reader that was cut resumes after an event with a cursor."""
 
     cursor: str | None = None
     kind: Kind = None
@@ -26,7 +26,7 @@ class Dialect(NamedTuple):
     """Returns what an event means. Its argument has the fields of the event."""
     after: str = "&after="
     rest: bytes = b""
-    """What follows the last cursor of a whole answer."""
+    """The bytes after the last cursor of a whole answer."""
 
     def path_after(self, turn: str, cursor: str | None) -> str:
         """Returns the path and query of the events after the cursor."""

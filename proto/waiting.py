@@ -29,7 +29,7 @@ T = TypeVar("T")
 BEAT_LATE_S = 20.0
 RETRY_S = 1.0
 LOG_EVERY_S = 30.0
-# What a process waits for, by the error of an attempt. All other errors end it: no later attempt can succeed.
+# The cause of a wait, by the error of an attempt. All other errors end the process: no later attempt can succeed.
 AWAITED: tuple[tuple[type[TailraceError], str], ...] = (
     (LogIncomplete, "the streams in NATS"),
     (LogUnavailable, "nats-server"),
@@ -49,7 +49,7 @@ class ProcessHealth:
     def __init__(self) -> None:
         self.is_ready = False
         self.awaited = ""
-        """What the start waits for, without names of hosts: clients read it, too."""
+        """The cause of the wait, without names of hosts: clients read it, too."""
         self.beat_at = time.monotonic()
 
     def liveness_fault(self) -> str:

@@ -111,23 +111,13 @@ class Authenticator:
             token, verifiers = found[0]
             for verifier in verifiers:
                 if token and (principal := await verifier.verify(token, request)) is not None:
-                    if principal.must_name_user:
-                        principal = self._with_view(principal)
-                    elif self.api_keys.users_of(principal.tenant) == "private":
-                        principal = principal._replace(has_private_users=True)
+                    if self.api_keys.users_of(principal.tenant) == "private":
+                        principal = _among_private_users(principal)
                     self.require_valid(principal)
                     return principal
         if all(name in request.headers for name in CREDENTIAL_HEADERS):
             raise Refused("credential_invalid", TWO_HEADERS_MESSAGE)
         raise credential_invalid()
-
-    def _with_view(self, principal: Principal) -> Principal:
-        """Returns the principal of a private user with the tenant as this user sees it. Raises Refused without one."""
-        users = self.api_keys.users_of(principal.tenant)
-        if users == "private" and principal.must_name_user and principal.user is None:
-            raise credential_invalid()
-        viewer = viewer_of(principal.user, users)
-        return principal if viewer is None else principal._replace(tenant=view_of(principal.tenant, viewer))
 
     def _has_view(self, principal: Principal) -> bool:
         """Returns whether the principal still sees what it may: the tenant's users may have become private."""
@@ -172,6 +162,18 @@ class Authenticator:
         self.api_keys.unwatch(_users_record(principal) if principal.must_name_user else principal.key, ended)
         if timer is not None:
             timer.cancel()
+
+
+def _among_private_users(principal: Principal) -> Principal:
+    """Returns the principal in a tenant whose users are private: a user gets the tenant as this user sees it.
+
+    Raises Refused if the credential must name a user and names none.
+    """
+    if not principal.must_name_user:
+        return principal._replace(has_private_users=True)
+    if principal.user is None:
+        raise credential_invalid()
+    return principal._replace(tenant=view_of(principal.tenant, principal.user))
 
 
 def _users_record(principal: Principal) -> str:

@@ -1,4 +1,4 @@
-"""What a gateway answers while its start waits: `/healthz` with 200, everything else with 503."""
+"""The responses of a gateway whose start waits: 200 for `/healthz`, 503 for all other paths."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What this process tells systemd: that it is ready and alive (sd_notify(3)), and the priorities of its log lines."""
+"""Notifies systemd that this process is ready and alive (sd_notify(3)), and marks the priorities of its log lines."""
 
 import os
 import socket

@@ -58,7 +58,16 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
     packing = [str(node.NODE), str(node.NPM), "pack", "--json", "--pack-destination", str(tmp_path)]
     found = await node.command(packing, {"HOME": tmp_path}, CHECKOUT / "web")
     [package] = msgspec.json.decode(found)
-    files = {"ai-sdk.js", "fetch.d.ts", "fetch.js", "package.json", "react.d.ts", "react.js", "tailrace.d.ts", "tailrace.js"}
+    files = {
+        "ai-sdk.js",
+        "fetch.d.ts",
+        "fetch.js",
+        "package.json",
+        "react.d.ts",
+        "react.js",
+        "tailrace.d.ts",
+        "tailrace.js",
+    }
     assert {one["path"] for one in package["files"]} == files
     modules = tmp_path / "node_modules"
     with tarfile.open(tmp_path / package["filename"]) as archive:
