@@ -187,6 +187,8 @@ class Deleter:
 
     async def _erase(self, key: TurnKey, deletion: RunningDeletion, deadline: float) -> bool:
         """Overwrites entries of a turn until `deadline`, but one at least. Returns whether none is left."""
+        # Before its end is overwritten: a reader would note that the log has lost it (PROTOCOL R144).
+        await self._tombstones.mark_deletion(key)
         erased = await self._log.erase(key, deadline)
         deletion.log_entries += erased.entries
         return erased.is_gone

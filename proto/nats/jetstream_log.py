@@ -40,6 +40,7 @@ from tailrace.proto.nats.log_server import (
 from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.replay import ask_twice, require_owned
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.nats.tombstones import Tombstones
 from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
 from tailrace.proto.subjects import STREAM
 
@@ -82,7 +83,7 @@ class JetStreamLog:
         self._event_blobs = EventBlobs(connection, self._keys)
         self._erasing = asyncio.Lock()
         self.damaged: dict[TurnKey, bool] = {}
-        """The turns of which this process has found that entries are lost, and whether it has noted that."""
+        """The turns of which this process has found that entries are missing; whether there is nothing left to note."""
 
     async def publish(self, key: TurnKey, entry: Entry, fence: Seq) -> Seq:
         """See LogServer.publish. NATS receives the entry encrypted if the turn's request has a key (PROTOCOL R113).
@@ -230,12 +231,23 @@ class JetStreamLog:
         """See LogServer.note_damage."""
         if self.damaged.get(key):
             return
+        if await self._is_deleted(key):
+            # Readers receive the end from the database until the turn is gone. There is nothing to note.
+            self.damaged[key] = True
+            return
         if key not in self.damaged:
             logger.error("the log has lost an entry of a turn", turn=key.turn, tenant=key.tenant, lost=lost)
         self.damaged[key] = False
         with suppress(nats.errors.Error):
             await self.connection.jetstream.publish(subjects.damage_note(key), lost.encode(), timeout=NOTE_TIMEOUT_S)
             self.damaged[key] = True
+
+    async def _is_deleted(self, key: TurnKey) -> bool:
+        """Returns whether the turn is being deleted: an erasure removes the end first. False if NATS does not answer."""
+        try:
+            return await Tombstones(self.connection).is_deleted(key)
+        except LogUnavailable:
+            return False
 
     async def damaged_turns(self) -> list[TurnKey]:
         """Returns the turns that `note_damage` has noted, of all processes, in order. Raises LogUnavailable."""

@@ -56,7 +56,7 @@ class Tombstones:
     async def find(self, key: TurnKey) -> Literal["deleted", "erased"] | None:
         """Asks the stream's leader whether the turn was deleted, or erased because of `store: false`.
 
-        A turn whose deletion has begun to cancel it is deleted. Raises LogUnavailable.
+        A turn whose deletion has begun to cancel or overwrite it is deleted. Raises LogUnavailable.
         """
         found = await self._leader.last(subjects.tombstone(key))
         if found is None:
@@ -90,11 +90,11 @@ class Tombstones:
             last, offset = max(last, found[-1]), offset + len(found) - 1
 
     async def mark_deletion(self, key: TurnKey) -> None:
-        """Marks a running turn, or an input of a batch, before its deletion cancels it. Raises LogUnavailable."""
+        """Marks a turn before its deletion cancels it or overwrites its entries. Raises LogUnavailable."""
         await self._publish(subjects.deletion_mark(key), "the deletion cannot be marked")
 
     async def is_deletion_marked(self, key: TurnKey) -> bool:
-        """Asks the stream's leader whether a deletion has begun to cancel the turn. Raises LogUnavailable."""
+        """Asks the stream's leader whether a deletion has begun to cancel or overwrite it. Raises LogUnavailable."""
         return await self._leader.last(subjects.deletion_mark(key)) is not None
 
     async def is_deleted(self, key: TurnKey) -> bool:

@@ -191,6 +191,42 @@ async def test_a_fork_retention_and_a_purge_are_no_damage(own_log: TurnLog, tena
     assert await own_log.damaged_turns() == []
 
 
+@pytest.mark.rule("R91", "R144")
+async def test_a_turn_that_is_being_erased_is_not_noted_as_damaged(
+    own_gateway: Gateway,
+    own_log: TurnLog,
+    tenant: Tenant,
+    persistence_in_loop: Persistence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An erasure of many turns takes minutes, and overwrites the end of each turn first."""
+    key = await write_turn(own_log, *TEXTS, tenant=tenant, user="ann")
+    await get(own_gateway, "/v1/sessions?limit=1")
+    seqs = [stored.seq for stored in await read_all_entries(own_log, key)]
+    delete, may_go_on = Leader.delete, asyncio.Event()
+
+    async def delete_slowly(self: Leader, seq: Seq, *, erases: bool = False) -> bool:
+        if seq != seqs[-1]:
+            await may_go_on.wait()
+        return await delete(self, seq, erases=erases)
+
+    async def is_end_erased() -> bool:
+        return not await own_log.has_entry(key, seqs[-1])
+
+    monkeypatch.setattr(Leader, "delete", delete_slowly)
+    erasing = asyncio.create_task(own_gateway.client.delete("/v1/users?user=ann"))
+    await until(is_end_erased)
+    with capture_logs() as logged:
+        received = await read(own_gateway.client, key.turn)
+        assert received.over == "cut"
+        received = await read(own_gateway.client, key.turn, received.frames[-1].seq)
+    assert (received.over, '"outcome":"completed"' in str(received.frames)) == ("ended", True)
+    assert [line for line in logged if line["log_level"] == "error"] == []
+    assert await own_log.damaged_turns() == []
+    may_go_on.set()
+    assert (await erasing).json()["turns"] == 1
+
+
 @pytest.mark.rule("F34")
 @pytest.mark.timeout(120)
 async def test_a_flipped_byte_of_a_block_file_is_noticed(tmp_path: Path) -> None:
