@@ -70,12 +70,7 @@ def describe_budget(budget: Mapping[str, Any]) -> str:
     """Returns a line about a budget: what is spent of it, what is left, and when it renews."""
     name, limit, spent, left = budget["name"], budget["limit"], budget["spent"], budget["left"]
     line = f"{name}: ${spent:.4f} of ${limit:g} is spent, ${left:.4f} is left until {budget['renews_at'][:10]}"
-    if not left:
-        return f"{line}: new turns are refused"
-    if spent >= limit:
-        # docs/LIMITS.md, "What is counted, and when".
-        return f"{line}, because turns from before the budget was set are not counted"
-    return line
+    return line if left else f"{line}: new turns are refused"
 
 
 def apply_change(own: Mapping[str, float], args: argparse.Namespace) -> dict[str, float]:

@@ -24,6 +24,7 @@ IMPORT_PATH = str(Path(__file__).parents[3])
 SIMULATED_KEY = "simulated"
 # Only persistence, which sends webhooks, gets the key; gateways only learn that a key exists.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
+WEBHOOKS = "TAILRACE_WEBHOOKS"
 # How long a generator's turns may continue after SIGTERM.
 GRACE = "TAILRACE_GRACE_S"
 # A metric of each process (proto/service.py).
@@ -123,9 +124,7 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
             readiness=plan.metrics_check(port),
             grace_s=float(environ.get(GRACE, Settings().grace_s)) if service.module == "generators" else GRACE_S,
         )
-        for service, port in zip(
-            services(options, plan, backend_settings, environ.get(WEBHOOK_KEY, "")), plan.metrics_ports, strict=True
-        )
+        for service, port in zip(services(options, plan, backend_settings, environ), plan.metrics_ports, strict=True)
     )
     simulated = [simulated_claude(plan, inherited)] if is_simulated(environ) else []
     return [persistence, *simulated, *rest]
@@ -141,12 +140,14 @@ def build_spare(spec: ProcessSpec, port: int) -> ProcessSpec:
     return msgspec.structs.replace(spec, name=name, environ=environ, where=where, readiness=readiness, is_spare=True)
 
 
-def services(options: Options, plan: Plan, backend_settings: Mapping[str, str], webhook_key: str) -> list[Service]:
+def services(
+    options: Options, plan: Plan, backend_settings: Mapping[str, str], environ: Mapping[str, str]
+) -> list[Service]:
     """Returns the services of `up` in the order in which they start: persistence, generators, gateways."""
-    database = str(options.data_dir / "tailrace.db")
+    database, webhook_key = str(options.data_dir / "tailrace.db"), environ.get(WEBHOOK_KEY, "")
     persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
     gateway = {
-        "TAILRACE_WEBHOOKS": "true" if webhook_key else "false",
+        WEBHOOKS: (environ.get(WEBHOOKS) or "true") if webhook_key else "false",
         "TAILRACE_LISTEN_FD": str(plan.listen_fd),
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),

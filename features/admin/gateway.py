@@ -384,7 +384,8 @@ def _reached_by_tenant(
     valid = {chains[key.id] for key in keys if key.is_good(now)}
     for one in reached:
         own = admissions.limiter.effective_limits(limits.get(one.tenant, {}))
-        of_key = one.key is None or chains.get(one.key) in valid
+        # Other names are those of JWTs, whose budgets are in the settings.
+        of_key = one.key not in chains or chains[one.key] in valid
         if of_key if one.of == "key" else getattr(own, one.budget) == one.limit_usd:
             found.setdefault(one.tenant, []).append(one)
     return found

@@ -41,7 +41,7 @@ from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
-from tailrace.proto.ownership import whole
+from tailrace.proto.ownership import viewer_in, whole
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.
@@ -277,7 +277,8 @@ class Admission:
                 is_reached = is_refused and is_final and amount <= quota.most
                 self._limiter.soft_limits.watch(owner, quota, value, self._key, is_refused=is_reached)
             if is_refused:
-                raise quota_error(quota, amount, value - counted, self._limiter.now())
+                hides = quota.noun == "tenant" and viewer_in(self._tenant) is not None
+                raise quota_error(quota, amount, value - counted, self._limiter.now(), hides_budget=hides)
             added.append(quota.subject)
         return added
 
@@ -325,15 +326,19 @@ class Admission:
         return age > STORED_WITHIN and not await log.has_turn(key)
 
 
-def quota_error(quota: Quota, amount: int, held: int, now: float) -> Refused:
-    """Returns the error for `amount` more than the quota allows, with the time at which it renews."""
+def quota_error(quota: Quota, amount: int, held: int, now: float, *, hides_budget: bool = False) -> Refused:
+    """Returns the error for `amount` more than the quota allows, with the time at which it renews.
+
+    `hides_budget`: without the sums of a budget, for a private user, who must not learn what others have spent.
+    """
     at = f"{datetime.fromtimestamp(quota.renews_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
     if quota.what in ("usd_day", "usd_month"):
         # 402 without Retry-After: SDKs repeat a 429, which would fail until the quota renews.
+        sums = f"{_usd(quota.most)}: {_usd(held)} is spent or reserved for running turns"
         return Refused(
             "budget_exceeded",
-            f"The budget of this {quota.noun} for the {PERIOD[quota.what]} is {_usd(quota.most)}: "
-            f"{_usd(held)} is spent or reserved for running turns, and this turn may cost {_usd(amount)}. "
+            f"The budget of this {quota.noun} for the {PERIOD[quota.what]} is "
+            f"{'nearly spent' if hides_budget else sums}, and this turn may cost {_usd(amount)}. "
             f"It renews at {at}. A smaller `max_tokens` or a `max_cost` reserves less.",
         )
     if amount > quota.most:

@@ -12,6 +12,7 @@ from tailrace.features.limits.quotas import Owner, Quota, What, quota_of
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import OPERATION, Route
+from tailrace.proto.ownership import viewer_in
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 DOLLARS = ("usd_day", "usd_month")
@@ -41,8 +42,13 @@ class LimitRests(msgspec.Struct, frozen=True):
 
 
 async def get_limits(request: ApiRequest, limiter: Limiter) -> Response:
-    """`GET /v1/limits`: the limits of this credential and of its tenant, and what is left of them."""
+    """`GET /v1/limits`: the limits of this credential and of its tenant, and what is left of them.
+
+    For a private user, without the budgets of the tenant: they tell what others have spent.
+    """
     rests = [rest for owner in limiter.owners(request.principal) async for rest in _rests_of(limiter, owner)]
+    if viewer_in(request.tenant) is not None:
+        rests = [rest for rest in rests if rest.of == "key" or rest.name not in DOLLARS]
     return json_response(LimitRests(rests))
 
 

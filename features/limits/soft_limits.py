@@ -14,6 +14,7 @@ import structlog
 
 from tailrace.features.common.budgets import Budget
 from tailrace.features.limits.quotas import Owner, Quota
+from tailrace.features.limits.rates import MINUTE_S
 from tailrace.features.limits.records import CheckBudget
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogError, Refused
@@ -66,7 +67,7 @@ class SoftLimits:
     def watch(self, owner: Owner, quota: Quota, counted: int, key: str | None, *, is_refused: bool = False) -> None:
         """Notes that the counter of a budget has reached `counted`, or that the budget has refused a turn.
 
-        A budget that was not compared before is compared once: its counter lacks the turns of before it was set.
+        A budget that was not compared before is compared once: its counter may lack turns (see `check`).
         """
         if self._next(quota) is None:
             return
@@ -76,7 +77,10 @@ class SoftLimits:
             self._added.set()
 
     async def check(self, owner: Owner, quota: Quota, key: str | None, *, is_refused: bool = False) -> int:
-        """Has persistence compare a budget. Returns what is spent, in nano-dollars. Raises Refused."""
+        """Has persistence compare a budget. Returns what is spent, in nano-dollars. Raises Refused, LogUnavailable.
+
+        The counter then has at least this amount: it lacks the turns that were accepted before the budget was set.
+        """
         renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
         is_of_key = quota.noun == "key"
         state = await self._history.query(
@@ -95,6 +99,12 @@ class SoftLimits:
             ),
         )
         self._reached[quota.subject] = (quota, state.reached_percent)
+        # Read after the sum, so that it has all turns of the sum.
+        counted = await self._counters.add(quota.subject, 0)
+        if counted < state.spent_nano_usd:
+            # Other gateways find the same at the same time, with other sums.
+            name = f"spent-{self._now() // MINUTE_S:.0f}"
+            await self._counters.add_once(quota.subject, state.spent_nano_usd - counted, name)
         return state.spent_nano_usd
 
     async def run(self) -> None:

@@ -1,7 +1,7 @@
 """Webhooks: settings, and the part of the persistence process that sends them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from tailrace.persistence.settings import SECONDS_MAX
 from tailrace.persistence.sql import read_queries
 from tailrace.persistence.tables import Tables
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
@@ -41,6 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_urls: Annotated[
         str,
         Meta(description="TENANT=URL pairs, separated by commas: default receivers for turns without a `webhook`"),
+    ] = ""
+    budget_webhook_urls: Annotated[
+        str,
+        Meta(
+            description="TENANT=URL pairs, separated by commas: receivers of `budget.reached`, which get no turns; "
+            "else those of TAILRACE_WEBHOOK_URLS get it"
+        ),
     ] = ""
     webhook_private_hosts: Annotated[
         str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
@@ -65,7 +73,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def check(settings: Settings) -> None:
     """Raises SettingsInvalid for invalid signing keys or URLs."""
     signature.parse_keys(settings.webhook_key)
-    parse_urls(settings.webhook_urls, parse_private_hosts(settings.webhook_private_hosts))
+    _urls(settings)
+
+
+def _urls(settings: Settings) -> tuple[Mapping[Tenant, str], Mapping[Tenant, str]]:
+    """Returns the URL of each tenant for its turns, and for its budgets. Raises SettingsInvalid."""
+    private = parse_private_hosts(settings.webhook_private_hosts)
+    of_turns = parse_urls("TAILRACE_WEBHOOK_URLS", settings.webhook_urls, private)
+    of_budgets = parse_urls("TAILRACE_BUDGET_WEBHOOK_URLS", settings.budget_webhook_urls, private)
+    return of_turns, {**of_turns, **of_budgets}
 
 
 def _start(services: Services, settings: Settings) -> Parts:
@@ -86,15 +102,13 @@ async def _send(
     async with WebhookClient(private, timeout_s=settings.webhook_timeout_s) as client:
         common: dict[str, Any] = {
             "keys": keys,
-            "urls": parse_urls(settings.webhook_urls, private),
             "first_wait_s": settings.webhook_wait_s,
             "give_up_s": settings.webhook_give_up_s,
         }
-        names_action = settings.webhook_requires_action
-        build = partial(
-            WebhookSender, services.log, services.tombstones, deliveries, client, **common, names_action=names_action
-        )
-        notices = NoticeSender(services.store, client, **common)
+        urls, budget_urls = _urls(settings)
+        of_turns = {"urls": urls, "names_action": settings.webhook_requires_action, **common}
+        build = partial(WebhookSender, services.log, services.tombstones, deliveries, client, **of_turns)
+        notices = NoticeSender(services.store, client, urls=budget_urls, **common)
         is_sender, logged = asyncio.Event(), LoggedCauses()
 
         async def send() -> None:

@@ -318,17 +318,17 @@ class WebhookSender:
         del self._held[seq]
 
 
-def parse_urls(text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
-    """Returns the default URL of each tenant in the setting TAILRACE_WEBHOOK_URLS. Raises SettingsInvalid."""
+def parse_urls(name: str, text: str, private: frozenset[str]) -> Mapping[Tenant, str]:
+    """Returns the URL of each tenant in `text`, the setting `name`. Raises SettingsInvalid."""
     urls: dict[Tenant, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         tenant, _, url = pair.partition("=")
         if not is_token(tenant):
-            raise SettingsInvalid("TAILRACE_WEBHOOK_URLS: expected TENANT=URL pairs, with TENANT of a-z 0-9 _ -")
+            raise SettingsInvalid(f"{name}: expected TENANT=URL pairs, with TENANT of a-z 0-9 _ -")
         try:
             check_url(url, private)
         except UrlNotAllowed as error:
-            raise SettingsInvalid(f"TAILRACE_WEBHOOK_URLS: the URL of {tenant} {error}") from error
+            raise SettingsInvalid(f"{name}: the URL of {tenant} {error}") from error
         urls[Tenant(tenant)] = url
     return urls
 

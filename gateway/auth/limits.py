@@ -50,7 +50,7 @@ class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
     spent: float
     """The cost of the turns that have ended in the period, also of those from before the budget was set."""
     left: float
-    """What new turns may cost: without what running turns have reserved, and without turns from before it was set."""
+    """What new turns may cost: the rest of the budget, without what running turns have reserved."""
     renews_at: datetime
     """When the next period begins."""
 

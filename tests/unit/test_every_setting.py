@@ -134,11 +134,14 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_HISTORY_DAYS": [("999999", "<= 36500")],
     **{f"TAILRACE_{name}_S": [("1e12", "<= 3153600000")] for name in ("SESSION_IDLE", "UNSTORED", "WEBHOOK_GIVE_UP")},
     "TAILRACE_WEBHOOK_KEY": [("short", "32 characters")],
-    "TAILRACE_WEBHOOK_URLS": [
-        ("https://h", "TENANT=URL"),
-        ("acme=http://h", "https://"),
-        *each("acme=http://10.0.0.1/", "Acme=https://h/"),
-    ],
+    **{
+        name: [
+            ("https://h", "TENANT=URL"),
+            ("acme=http://h", "https://"),
+            *each("acme=http://10.0.0.1/", "Acme=https://h/"),
+        ]
+        for name in ("TAILRACE_WEBHOOK_URLS", "TAILRACE_BUDGET_WEBHOOK_URLS")
+    },
 }
 # Other settings without which a setting is not used.
 BESIDES = {

@@ -74,6 +74,8 @@ def test_each_process_gets_the_password_of_its_own_nats_user_only() -> None:
 def test_gateways_accept_webhooks_only_if_there_is_a_key() -> None:
     assert specs_of({"TAILRACE_WEBHOOK_KEY": KEY})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "true"
     assert specs_of({"TAILRACE_WEBHOOKS": "true"})["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
+    forbidden = {"TAILRACE_WEBHOOK_KEY": KEY, "TAILRACE_WEBHOOKS": "false"}
+    assert specs_of(forbidden)["gateway-1"].environ["TAILRACE_WEBHOOKS"] == "false"
 
 
 @pytest.mark.parametrize(

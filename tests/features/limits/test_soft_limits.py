@@ -23,7 +23,9 @@ from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import name_token
 from tailrace.proto.resources import DeleteResource
+from tests.harness import jwts
 from tests.harness.forks import run_command
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
@@ -109,6 +111,11 @@ class Company:
         found: dict[str, Any] = answer.json()
         return found
 
+    async def get_tenant(self, gateway: Gateway) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {self.admin}"}
+        found: dict[str, Any] = (await gateway.client.get("/v1/admin/tenants/acme/limits", headers=headers)).json()
+        return found
+
     def of_budgets(self) -> list[ReceivedWebhook]:
         """The webhooks about budgets. The URL of a tenant also receives those of its turns."""
         return [one for one in self.receiver.received if one.turn.startswith("budget_")]
@@ -169,20 +176,25 @@ async def test_each_share_of_a_budget_is_noted_once_before_the_budget_refuses(
 
 
 @pytest.mark.timeout(90)
-async def test_a_budget_below_what_is_spent_is_noted_when_it_is_set(
+async def test_a_budget_counts_what_was_spent_before_it_was_set(
     own: OwnSystem, company: Company, new_gateway: NewGateway
 ) -> None:
-    """It counts only turns from after it was set, and the command says so. A smaller one refuses turns at once."""
+    """Over two gateways. A budget below that is noted when it is set, and refuses turns at once."""
     await company.create_keys()
     async with own.running_generator(), company.persistence():
-        gateway = await new_gateway(own.server.url)
+        gateway, other = await new_gateway(own.server.url), await new_gateway(own.server.url)
         assert await company.post(gateway) == 202
         each = await company.cost(gateway)
+        (budget,) = (await company.set_limits(gateway, usd_month=1.0))["budgets"]
+        assert (budget["spent"], budget["left"]) == (pytest.approx(each), pytest.approx(1 - each))
+        (read,) = (await company.get_tenant(other))["budgets"]
+        assert read == budget
         limit = round(each / 2, 6)
         environ = {"TAILRACE_URL": str(gateway.client.base_url), "TAILRACE_KEY": company.admin}
         ran = await run_command("limits", "acme", "--set", f"usd_month={limit}", **environ)
-        assert f"usd_month: ${each:.4f} of ${limit:g} is spent" in ran.out
-        assert "turns from before the budget was set are not counted" in ran.out
+        assert f"usd_month: ${each:.4f} of ${limit:g} is spent, $0.0000 is left" in ran.out
+        assert "new turns are refused" in ran.out
+        assert await company.post(other) == 402
         await until_equal(company.noted, [("tenant", "usd_month", percent, limit) for percent in (80, 100)])
         # The same budget again says nothing; another budget does.
         await company.set_limits(gateway, usd_month=limit)
@@ -190,6 +202,61 @@ async def test_a_budget_below_what_is_spent_is_noted_when_it_is_set(
         assert (budget["left"], "new turns are refused" in describe_budget(budget)) == (0, True)
         await until(lambda: len(company.noted()) == 4)
     assert {one[3] for one in company.noted()} == {0.0, limit}
+
+
+@pytest.mark.timeout(90)
+async def test_a_receiver_of_budgets_gets_no_turns(
+    own: OwnSystem, company: Company, new_gateway: NewGateway, receiver: Receiver
+) -> None:
+    async with Receiver() as of_budgets:
+        urls = f"acme={of_budgets.url}"
+        await company.create_keys()
+        async with own.running_generator(), company.persistence(budget_webhook_urls=urls):
+            gateway = await new_gateway(own.server.url)
+            assert await company.post(gateway) == 202
+            await company.set_limits(gateway, usd_month=0.0)
+            await until(lambda: len(of_budgets.received) == 2 and receiver.received)
+        assert {one.payload["type"] for one in of_budgets.received} == {"budget.reached"}
+        assert [one.payload["type"] for one in receiver.received] == ["turn.completed"]
+
+
+@pytest.mark.timeout(90)
+async def test_a_private_user_learns_nothing_of_the_budget_of_its_tenant(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """It tells what others have spent. A budget of the user's token is shown, and operators see that it is reached."""
+    await company.create_keys()
+    async with own.running_generator(), company.persistence():
+        of_tokens = jwts.settings(jwt_tenant_claim="org", jwt_scopes_claim="scopes")
+        gateway = await new_gateway(own.server.url, limits_key="usd_day=0.01", **of_tokens)
+        bearer = jwts.token(org="acme", sub="ann", scopes="read write").decode()
+        operator = {"authorization": f"Bearer {company.admin}"}
+        await company.set_limits(gateway, usd_month=1.0)
+
+        async def budgets() -> list[tuple[str, str]]:
+            answer = await gateway.client.get("/v1/limits", headers={"authorization": f"Bearer {bearer}"})
+            return [(one["of"], one["name"]) for one in answer.json()["data"]]
+
+        assert await budgets() == [("key", "usd_day"), ("tenant", "usd_month")]
+        answer = await gateway.client.put("/v1/admin/tenants/acme", json={"users": "private"}, headers=operator)
+        assert answer.status_code == 200, answer.text
+        assert await budgets() == [("key", "usd_day")]
+        while await company.post(gateway, bearer) != 402:
+            pass
+
+        async def reached() -> list[dict[str, Any]]:
+            path = "/v1/admin/tenants?reached=true"
+            found = (await gateway.client.get(path, headers=operator)).json()["data"]
+            return [one for tenant in found for one in tenant["reached"] if one["is_refused"]]
+
+        await until(reached)
+        (one,) = await reached()
+        assert (one["tenant"], one["of"], one["key"]) == ("acme", "key", name_token("ann"))
+        await company.set_limits(gateway, usd_month=0.0)
+        bob = jwts.token(org="acme", sub="bob", scopes="read write").decode()
+        headers = {"authorization": f"Bearer {bob}"}
+        refused = (await gateway.client.post("/v1/turns", json=TURN, headers=headers)).json()["error"]["message"]
+        assert refused.startswith("The budget of this tenant for the month is nearly spent, and this turn may cost $")
 
 
 @pytest.mark.timeout(90)
