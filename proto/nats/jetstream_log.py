@@ -243,7 +243,7 @@ class JetStreamLog:
             self.damaged[key] = True
 
     async def _is_deleted(self, key: TurnKey) -> bool:
-        """Returns whether the turn is being deleted: an erasure removes the end first. False if NATS does not answer."""
+        """Returns whether the turn is being deleted: its end may be gone. False if NATS does not answer."""
         try:
             return await Tombstones(self.connection).is_deleted(key)
         except LogUnavailable:
