@@ -58,6 +58,8 @@ READS_MAX = 5
 NO_KEY = "-"
 BY_HELP = f"one row for each {', '.join(USAGE_BY)}, metadata.NAME or tenant (default: %(default)s)"
 COUNTS = ("turns", "input", "output", "cache writes", "cache reads")
+# The names of the API, as in the CSV of /admin.
+CSV_COUNTS = ("turns", "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 # A spreadsheet computes a cell that begins with one of these characters (OWASP, CSV injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -218,8 +220,7 @@ def render_csv(by: str, rows: Sequence[Row], *, has_tenants: bool) -> str:
     text = io.StringIO()
     names = ("key_name",) if by == "key" else ()
     writer = csv.writer(text, lineterminator="\n")
-    counts = [one.replace(" ", "_") for one in COUNTS]
-    writer.writerow((*_first(by, has_tenants=has_tenants), *names, *counts, "cost_usd", "last_used"))
+    writer.writerow((*_first(by, has_tenants=has_tenants), *names, *CSV_COUNTS, "cost_usd", "last_used"))
     for row in rows:
         *numbers, cost = _counts([row.record])
         texts = (*((row.tenant,) if has_tenants else ()), row.key, *((row.name,) if names else ()))

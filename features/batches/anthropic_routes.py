@@ -233,6 +233,7 @@ def render_batch(stored: StoredBatch) -> dict[str, Any]:
         "cancel_initiated_at": _time(ended_at) if stored.outcome == "cancelled" else None,
         # A path, because the gateway does not know its own address behind a proxy. The SDKs resolve it.
         "results_url": f"/v1/messages/batches/{name}/results" if is_over else None,
+        **({} if stored.owner is None else {"owner": stored.owner}),
     }
 
 

@@ -75,6 +75,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why the batch failed, if it did."""
     metadata: dict[str, str]
     """Labels of the batch and its turns."""
+    owner: str | None
+    """The user of the credential that has created it; null: the tenant."""
     asked_at: datetime
     """When the batch was accepted."""
     ended_at: datetime | None
@@ -198,6 +200,7 @@ def batch_record(stored: StoredBatch) -> BatchRecord:
         cost_usd=counts.cost_nano_usd / NANO_USD_PER_USD,
         error=stored.error,
         metadata=stored.metadata,
+        owner=stored.owner,
         asked_at=stored.asked_at,
         ended_at=stored.ended_at,
         links=links_of(stored.batch),

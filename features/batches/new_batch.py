@@ -78,7 +78,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     via: Via = "messages"
     """`message_batches`: Anthropic's Message Batches answer it, within a day and for half the price."""
     metadata: Annotated[dict[MetadataName, MetadataValue], Meta(max_length=16)] | None = None
-    """Labels of the batch and its turns."""
+    """Labels of the batch and its turns. Those of an input replace labels of the same name."""
     webhook: str | None = None
     """The webhook URL that is called when the batch has ended."""
 
@@ -146,7 +146,9 @@ class BatchBuilder:
             try:
                 if isinstance(params := rendered[index], Refused):
                     raise params
-                await inputs.add(one.custom_id, NewTurn(**msgspec.structs.asdict(params)))
+                fields = msgspec.structs.asdict(params)
+                fields["metadata"] = {**(new.metadata or {}), **(params.metadata or {})} or None
+                await inputs.add(one.custom_id, NewTurn(**fields))
             except Refused as refused:
                 raise _locate(index, refused) from refused
         return None, ()

@@ -198,6 +198,7 @@ async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> d
         **{name: ended if status == one else None for name, one in END_TIMES.items()},
         "request_counts": {"total": total, "completed": counts.done, "failed": total - counts.of + counts.failed},
         "metadata": stored.metadata or None,
+        **({} if stored.owner is None else {"owner": stored.owner}),
     }
 
 

@@ -139,6 +139,7 @@ def batch_record(row: Mapping[str, Any]) -> StoredBatch:
         metadata=_metadata.decode(row["metadata"]),
         asked_at=moment(row["asked_at"]),
         ended_at=moment(row["ended_at"]) if row["ended_at"] is not None else None,
+        owner=row["owner"],
     )
 
 

@@ -6,7 +6,7 @@ UPDATE turns SET batch = :batch WHERE tenant = :tenant AND turn = :turn AND curs
 
 -- fragment: batch_columns
 -- The columns of a batch.
-turn, session, outcome, error, metadata, asked_at, ended_at, batch
+turn, session, outcome, error, metadata, asked_at, ended_at, batch, owner
 
 -- fragment: by_batch
 -- By the primary key SQLite would read all turns of the tenant.

@@ -12,6 +12,7 @@ from tailrace.proto.entries import BatchSource, Failure, Outcome, Via
 from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, TurnId, TurnKey
+from tailrace.proto.ownership import owner_of
 from tailrace.proto.records import Query, TurnRecord
 
 Api = Literal["openai", "anthropic"]
@@ -50,6 +51,8 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: datetime
     ended_at: datetime | None
     """None while it runs, and for a batch that has left the log without an end."""
+    owner: str | None = None
+    """The user of the credential that has created it. None: the tenant."""
 
     @property
     def is_over(self) -> bool:
@@ -146,6 +149,7 @@ def stored_batch(key: TurnKey, turn: Turn) -> StoredBatch:
         metadata=turn.request.metadata or {},
         asked_at=turn.asked_at,
         ended_at=turn.ended_at,
+        owner=owner_of(turn.request),
     )
 
 

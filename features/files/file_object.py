@@ -16,7 +16,8 @@ def is_for_anthropic(request: Request) -> bool:
 
 
 def render_file(record: FileRecord, request: Request) -> dict[str, Any]:
-    """Returns the file object in the format that the request has."""
+    """Returns the file object in the format that the request has; with Tailrace's `owner` if a user has one."""
+    owner = {} if record.owner is None else {"owner": record.owner}
     if is_for_anthropic(request):
         return {
             "id": record.file,
@@ -27,6 +28,7 @@ def render_file(record: FileRecord, request: Request) -> dict[str, Any]:
             "created_at": record.created_at,
             "downloadable": True,
             "expires_at": record.expires_at,
+            **owner,
         }
     return {
         "id": record.file,
@@ -37,4 +39,5 @@ def render_file(record: FileRecord, request: Request) -> dict[str, Any]:
         "filename": record.filename,
         "purpose": record.purpose,
         "status": "processed",
+        **owner,
     }

@@ -346,6 +346,18 @@ async def test_a_credential_without_a_user_owns_for_the_tenant_and_uses_everythi
     assert (await people.company.delete(f"/v1/sessions/{hers['session']}")).status_code == 200
 
 
+async def test_the_tenant_sees_who_owns_a_file_and_a_batch(people: People) -> None:
+    """In the format of each API; what a credential without a user has made has no owner."""
+    hers, theirs = await create(people.ann), await create(people.company)
+    for version in ({}, {"anthropic-version": "2023-06-01"}):
+        for path in ("/v1/files", "/v1/turn-batches", "/v1/batches", "/v1/messages/batches"):
+            listed = (await people.company.get(path, headers=version)).json()["data"]
+            assert list(dict.fromkeys(one.get("owner") for one in listed)) == [None, "ann"], path
+    for path in ("files/{file_id}", "turn-batches/{batch}"):
+        found = [(await people.company.get(f"/v1/{path}".format(**ids))).json() for ids in (hers, theirs)]
+        assert [one.get("owner") for one in found] == ["ann", None], path
+
+
 async def test_a_token_without_a_user_is_refused_where_users_are_private(people: People) -> None:
     async with people.gateway.new_client() as client:
         client.headers["authorization"] = f"Bearer {token(people.tenant, None)}"

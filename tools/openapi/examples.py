@@ -104,7 +104,7 @@ EXAMPLES: Json = {
     "options": {"thinking": {"type": "adaptive"}}, "outcome": "completed",
     "output_config": {"effort": "medium"},
     "output": "12 °C", "UsdPrices.output": 10.0, "LongPromptUsdPrices.output": 22.5, "output_tokens": 10,
-    "over_tokens": 200000, "owned_by": "anthropic", "page": 1, "parallel": 8, "param": "messages",
+    "over_tokens": 200000, "owned_by": "anthropic", "page": 1, "owner": "user-7", "parallel": 8, "param": "messages",
     "details": {"error_code": "thread_unsupported_request"},
     "parameters": SCHEMA, "params": {"message": QUESTION},
     "MessageBatchInput.params": {"model": MODEL, "max_tokens": 1024, "messages": MESSAGES}, "parent": PARENT,

@@ -91,7 +91,9 @@ async def limited_system(own: VerifiedSystem, new_gateway: NewGateway) -> Verifi
 
 @pytest.mark.rule("R63")
 async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: VerifiedSystem) -> None:
-    batch = await post_batch(own.gateway, build_inputs(20), metadata={"for": "test"})
+    inputs = build_inputs(20)
+    inputs[1]["params"]["metadata"] = {"for": "itself"}
+    batch = await post_batch(own.gateway, inputs, metadata={"for": "test", "team": "a"})
     async with own.running_generator():
         await own.batch_ended(batch)
         await own.wait_until_acknowledged()
@@ -102,7 +104,10 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: VerifiedSystem) -> 
     assert (record["outcome"], record["done"], record["failed"], record["of"]) == ("completed", 20, 0, 20)
     cost_usd = sum(line["cost_usd"] for line in await read_results(own.gateway, batch))
     assert record["cost_usd"] == pytest.approx(cost_usd)
-    assert record["metadata"] == {"for": "test"}
+    assert record["metadata"] == {"for": "test", "team": "a"}
+    requests = [(await own.log.read_turn(child)).request for child in own.turns(batch)[:2]]
+    labels = [{**(one.metadata or {}), "custom_id": ""} for one in requests if one is not None]
+    assert labels == [{"for": one, "team": "a", "custom_id": ""} for one in ("test", "itself")]
     # The batch itself has no usage: a sum over all turns counts each answer once.
     itself = (await client.get(f"/v1/turns/{batch['batch']}")).json()
     assert (itself["cost_usd"], itself["usage"].get("output_tokens", 0)) == (0, 0)
