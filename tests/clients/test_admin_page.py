@@ -99,8 +99,9 @@ async def test_a_key_is_created_rotated_and_revoked_and_limits_are_set_without_a
     assert seen["isBack"] == "Revoke <b>by keyboard</b> of orion"
     assert seen["focused"] == "keys-title"
     assert seen["warning"].endswith("is spent already: $0.00001 a month is less.")
-    assert "New turns are refused until then." not in seen["done"]
+    assert "New turns are refused until then." in seen["done"]
     assert "The limits of acme are set: $0.00001 a month." in seen["done"]
+    assert seen["users"] == ["The users of acme are private.", "private"]
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
     async def statuses() -> list[int]:
@@ -109,6 +110,15 @@ async def test_a_key_is_created_rotated_and_revoked_and_limits_are_set_without_a
         return sorted([(await company.gateway.client.get("/v1/limits", headers=one)).status_code for one in bearers])
 
     await until_equal(statuses, [200, 401])
+
+
+@pytest.mark.timeout(120)
+async def test_the_page_says_that_the_model_refuses_the_key(company: Company, browser: str) -> None:
+    (seen,) = await node.run(
+        "admin-page.mjs", "health", company.gateway.url, company.admin, deadline_s=100, CHROMIUM=browser
+    )
+    assert seen["said"] == "The server is degraded: the model refuses the API key. What to do: the RUNBOOK."
+    assert (seen["link"], seen["after"], seen["complaints"]) == ("/guides/RUNBOOK", "", [])
 
 
 @pytest.mark.timeout(240)

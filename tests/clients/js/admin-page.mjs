@@ -138,7 +138,16 @@ const STEPS = {
     await press("Enter");
     await page.locator("#done", { hasText: "are set" }).waitFor();
     const done = await page.locator("#done").textContent();
-    return { first, second, isOpen, kept, created, asked, isBack, focused, warning, done, ...seen };
+    await tabTo(page, '[aria-label="Users of acme"]');
+    await press("Enter");
+    await page.waitForSelector("#users-dialog[open]");
+    await tabTo(page, "#users-dialog [name=users]");
+    await press("ArrowDown");
+    await tabTo(page, "#users-dialog .main");
+    await press("Enter");
+    await page.locator("#done", { hasText: "The users of acme are" }).waitFor();
+    const users = [await page.locator("#done").textContent(), (await rows(page, "tenants")).find(([name]) => name === "acme")[1]];
+    return { first, second, isOpen, kept, created, asked, isBack, focused, warning, done, users, ...seen };
   },
 
   /** Every section on a desktop and on a phone, with axe; then each dialog. Writes pictures. */
@@ -199,6 +208,22 @@ const STEPS = {
     await section(page, `spend?tenant=acme&by=metadata&field=team&from=${from}`);
     await page.screenshot({ path });
     return { path };
+  },
+
+  /** What the page says about the server's health, until it is good. */
+  async health(admin) {
+    const { page, seen } = await open({ viewport: DESKTOP });
+    let report = { status: "degraded", detail: "the model refuses the API key" };
+    await page.route("**/health", (route) => route.fulfill({ json: report }));
+    await page.reload();
+    await enter(page, admin);
+    await page.locator("#health p").waitFor();
+    const said = await page.locator("#health").innerText();
+    const link = await page.locator("#health a").evaluate((one) => one.pathname);
+    report = { status: "healthy" };
+    await page.reload();
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    return { said, link, after: await page.locator("#health").innerText(), ...seen };
   },
 
   /** Pages of keys; a gateway that is away and comes back; a change whose answer is lost; and the own key, which is revoked. */
