@@ -226,7 +226,7 @@ class Queries:
         for field in query.owned:
             name = getattr(query, field)
             kind, refuse = OWNED[field]
-            if name is not None and not await self._store.is_owned(tenant, kind, name, query.viewer):
+            if name is not None and not await self._store.exists(tenant, kind, name, query.viewer):
                 raise refuse(query)
 
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:

@@ -454,14 +454,10 @@ class Store:
         rows = await self.read("owned_blob_use", tenant=tenant, sha256=sha256, owner=owner)
         return rows[0]["turn"] if rows else None
 
-    async def exists(self, tenant: Tenant, kind: str, name: str) -> bool:
-        """Returns whether a turn or session exists."""
-        return bool(await self.read(f"owner_of_{kind}", tenant=tenant, name=name))
-
-    async def is_owned(self, tenant: Tenant, kind: str, name: str, owner: str) -> bool:
-        """Returns whether a turn or session exists, and `owner` owns it."""
+    async def exists(self, tenant: Tenant, kind: str, name: str, viewer: str | None = None) -> bool:
+        """Returns whether a turn or session exists, and `viewer`, if it is a private user, owns it."""
         rows = await self.read(f"owner_of_{kind}", tenant=tenant, name=name)
-        return bool(rows) and may_use(owner, rows[0]["owner"])
+        return bool(rows) and may_use(viewer, rows[0]["owner"])
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False

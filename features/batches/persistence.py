@@ -109,8 +109,7 @@ class BatchQueries:
         return BatchPage(*await page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def _position(self, tenant: Tenant, batch: TurnId, query: ListBatches) -> paging.PageCursor:
-        viewer = viewer_of(query)
-        if viewer is not None and not await self._store.is_owned(tenant, "turn", batch, viewer):
+        if not await self._store.exists(tenant, "turn", batch, viewer_of(query)):
             raise not_found("batch")
         found = await self.batch(tenant, GetBatch(batch))
         return paging.PageCursor(micros(found.asked_at), found.batch)

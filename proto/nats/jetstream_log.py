@@ -244,10 +244,9 @@ class JetStreamLog:
 
     async def _is_deleted(self, key: TurnKey) -> bool:
         """Returns whether the turn is being deleted: its end may be gone. False if NATS does not answer."""
-        try:
+        with suppress(LogUnavailable):
             return await Tombstones(self.connection).is_deleted(key)
-        except LogUnavailable:
-            return False
+        return False
 
     async def damaged_turns(self) -> list[TurnKey]:
         """Returns the turns that `note_damage` has noted, of all processes, in order. Raises LogUnavailable."""

@@ -67,8 +67,8 @@ async def test_a_turn_has_the_owner_of_its_session(store: Store) -> None:
     names, turn = [TurnId("turn-1"), TurnId("turn-2")], completed_turn("So.").turn
     made = [msgspec.structs.replace(turn, request=request(owner=owner)) for owner in ("ann", "bob")]
     await store.record([build_row(TurnKey(OURS, name), turn) for name, turn in zip(names, made, strict=True)], Seq(2))
-    assert [await store.is_owned(OURS, "turn", name, "ann") for name in names] == [True, True]
-    assert [await store.is_owned(OURS, "turn", name, "bob") for name in names] == [False, False]
+    assert [await store.exists(OURS, "turn", name, "ann") for name in names] == [True, True]
+    assert [await store.exists(OURS, "turn", name, "bob") for name in names] == [False, False]
 
 
 async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
