@@ -14,6 +14,7 @@ from tests.integration.test_docs import QUESTION, text_of
 PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(?:js|jsx|ts|tsx)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(page.name, code) for page in PAGES for code in BLOCK.findall(page.read_text())]
+BLOCKS += [("OPENAI.md", (CHECKOUT / "examples/openai_websocket.mjs").read_text())]
 # A program prints its answer, and a fragment does not.
 PROGRAMS = [(page, code) for page, code in BLOCKS if "process.stdout.write" in code or "console.log" in code]
 FRAGMENTS = [block for block in BLOCKS if block not in PROGRAMS]

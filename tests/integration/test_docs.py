@@ -26,16 +26,15 @@ PRINTED_S_MAX = 90
 
 
 def blocks() -> Iterator[tuple[str, str]]:
-    """Yields the examples of all pages, and the program to which docs/OPENAI.md refers."""
+    """Yields the examples of all pages, and the programs to which docs/OPENAI.md and docs/API.md refer."""
     for page in sorted(DOCS.glob("*.md")):
         yield from ((page.name, block) for block in BLOCK.findall(page.read_text()))
-    yield "openai_resume.py", (DOCS.parent / "examples/openai_resume.py").read_text()
+    yield from ((name, (DOCS.parent / "examples" / name).read_text()) for name in PROGRAMS)
 
 
+PROGRAMS = ("openai_resume.py", "openai_responses.py", "openai_websocket.py", "anthropic_repeat.py")
 BLOCKS = list(blocks())
-[RESPONSES] = [code for page, code in BLOCKS if page == "OPENAI.md" and "responses.retrieve" in code]
-[SOCKET] = [code for page, code in BLOCKS if page == "OPENAI.md" and "responses.connect" in code]
-[ANTHROPICS] = [(page, block) for page, block in BLOCKS if page == "API.md" and "import anthropic" in block]
+[RESPONSES, SOCKET, ANTHROPIC] = [dict(BLOCKS)[name] for name in PROGRAMS[1:]]
 # Runs every (page, example) of its input in one process, because the import of an SDK takes a second.
 RUN = f"""
 import json, sys
@@ -77,8 +76,7 @@ async def test_each_python_example_prints_the_whole_answer(gateway: Gateway) -> 
     answer = await text_of(gateway)
     async with Cutting(gateway.port, [Cut(1500), Cut(2500, "fin")]) as proxy:
         outputs = await run_examples(
-            (page, code.replace(BASE, proxy.url if (page, code) == ANTHROPICS else gateway.url))
-            for page, code in BLOCKS
+            (page, code.replace(BASE, proxy.url if code == ANTHROPIC else gateway.url)) for page, code in BLOCKS
         )
     assert [(page, output) for (page, _), output in zip(BLOCKS, outputs, strict=True) if output != answer] == []
     assert proxy.left == []
@@ -89,13 +87,13 @@ async def test_each_python_example_prints_the_whole_answer(gateway: Gateway) -> 
 async def test_the_example_of_a_response_prints_only_the_answer_after_a_restart(gateway: Gateway) -> None:
     code = RESPONSES.replace(BASE, gateway.url).replace(QUESTION, "#sim words=9 rate=0 fault=cut@5x1")
     code = code.replace("stream=True)", "stream=True, extra_body={'on_interrupt': 'restart'})")
-    assert await run_examples([("OPENAI.md", code)]) == [words(9)]
+    assert await run_examples([("example", code)]) == [words(9)]
 
 
 async def test_the_example_of_a_websocket_prints_each_word_once_over_cuts(gateway: Gateway) -> None:
     async with Cutting(gateway.port, [Cut(3_000), Cut(6_000, "fin")]) as proxy:
         code = SOCKET.replace(BASE, proxy.url).replace(QUESTION, "#sim words=40 rate=40")
-        assert await run_examples([("OPENAI.md", code)]) == [words(40)]
+        assert await run_examples([("example", code)]) == [words(40)]
     assert proxy.left == []
 
 
