@@ -68,7 +68,9 @@ def benchmark_tables() -> str:
     """Returns the systems, the last results, and what was measured by hand."""
     from benchmarks.compare import report
 
-    by_hand = [csv_tables(f"benchmarks/{name}.csv", "##") for name in ("turn_cost", "taken_at_once", "not_made")]
+    by_hand = [
+        csv_tables(f"benchmarks/{name}.csv", "##") for name in ("growth", "turn_cost", "taken_at_once", "not_made")
+    ]
     return "\n".join([csv_tables("benchmarks/compare/arms.csv", "###"), report.tables(report.read()), *by_hand])
 
 
