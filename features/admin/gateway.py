@@ -382,11 +382,14 @@ def _reached_by_tenant(
     # Keys share their budgets with those that replace them.
     chains = {key.id: key.counted_as or key.id for key in keys}
     valid = {chains[key.id] for key in keys if key.is_good(now)}
+    own_limits = {key.id: key.limits for key in keys}
     for one in reached:
-        own = admissions.limiter.effective_limits(limits.get(one.tenant, {}))
-        # Other names are those of JWTs, whose budgets are in the settings.
-        of_key = one.key not in chains or chains[one.key] in valid
-        if of_key if one.of == "key" else getattr(own, one.budget) == one.limit_usd:
+        of_key = one.of == "key"
+        own = own_limits.get(one.key or "") if of_key else limits.get(one.tenant)
+        budgets = admissions.limiter.effective_limits(own or {}, of_key=of_key)
+        # A JWT has no record: its budgets are in the settings.
+        has_ended = one.key in chains and chains[one.key] not in valid
+        if getattr(budgets, one.budget) == one.limit_usd and not has_ended:
             found.setdefault(one.tenant, []).append(one)
     return found
 

@@ -110,8 +110,8 @@ class Limiter(admission.Limiter):
         limited = [owner for owner in self.owners(principal) if owner.limits.streams is not None]
         return HeldSlots(self.streams, limited) if limited else None
 
-    def effective_limits(self, own: Mapping[str, float]) -> Limits:
-        return effective_limits(own, self._tenant_defaults)
+    def effective_limits(self, own: Mapping[str, float], *, of_key: bool = False) -> Limits:
+        return effective_limits(own, self._of_keys if of_key else self._tenant_defaults)
 
     async def budget_uses(self, tenant: Tenant, own: Mapping[str, float]) -> list[BudgetUse]:
         return await self._budget_uses(Owner(tenant, TENANT, self.effective_limits(own)), None)
@@ -263,6 +263,8 @@ class Admission:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
                 continue
+            if what in BUDGETS and self._limiter.soft_limits is not None:
+                await self._limiter.soft_limits.complete(owner, quota, self._key)
             # An amount above the whole limit is compared, and not added: smaller requests at the same moment would be
             # refused.
             counted = amount if is_counted and amount <= quota.most else 0

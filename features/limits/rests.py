@@ -46,15 +46,18 @@ async def get_limits(request: ApiRequest, limiter: Limiter) -> Response:
 
     For a private user, without the budgets of the tenant: they tell what others have spent.
     """
-    rests = [rest for owner in limiter.owners(request.principal) async for rest in _rests_of(limiter, owner)]
+    principal = request.principal
+    rests = [rest for owner in limiter.owners(principal) async for rest in _rests_of(limiter, owner, principal.key)]
     if viewer_in(request.tenant) is not None:
         rests = [rest for rest in rests if rest.of == "key" or rest.name not in DOLLARS]
     return json_response(LimitRests(rests))
 
 
-async def _rests_of(limiter: Limiter, owner: Owner) -> AsyncIterator[LimitRest]:
+async def _rests_of(limiter: Limiter, owner: Owner, key: str | None) -> AsyncIterator[LimitRest]:
     for what in get_args(What):
         if (quota := quota_of(owner, what, limiter.now())) is not None:
+            if what in DOLLARS and limiter.soft_limits is not None:
+                await limiter.soft_limits.complete(owner, quota, key)
             used = await limiter.counters.add(quota.subject, 0)
             yield rest_of(quota, used)
     for what in SLOTS:

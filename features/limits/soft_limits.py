@@ -14,7 +14,6 @@ import structlog
 
 from tailrace.features.common.budgets import Budget
 from tailrace.features.limits.quotas import Owner, Quota
-from tailrace.features.limits.rates import MINUTE_S
 from tailrace.features.limits.records import CheckBudget
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogError, Refused
@@ -27,6 +26,8 @@ logger = structlog.get_logger()
 EVERY_S = 5.0
 # Turns of many clients that reach a share together are compared once.
 PAUSE_S = 0.5
+# A turn is admitted without the comparison if persistence does not answer sooner.
+FIRST_WAIT_S = 1.0
 BUDGETS: tuple[Budget, ...] = ("usd_day", "usd_month")
 
 
@@ -62,12 +63,14 @@ class SoftLimits:
         """By the subjects of the counters."""
         self._reached: dict[str, tuple[Quota, int]] = {}
         """The share that each compared budget has reached, by the same subjects."""
+        self._first: dict[tuple[str, int], asyncio.Task[int]] = {}
+        """The first comparison of each budget for a turn, by the subject of its counter and its size."""
         self._added = asyncio.Event()
 
     def watch(self, owner: Owner, quota: Quota, counted: int, key: str | None, *, is_refused: bool = False) -> None:
         """Notes that the counter of a budget has reached `counted`, or that the budget has refused a turn.
 
-        A budget that was not compared before is compared once: its counter may lack turns (see `check`).
+        A budget that was not compared before is compared until that has succeeded.
         """
         if self._next(quota) is None:
             return
@@ -98,14 +101,28 @@ class SoftLimits:
                 is_refused=is_refused,
             ),
         )
-        self._reached[quota.subject] = (quota, state.reached_percent)
         # Read after the sum, so that it has all turns of the sum.
         counted = await self._counters.add(quota.subject, 0)
         if counted < state.spent_nano_usd:
-            # Other gateways find the same at the same time, with other sums.
-            name = f"spent-{self._now() // MINUTE_S:.0f}"
-            await self._counters.add_once(quota.subject, state.spent_nano_usd - counted, name)
+            # Once, if other gateways find the same at the same time.
+            missing = state.spent_nano_usd - counted
+            await self._counters.add_once(quota.subject, missing, f"spent-{counted}")
+        self._reached[quota.subject] = (quota, state.reached_percent)
         return state.spent_nano_usd
+
+    async def complete(self, owner: Owner, quota: Quota, key: str | None) -> None:
+        """Compares a budget that this process has not compared, before a turn is counted: see `check`.
+
+        If persistence does not answer, the turn does not wait, and the comparison is repeated in the background.
+        """
+        if self._is_known(quota):
+            return
+        name = quota.subject, quota.most
+        if name not in self._first:
+            self._first[name] = asyncio.create_task(self.check(owner, quota, key))
+            # asyncio would report an error that nobody reads. `watch` repeats the comparison.
+            self._first[name].add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait([self._first[name]], timeout=FIRST_WAIT_S)
 
     async def run(self) -> None:
         """Compares the watched budgets, forever."""
@@ -132,6 +149,9 @@ class SoftLimits:
             if quota.renews_at < self._now():
                 del self._reached[subject]
                 self._watched.pop(subject, None)
+        for name, task in list(self._first.items()):
+            if task.done():
+                del self._first[name]
 
     def _is_known(self, quota: Quota) -> bool:
         known = self._reached.get(quota.subject)

@@ -18,7 +18,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of webhooks in the gateway. Persistence, which sends them, has its own."""
 
     webhooks: Annotated[
-        bool, Meta(description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY")
+        bool,
+        Meta(
+            description="whether a turn may name a webhook; persistence sends it and needs TAILRACE_WEBHOOK_KEY, with "
+            "which `up` sets `true`"
+        ),
     ] = False
     webhook_private_hosts: Annotated[
         str, Meta(description="hosts, separated by commas, that may be private addresses and may use plain http")
@@ -30,8 +34,8 @@ def check_webhook(settings: Settings, new_turn: NewTurn) -> None:
     if not settings.webhooks:
         raise Refused(
             "request_invalid",
-            "`webhook`: this server sends none: set TAILRACE_WEBHOOK_KEY for `up`, and TAILRACE_WEBHOOKS as well "
-            "for a gateway that is started by itself",
+            "`webhook`: this server accepts none. Its operator sets TAILRACE_WEBHOOK_KEY, and for a gateway that is "
+            "started by itself TAILRACE_WEBHOOKS=true",
         )
     try:
         check_url(new_turn.webhook or "", parse_private_hosts(settings.webhook_private_hosts))

@@ -79,8 +79,8 @@ class Limiter:
         """Returns the slots for one stream of the principal; None without a limit."""
         return None
 
-    def effective_limits(self, _own: GivenLimits) -> Limits:
-        """Returns the limits that apply to a tenant whose own limits are `_own`."""
+    def effective_limits(self, _own: GivenLimits, *, of_key: bool = False) -> Limits:  # noqa: ARG002
+        """Returns the limits that apply to a tenant, or to a key, whose own limits are `_own`."""
         return UNLIMITED
 
     async def budget_uses(self, _tenant: Tenant, _own: GivenLimits) -> list[BudgetUse]:

@@ -260,6 +260,61 @@ async def test_a_private_user_learns_nothing_of_the_budget_of_its_tenant(
 
 
 @pytest.mark.timeout(90)
+async def test_turns_at_once_do_not_exceed_a_budget_that_the_settings_begin(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """A user who has spent it before the restart has nothing left, also before the first turn."""
+    await company.create_keys()
+    of_tokens = jwts.settings(jwt_tenant_claim="org", jwt_scopes_claim="scopes")
+    bearer = jwts.token(org="acme", sub="gus", scopes="read write").decode()
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url, **of_tokens)
+        assert [await company.post(gateway, bearer) for _ in range(2)] == [202, 202]
+        spent = await company.cost(gateway)
+        limits = f"usd_month={spent / 2:.6f}"
+        first, second = [await new_gateway(own.server.url, limits_key=limits, **of_tokens) for _ in range(2)]
+        for one in (first, second):
+            answer = await one.client.get("/v1/limits", headers={"authorization": f"Bearer {bearer}"})
+            assert [rest["left"] for rest in answer.json()["data"]] == [0]
+        third = await new_gateway(own.server.url, limits_key=limits, **of_tokens)
+        assert set(await asyncio.gather(*(company.post(third, bearer) for _ in range(6)))) == {402}
+        larger = await new_gateway(own.server.url, limits_key=f"usd_month={spent * 20:.6f}", **of_tokens)
+        assert set(await asyncio.gather(*(company.post(larger, bearer) for _ in range(3)))) == {202}
+        headers = {"authorization": f"Bearer {bearer}"}
+
+        async def is_settled() -> bool:
+            (rest,) = (await larger.client.get("/v1/limits", headers=headers)).json()["data"]
+            return bool(rest["limit"] - rest["left"] == pytest.approx(await company.cost(larger), abs=1e-8))
+
+        await until(is_settled)
+
+
+@pytest.mark.timeout(90)
+async def test_a_budget_that_is_removed_and_set_again_counts_what_was_spent_meanwhile(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    await company.create_keys()
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url)
+        for _ in range(3):
+            await company.set_limits(gateway)
+            assert await company.post(gateway) == 202
+            spent = await company.cost(gateway)
+            (budget,) = (await company.set_limits(gateway, usd_month=1.0))["budgets"]
+            assert (budget["spent"], budget["left"]) == (pytest.approx(spent), pytest.approx(1 - spent))
+
+
+@pytest.mark.timeout(90)
+async def test_without_persistence_a_turn_does_not_wait_for_its_budget(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    await company.create_keys({"usd_day": 1.0})
+    async with own.running_generator():
+        gateway = await new_gateway(own.server.url)
+        assert [await company.post(gateway) for _ in range(2)] == [202, 202]
+
+
+@pytest.mark.timeout(90)
 async def test_a_rotated_key_shares_the_soft_limits_of_its_budget(
     own: OwnSystem, company: Company, new_gateway: NewGateway
 ) -> None:
