@@ -545,9 +545,15 @@ SELECT turn, outcome FROM turns WHERE tenant = :tenant AND session = :name LIMIT
     coalesce(sum(turns), 0) AS turns,
     {summed}
 
+-- fragment: first_input
+-- The messages of the first turn of a session in `page`, up to one character more than PREVIEW_INPUT_CHARS_MAX.
+(SELECT substr(input, 1, 262145) FROM turns
+    WHERE turns.tenant = :tenant AND turns.session = page.session
+    ORDER BY turns.asked_at, turns.turn LIMIT 1) AS first_input
+
 -- fragment: with_totals
 -- Sessions in `page` with their totals.
-SELECT page.*, {sums}
+SELECT page.*, {first_input}, {sums}
 FROM page LEFT JOIN totals ON totals.tenant = :tenant AND dimension = 'session' AND key = page.session
 GROUP BY page.session
 ORDER BY page.updated_at DESC, page.session DESC

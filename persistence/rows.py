@@ -20,6 +20,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 # The limits of OpenAI's API for the metadata of a request.
 LABELS_MAX, LABEL_NAME_CHARS_MAX, LABEL_CHARS_MAX = 16, 64, 512
+# A list of sessions reads no longer messages than this, and sends no longer previews.
+PREVIEW_INPUT_CHARS_MAX, PREVIEW_CHARS_MAX = 256 * 1024, 200
 
 _encoder = msgspec.json.Encoder()
 _messages = msgspec.json.Decoder(list[Message])
@@ -184,6 +186,7 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
         session=row["session"],
         id=row["session"],
         title=row["title"],
+        preview=preview_of(row["first_input"]) if row["first_input"] is not None else None,
         project_id=row["project"],
         user=row["user"],
         owner=row["owner"],
@@ -194,6 +197,20 @@ def session_record(row: Mapping[str, Any], since: datetime) -> SessionRecord:
         is_active=moment(row["updated_at"]) > since,
         **totals_of(row),
     )
+
+
+def preview_of(first_input: str) -> str | None:
+    """Returns the start of the first text of a user in messages, as JSON; None if there is none, or not all of them."""
+    if len(first_input) > PREVIEW_INPUT_CHARS_MAX:
+        return None
+    for message in _messages.decode(first_input):
+        content = message.content
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [block.get("text") for block in blocks if message.role == "user" and block.get("type") == "text"]
+        # A long text is a reference to a blob.
+        if text := "\n".join(text for text in texts if isinstance(text, str)).strip():
+            return text[:PREVIEW_CHARS_MAX]
+    return None
 
 
 def branch_of(leaf: Mapping[str, Any], turns: list[TurnId]) -> Branch:

@@ -181,6 +181,8 @@ class SessionRecord(Totals, frozen=True, kw_only=True):
     """The same as `session`."""
     title: str | None
     """The title of the session."""
+    preview: str | None = None
+    """The first 200 characters of the first question; null without a turn, or if its input is longer than 256 KiB."""
     project_id: str | None
     """The project of the session."""
     user: str | None = None

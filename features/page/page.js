@@ -801,26 +801,8 @@ function drawChats() {
 /** Returns what a link or button of the list keeps when the list is drawn again, or its chat has another title. */
 const nameOf = (control) => `${control.closest("li").querySelector("a")?.href} ${control.localName === "button" && control.textContent}`;
 
-/** The titles of chats that have none: their first questions. */
-const firstQuestions = new Map();
-
-/** Returns the title of a chat; of one without, its first question, which is read once. */
-function titleOf(one) {
-  if (one.title) return one.title;
-  const date = `Chat of ${new Date(one.created_at).toLocaleString()}`;
-  if (!firstQuestions.has(one.id)) {
-    firstQuestions.set(one.id, "");
-    const found = request(`/v1/sessions/${encodeURIComponent(one.id)}/turns?limit=1`);
-    const keep = ({ data, turns = data }) => {
-      firstQuestions.set(one.id, titleFrom(textOf(turns[0]?.input ?? [])));
-      if (one.id === chat.id) Object.assign(chat, { title: titleOf(one) });
-      drawChat();
-      drawChats();
-    };
-    found.then(keep).catch(() => {});
-  }
-  return firstQuestions.get(one.id) || date;
-}
+/** Returns the title of a chat; of one without, its first question. */
+const titleOf = ({ title, preview, created_at }) => title || titleFrom(preview ?? "") || `Chat of ${new Date(created_at).toLocaleString()}`;
 
 /** Returns the first line of a question as a title, which ends after a word. */
 function titleFrom(text) {

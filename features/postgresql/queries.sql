@@ -49,7 +49,7 @@ LATERAL (
 -- fragment: by_outcome
 
 -- fragment: with_totals
-SELECT page.*, sums.*
+SELECT page.*, {first_input}, sums.*
 FROM page CROSS JOIN LATERAL (
     SELECT {sums} FROM totals WHERE totals.tenant = :tenant AND dimension = 'session' AND key = page.session
 ) AS sums

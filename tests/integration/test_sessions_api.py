@@ -28,6 +28,7 @@ async def test_a_created_session_is_returned_and_listed(gateway: Gateway) -> Non
         **body,
         "id": session["session"],
         "session": session["session"],
+        "preview": None,
         "user": None,
         "owner": None,
         "created_at": session["created_at"],
@@ -95,6 +96,29 @@ async def test_lists_have_pages_and_a_session_has_the_totals_of_its_turns(gatewa
     assert [one["id"] for one in (await get(gateway, "/v1/sessions"))["data"]] == sessions[::-1]
     following = (await post_until_ended(gateway, session=session))["turn"]
     assert (await get(gateway, f"/v1/turns/{following}"))["model"] == "claude-haiku-5-5"
+
+
+async def test_the_preview_of_a_session_is_the_beginning_of_its_first_question(gateway: Gateway) -> None:
+    """In each kind of list, and in the session. The text of a deleted turn has left it; a blob is not read for it."""
+    path, question = "/v1/sessions/waves", "Why?\n" + "\N{WATER WAVE}" * 300
+    await gateway.client.post("/v1/sessions", json={"id": "waves", "title": "Waves", "user": "ann"})
+    assert (await get(gateway, path))["preview"] is None
+    blocks = [{"type": "text", "text": question}]
+    history = [{"role": "user", "content": blocks}, {"role": "assistant", "content": "Because."}]
+    again = {"role": "user", "content": "#sim words=1 rate=0"}
+    first = (await post_until_ended(gateway, message=None, messages=[*history, again], session="waves"))["turn"]
+    await post_until_ended(gateway, message="And then?", session="waves")
+    for query in ("", "?page=1", "?user=ann", "?user=ann&page=1"):
+        [listed] = (await get(gateway, f"/v1/sessions{query}"))["data"]
+        assert (listed["title"], listed["preview"]) == ("Waves", question[:200])
+    assert (await get(gateway, path))["preview"] == question[:200]
+    assert (await gateway.client.delete(f"/v1/turns/{first}")).json()["turns"] == 2
+    assert (await get(gateway, path))["preview"] is None
+    long = await post_until_ended(gateway, message="x " * 70_000)
+    assert (await get(gateway, f"/v1/sessions/{long['session']}"))["preview"] is None
+    many = [{"role": "user", "content": "x" * 60_000}, {"role": "assistant", "content": "x"}]
+    large = await post_until_ended(gateway, message=None, messages=[*many, *many, *many, *many, *many, again])
+    assert (await get(gateway, f"/v1/sessions/{large['session']}"))["preview"] is None
 
 
 async def test_numbered_pages_leave_out_no_session(gateway: Gateway) -> None:

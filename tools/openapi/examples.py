@@ -127,6 +127,7 @@ EXAMPLES: Json = {
     "tenant": "acme", "text": ANSWER, "ResponseRequest.text": {"format": {"type": "text"}},
     "thinking": {"type": "adaptive"}, "Supports.thinking": ["adaptive", "between_tools"],
     "ticket": TICKET, "times": [float(UNIX_S)], "timestamp": TIME, "title": "The colour of the sky",
+    "preview": QUESTION,
     "toolCallId": TOOL_CALL, "toolName": "get_weather", "tool_call_id": "call_1",
     "tools": [{"name": "get_weather", "input_schema": SCHEMA}],
     "ChatCompletionRequest.tools": [{"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}],

@@ -82,11 +82,11 @@ async def test_each_statement_uses_an_index_of_postgresql(filled_connection: asy
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["user_turn_ids", "found_turns"])
+@pytest.mark.parametrize("name", ["user_turn_ids", "found_turns", "sessions", "owner_sessions", "sessions_from"])
 async def test_the_planner_of_postgresql_chooses_the_index_itself(
     filled_connection: asyncpg.Connection, name: str
 ) -> None:
-    """For statements that limit its choice. Without that, it would read all turns."""
+    """For statements that limit its choice, and for the first turn of each session. It could read all turns."""
     found = await scans_of(filled_connection, POSTGRESQL[name])
     assert [scan for scan in found if not is_by_index(name, scan)] == []
 
