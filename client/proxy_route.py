@@ -25,12 +25,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# What tailrace.js needs: ask, read, steer, cancel; a session's turns, their stream, and decisions about its tool calls.
+# What tailrace.js and session.js need: ask, read, steer, cancel; a session's turns, their stream, and decisions about
+# its tool calls; to upload a file, and to read the long parts of a question that is asked again.
 # A GET of /v1/turns would list all users' turns. `..` is no name.
 NAME = r"(?!\.{1,2}(?:/|$))[\w.:-]+"
 ROUTES = [
-    re.compile(rf"POST /v1/(turns|turns/[\w-]+/(steer|cancel)|sessions/{NAME}/(cancel|calls/[\w-]+))", re.ASCII),
-    re.compile(rf"GET /v1/(turns/[\w-]+(/events)?|sessions/{NAME}/(events|turns|calls))", re.ASCII),
+    re.compile(rf"POST /v1/(turns|files|turns/[\w-]+/(steer|cancel)|sessions/{NAME}/(cancel|calls/[\w-]+))", re.ASCII),
+    re.compile(rf"GET /v1/(turns/[\w-]+(/events)?|sessions/{NAME}/(events|turns|calls)|blobs/[0-9a-f]+)", re.ASCII),
 ]
 REQUEST_HEADERS = ("accept", "cache-control", "content-type", "idempotency-key", "last-event-id", "user-agent")
 RESPONSE_HEADERS = ("cache-control", "content-type", "location", "retry-after", "tailrace-turn", "x-accel-buffering")

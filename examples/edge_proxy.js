@@ -3,11 +3,12 @@
  * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. The session of a
  * `POST /v1/turns` is in its body.
  */
-// What tailrace.js needs: ask, read, steer, cancel; a session's turns, their stream, and decisions about its tool calls. A GET of
-// /v1/turns would list all users' turns.
+// What tailrace.js and session.js need: ask, read, steer, cancel; a session's turns, their stream, and decisions about its tool
+// calls; to upload a file, and to read the long parts of a question that is asked again. A GET of /v1/turns would list all users'
+// turns.
 const ROUTES = [
-  /^POST \/v1\/(turns|turns\/[\w-]+\/(steer|cancel)|sessions\/([\w.:-]|%3A)+\/(cancel|calls\/[\w-]+))$/,
-  /^GET \/v1\/(turns\/[\w-]+(\/events)?|sessions\/([\w.:-]|%3A)+\/(events|turns|calls))$/,
+  /^POST \/v1\/(turns|files|turns\/[\w-]+\/(steer|cancel)|sessions\/([\w.:-]|%3A)+\/(cancel|calls\/[\w-]+))$/,
+  /^GET \/v1\/(turns\/[\w-]+(\/events)?|sessions\/([\w.:-]|%3A)+\/(events|turns|calls)|blobs\/[0-9a-f]+)$/,
 ];
 const REQUEST_HEADERS = ["accept", "content-type", "idempotency-key", "last-event-id"];
 const RESPONSE_HEADERS = ["cache-control", "content-type", "retry-after", "tailrace-turn", "x-accel-buffering"];

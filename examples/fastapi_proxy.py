@@ -38,11 +38,13 @@ async def may_use(request: tailrace.ProxiedRequest) -> bool:
             body = request.json()
             session = body.get("session")
             # Passes on only what a user may choose.
-            is_ours = body.keys() <= {"message", "session", "create_session", "parent", "on_busy"}
+            is_ours = body.keys() <= {"message", "messages", "session", "create_session", "parent", "on_busy"}
         case ["turns", turn, *_]:
             session, is_ours = (await client.turn(turn))["session"], True
         case ["sessions", session, *_]:
             is_ours = True
+        case ["files"] | ["blobs", _]:  # their names are secrets
+            return True
     return is_ours and isinstance(session, str) and session.startswith(f"{user}:")
 
 

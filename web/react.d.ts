@@ -1,4 +1,5 @@
 /** The types of react.js. */
+import type { Acts, SessionOptions, Shown } from "./session.js";
 import type { Answer, End, Options, State, TailraceError } from "./tailrace.js";
 
 type Question = string | Record<string, unknown>;
@@ -27,36 +28,8 @@ export interface Turn {
 /** With `turn`, reads this turn, as a page does that was reloaded. Unmounting stops reading; the turn goes on. */
 export function useTurn(options?: Omit<Options, "after" | "idempotencyKey" | "signal"> & { turn?: string | null }): Turn;
 
-/** A turn as in `GET /v1/sessions/{session}/turns`. */
-export interface SessionTurn {
-  turn: string;
-  /** The messages that the turn added to the session; empty until they are read. */
-  input: { role: string; content: unknown }[];
-  text: string;
-  outcome: "running" | End["outcome"];
-  error: { code: string; message: string } | null;
-  [field: string]: unknown;
-}
-
-export interface Session {
-  /** The newest 100 turns and all later ones, oldest first. The text of those that run grows. */
-  turns: SessionTurn[];
-  /** Whether the session has turns before these. */
-  hasEarlier: boolean;
-  /** `idle`: the session does not exist yet. */
-  state: State | "idle";
-  error: Error | TailraceError | null;
-  /** Starts a turn in the session. Returns its id, or null if it was refused. */
-  ask(question: Question): Promise<string | null>;
-  /** Puts a message into the answer that runs; if none runs, the message is a question. Returns as `ask` does. */
-  steer(message: Parameters<Answer["steer"]>[0], options?: { at?: "now" | "boundary" }): Promise<string | null>;
-  /** Ends the running turns. */
-  cancel(): Promise<Record<string, unknown> | null>;
-  /** Adds up to 100 turns before those in `turns`. */
-  readEarlier(): Promise<void> | undefined;
-}
-
-export function useSession(session: string | null, options?: Omit<Options, "after" | "idempotencyKey" | "signal" | keyof Callbacks>): Session;
+/** A session for a chat. `null`: none is shown. */
+export function useSession(session: string | null, options?: SessionOptions): Shown & Acts;
 
 /** Keeps the last event of a stream of JSON objects. Named events are ignored. Without a url, it reads nothing. */
 export function useSSE<Data = Record<string, unknown>>(

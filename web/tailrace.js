@@ -303,7 +303,7 @@ async function persist({ triesMax = TRIES_MAX }, work, signal, onLost) {
 }
 
 /** Returns a response with a status of success. Throws TailraceError. */
-async function send(options, path, init, signal) {
+export async function send(options, path, init, signal) {
   const { fetch = globalThis.fetch, key, headers: given } = options;
   const headers = new Headers(await headersOf(given));
   if (key) headers.set("authorization", `Bearer ${key}`);

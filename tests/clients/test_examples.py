@@ -300,7 +300,7 @@ async def test_the_page_with_eventsource(open_gateway: Gateway, browser: str) ->
 
 
 async def test_the_page_with_use_turn_on_vites_server(gateway: Gateway, browser: str, tmp_path: Path) -> None:
-    folder = copy_of("react", tmp_path, "tailrace.js", "react.js")
+    folder = copy_of("react", tmp_path, "tailrace.js", "session.js", "outbox.js", "react.js")
     # Its cache is in node_modules, which are those of all tests.
     (folder / "vite.config.js").write_text(
         (folder / "vite.config.js").read_text().replace("plugins:", 'cacheDir: "cache", plugins:')

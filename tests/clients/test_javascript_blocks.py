@@ -55,7 +55,18 @@ def as_module(code: str) -> str:
 
 def folder_of_an_app(tmp_path: Path) -> Path:
     """Returns a folder with the modules that users copy, and the packages of the tests."""
-    for module in ("tailrace.js", "tailrace.d.ts", "react.js", "react.d.ts", "fetch.js", "fetch.d.ts", "ai-sdk.js"):
+    for module in (
+        "tailrace.js",
+        "tailrace.d.ts",
+        "react.js",
+        "react.d.ts",
+        "session.js",
+        "session.d.ts",
+        "outbox.js",
+        "fetch.js",
+        "fetch.d.ts",
+        "ai-sdk.js",
+    ):
         shutil.copy(CHECKOUT / "web" / module, tmp_path)
     shutil.copy(CHECKOUT / "examples/edge_proxy.js", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')

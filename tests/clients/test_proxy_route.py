@@ -84,6 +84,19 @@ async def test_an_answer_is_read_through_the_route(gateway: Gateway) -> None:
     assert await count_turns(gateway) == 1
 
 
+async def test_a_file_of_a_question_passes_and_is_read_for_another_answer(gateway: Gateway) -> None:
+    """The record of a turn has a long part of its question as a blob."""
+    async with app_of(gateway.url) as url, httpx2.AsyncClient(base_url=url) as http:
+        file = ("river.txt", b"A river. " * 10_000, "text/plain")
+        made = await http.post("/v1/files", data={"purpose": "user_data"}, files={"file": file})
+        block = {"type": "document", "source": {"type": "file", "file_id": made.json()["id"]}}
+        content = [block, {"type": "text", "text": LINE}]
+        turn = (await http.post("/v1/turns", json={"messages": [{"role": "user", "content": content}]})).json()["turn"]
+        record = (await http.get(f"/v1/turns/{turn}")).json()
+        sha256 = record["input"][0]["content"][0]["source"]["data"]["tailrace:blob"]
+        assert (await http.get(f"/v1/blobs/{sha256}")).content == file[1]
+
+
 @pytest.mark.parametrize("has_middleware", [True, False])
 async def test_a_cut_upstream_is_a_cut_downstream_and_the_cursor_passes(
     gateway: Gateway, *, has_middleware: bool
@@ -166,7 +179,10 @@ async def test_a_request_that_may_not_pass_is_not_sent_on(
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/turns", "/v1/keys", "/v1/turns/../keys", "/v1/sessions/../turns", "/v1/sessions/%2e%2e/turns", "/v1/usage"],
+    [
+        *("/v1/turns", "/v1/keys", "/v1/turns/../keys", "/v1/sessions/../turns", "/v1/sessions/%2e%2e/turns"),
+        *("/v1/usage", "/v1/files", "/v1/blobs/../files"),
+    ],
 )
 async def test_other_routes_are_not_passed_on(gateway: Gateway, path: str) -> None:
     """A list of turns would have all users' turns."""

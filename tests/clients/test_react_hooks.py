@@ -105,3 +105,60 @@ async def test_a_refused_request_is_an_error_of_the_question(open_gateway: Gatew
     assert (moved["asked"], moved["error"]) == (None, None)
     # Earlier turns can be read again after a failure while a turn ended.
     assert (earlier["error"]["status"], earlier["hasEarlier"], len(earlier["turns"])) == (500, True, 2)
+
+
+@pytest.mark.timeout(120)
+async def test_an_answer_is_asked_for_again_and_a_question_edited_with_its_file(gateway: Gateway, browser: str) -> None:
+    """The newest branch is shown, or the one that the user has chosen, which the next question continues."""
+    short = {"line": "#sim words=5 rate=0", "next": "#sim words=6 rate=0", "edited": "#sim words=7 rate=0"}
+    [seen] = await run_hooks(gateway.url, ("branches", {"component": "Session", **short}))
+    first, following, again, edited, late = seen["turns"]
+    assert seen["error"] is None
+    assert seen["shown"] == [[again], [edited], [first, following], [first, following, late]]
+    assert (seen["siblings"], seen["branches"]) == ([first, again, edited], [[edited], [again], [first, following]])
+    [file, text] = seen["input"][0]["content"]
+    assert (file["type"], file["source"]["data"], text["text"]) == ("document", "A river.", short["edited"])
+
+
+async def test_calls_that_wait_are_decided_in_two_tabs(gateway: Gateway, browser: str) -> None:
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("look", "smell")]
+    given = {"component": "Session", "line": "#sim words=2 rate=0 tool=look,smell", "defaults": {"tools": tools}}
+    [seen] = await run_hooks(gateway.url, ("calls", given))
+    assert (seen["names"], len(seen["waits"]), seen["rest"]) == (["look", "smell"], 1, 1)
+    assert (seen["refused"], seen["code"], seen["turns"][1]) == (None, "call_not_found", seen["next"])
+
+
+@pytest.mark.parametrize("without", [None, "locks", "indexedDB"])
+async def test_questions_without_a_network_are_sent_once_in_order_when_it_is_back(
+    gateway: Gateway, browser: str, without: str | None
+) -> None:
+    """Over a reload, and from two tabs, also without Web Locks: then both send them, with the same keys.
+
+    Without IndexedDB, as in some private windows, the page that has the questions sends them.
+    """
+    given = {"component": "Session", "offline": "ann", "line": "#sim words=4 rate=0", "next": "#sim words=5 rate=0"}
+    [seen] = await run_hooks(gateway.url, ("offline", {**given, "without": without}))
+    is_stored = without != "indexedDB"
+    assert seen["kept"] == [[given["line"], is_stored], [given["next"], is_stored]]
+    assert seen["tabs"] == [[words(4), words(5)]] * (2 if is_stored else 1)
+    assert (seen["after"], await count_turns(gateway)) == ([], 2)
+
+
+@pytest.mark.timeout(120)
+async def test_questions_that_the_browser_cannot_keep_or_the_server_refuses_block_no_others(
+    gateway: Gateway, browser: str
+) -> None:
+    """A full disk, more questions than the bound, a deleted session, a revoked key: the user sees each."""
+    given = {"component": "Session", "offline": "ann", "line": "#sim words=4 rate=0", "next": "#sim words=5 rate=0"}
+    full, undeliverable = await run_hooks(
+        gateway.url, ("full", given), ("undeliverable", {**given, "session": "deleted", "offline": "bob"})
+    )
+    assert (full["isStored"], full["refused"], full["code"], full["waiting"]) == (False, None, "outbox_full", 100)
+    assert full["texts"] == [words(4)]
+    assert undeliverable == {
+        "held": 401,
+        "refused": "session_not_found",
+        "other": [words(5)],
+        "still": "session_not_found",
+        "gone": [],
+    }

@@ -62,9 +62,12 @@ async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_
         "ai-sdk.js",
         "fetch.d.ts",
         "fetch.js",
+        "outbox.js",
         "package.json",
         "react.d.ts",
         "react.js",
+        "session.d.ts",
+        "session.js",
         "tailrace.d.ts",
         "tailrace.js",
     }

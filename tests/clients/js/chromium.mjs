@@ -10,7 +10,8 @@ export async function bundle(entry) {
 }
 
 /**
- * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`.
+ * Runs `work(open)`, where `open(origin)` is a page of that origin which has run the module `entry`; with a context of
+ * another page, a second tab. `setUp(page)` runs before.
  *
  * `options`: those of Playwright for Chromium. The page comes from here and all its other requests go out, so the server under test need not know of it.
  */
@@ -19,9 +20,10 @@ export async function browse(entry, work, options) {
   // A page that is made here has no address, which Chromium takes for one on the internet, and such a page may not ask
   // this machine unless its user says so.
   const browser = await launch(["--disable-features=LocalNetworkAccessChecks"], options);
-  const open = async (origin) => {
+  const open = async (origin, context = null, setUp = () => {}) => {
     // Small, because Chromium draws each frame of an answer with the CPU.
-    const page = await browser.newPage({ viewport: { width: 400, height: 200 } });
+    const page = await (context ?? (await browser.newContext({ viewport: { width: 400, height: 200 } }))).newPage();
+    await setUp(page);
     page.on("pageerror", (error) => console.error(error));
     await page.route(`${origin}/client.html`, (route) =>
       route.fulfill({ contentType: "text/html", body: '<!doctype html><div id="root"></div><script src="client.js"></script>' }),

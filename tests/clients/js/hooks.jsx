@@ -15,10 +15,10 @@ function Turn({ line, shared, options }) {
   return <article>{turn.text}</article>;
 }
 
-function Session({ session, options }) {
+function Session({ session, options, offline, defaults }) {
   const [shown, open] = useState(session);
   globalThis.open = open;
-  globalThis.hook = useSession(shown, options);
+  globalThis.hook = useSession(shown, { ...options, offline, defaults });
   return globalThis.hook.turns.map(({ turn, text }) => <article key={turn}>{text}</article>);
 }
 

@@ -10,7 +10,10 @@ async function until(page, test) {
     const seen = globalThis.hook && globalThis.shown();
     return seen && new Function("seen", `return ${test}`)(seen) && seen;
   };
-  return (await page.waitForFunction(isTrue, test, { polling: 50, timeout: 30000 })).jsonValue();
+  const found = page.waitForFunction(isTrue, test, { polling: 50, timeout: 30000 }).catch(async (cause) => {
+    throw new Error(`not shown: ${test}, but ${JSON.stringify(await page.evaluate(() => globalThis.shown()))}`, { cause });
+  });
+  return (await found).jsonValue();
 }
 
 /** Answers a request with an error that no client repeats. */
@@ -204,6 +207,136 @@ const DOINGS = {
     return { first: first.texts, resting: resting.texts, second: second.texts, state: second.state, streams: streams.size };
   },
 
+  /** Asks with a file; asks for another answer; edits the question, which keeps the file; goes back to the first answer. */
+  async branches(open, given) {
+    const page = await open(url);
+    const run = (work, arg) => page.evaluate(work, arg);
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    const file = await run(async () => globalThis.hook.upload(new File(["A river."], "river.txt", { type: "text/plain" })));
+    const first = await ask(page, [file, { type: "text", text: given.line }]);
+    const answered = (count) => until(page, `seen.turns.length === ${count} && !seen.pending.length && seen.turns.every((turn) => turn.outcome === 'completed')`);
+    await answered(1);
+    const next = await ask(page, given.next);
+    await answered(2);
+    const again = await run((turn) => globalThis.hook.regenerate(turn), first);
+    const { branch: regenerated } = await answered(3);
+    const edited = await run(([turn, text]) => globalThis.hook.edit(turn, text), [first, given.edited]);
+    const { branch: changed, branches } = await answered(4);
+    await run((turn) => globalThis.hook.showBranch(turn), first);
+    const { branch: back } = await until(page, `seen.branch[0].turn === '${first}'`);
+    const late = await ask(page, given.next);
+    const { branch: continued, error } = await answered(5);
+    const ids = (branch) => branch.map(({ turn }) => turn);
+    return { turns: [first, next, again, edited, late], shown: [regenerated, changed, back, continued].map(ids), siblings: changed[0].siblings, branches: branches.map(({ turns }) => turns), input: changed[0].input, error };
+  },
+
+  /** Two calls wait in two tabs: one is decided in each. */
+  async calls(open, given) {
+    const [page, tab] = [await open(url), await open(url)];
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await ask(page, given.line);
+    await begin(tab, given);
+    const { calls } = await until(page, "seen.calls.length === 2");
+    await until(tab, "seen.calls.length === 2");
+    const decide = (one, call, decision) => one.evaluate(([call, decision]) => globalThis.hook.decide(call, decision), [call, decision]);
+    const first = await decide(page, calls[0].call, { result: "blue" });
+    const rest = await until(page, "seen.calls.length === 1");
+    const refused = await decide(page, "nothing", { result: "blue" });
+    const failed = await until(page, "seen.error");
+    const last = await decide(tab, calls[1].call, { decision: "denied" });
+    const ended = "seen.branch.length === 2 && seen.branch[1].outcome === 'completed' && !seen.calls.length";
+    const [shown] = await Promise.all([until(page, ended), until(tab, ended)]);
+    return { names: calls.map(({ name }) => name), waits: first.undecided_calls, rest: rest.calls.length, refused, code: failed.error.code, next: last.next, turns: shown.branch.map(({ turn }) => turn) };
+  },
+
+  /** Asks twice without a network, reloads, and opens a second tab. Then both have the network again. */
+  async offline(open, { without, ...given }) {
+    const setUp = (page) => page.addInitScript((name) => name && Object.defineProperty(name === "locks" ? navigator : globalThis, name, { value: undefined }), without);
+    const page = await open(url, null, setUp);
+    const context = page.context();
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await context.setOffline(true);
+    await page.evaluate(([one, two]) => void [globalThis.hook.ask(one), globalThis.hook.ask(two)], [given.line, given.next]);
+    const kept = await until(page, "seen.pending.length === 2 && (seen.pending.every((one) => one.isStored) || !globalThis.indexedDB)");
+    const tabs = [page];
+    if (without !== "indexedDB") {
+      await page.reload();
+      tabs.push(await open(url, context, setUp));
+      await begin(tabs[1], given);
+      for (const one of tabs) await until(one, "seen.pending.length === 2");
+    }
+    await context.setOffline(false);
+    const ended = "seen.turns.length === 2 && !seen.pending.length && seen.turns.every((turn) => turn.outcome === 'completed' && turn.input.length)";
+    const shown = await Promise.all(tabs.map((one) => until(one, ended)));
+    await page.reload();
+    const after = await until(page, ended);
+    return { kept: kept.pending.map(({ input, isStored }) => [input[0].content, isStored]), tabs: shown.map(({ texts }) => texts), after: after.pending };
+  },
+
+  /** A browser without room: a question is kept until the page is closed. More questions than the bound are refused. */
+  async full(open, given) {
+    const page = await open(url);
+    const context = page.context();
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    const cdp = await context.newCDPSession(page);
+    await context.setOffline(true);
+    await cdp.send("Storage.overrideQuotaForOrigin", { origin: url, quotaSize: 1 });
+    await page.evaluate((text) => void globalThis.hook.ask(text), `${given.line}\n${"x".repeat(200_000)}`);
+    await until(page, "seen.pending.length === 1");
+    await page.waitForTimeout(500);
+    const [{ isStored }] = (await until(page, "seen.pending.length === 1")).pending;
+    await cdp.send("Storage.overrideQuotaForOrigin", { origin: url });
+    const results = await page.evaluate(async () => {
+      const asked = Array.from({ length: 100 }, (_, number) => globalThis.hook.ask(`#sim words=1 rate=0 ${number}`));
+      return [await asked.at(-1), document.querySelectorAll("article").length];
+    });
+    const crowded = await until(page, "seen.error");
+    await page.evaluate(() => Promise.all(globalThis.hook.pending.slice(1).map(({ key }) => globalThis.hook.discard(key))));
+    await until(page, "seen.pending.length === 1");
+    await context.setOffline(false);
+    const shown = await until(page, "seen.turns.length === 1 && !seen.pending.length && seen.turns[0].outcome === 'completed'");
+    return { isStored, refused: results[0], code: crowded.error.code, waiting: crowded.pending.length, texts: shown.texts };
+  },
+
+  /** A question whose session was deleted, one with a revoked key, and one of another session after them. */
+  async undeliverable(open, given) {
+    const page = await open(url);
+    const context = page.context();
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await ask(page, given.line);
+    await until(page, "seen.turns[0]?.outcome === 'completed' && seen.turns[0].input.length");
+    await context.setOffline(true);
+    await page.evaluate((line) => void globalThis.hook.ask(line), given.line);
+    await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
+    await page.evaluate(() => globalThis.open("other-session"));
+    await page.evaluate((line) => void globalThis.hook.ask(line), given.next);
+    await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
+    await page.close();
+    await context.setOffline(false);
+    await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
+    const revoked = await open(url, context);
+    await begin(revoked, { ...given, key: "tr_revoked" });
+    const held = await until(revoked, "seen.pending[0]?.error");
+    await revoked.close();
+    const tab = await open(url, context);
+    await begin(tab, given);
+    const refused = await until(tab, "seen.pending[0]?.error?.status === 404");
+    await tab.evaluate(() => globalThis.open("other-session"));
+    const other = await until(tab, "seen.turns[0]?.outcome === 'completed' && !seen.pending.length");
+    await tab.evaluate((session) => globalThis.open(session), given.session);
+    const still = await until(tab, "seen.pending.length === 1");
+    await tab.evaluate((key) => globalThis.hook.discard(key), still.pending[0].key);
+    await until(tab, "seen.pending.length === 0");
+    await tab.reload();
+    const gone = await until(tab, "seen.state === 'idle'");
+    return { held: held.pending[0].error.status, refused: refused.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
+  },
+
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
   async tabs(open, given) {
     const [page, tab] = [await open(url), await open(url)];
@@ -218,7 +351,7 @@ const DOINGS = {
     await until(page, "seen.texts[0]?.length > 80");
     const early = await until(tab, "seen.texts[0]?.length > 80");
     const errors = [...logged];
-    const refused = await ask(page, "too early");
+    const refused = await ask(page, { message: "too early", on_busy: "reject" });
     const { error } = await until(page, "seen.error");
     await page.reload();
     const whole = "seen.turns.length === given && seen.turns.every((turn) => turn.outcome !== 'running' && turn.input.length)";

@@ -23,6 +23,11 @@ export function Page() {
   const sse = useSSE<{ text: string }>("/v1/turns/01a1fe35/events");
   turn.steer("Shorter.").then((made) => made?.turn);
   session.steer("Shorter.", { at: "boundary" });
+  session.branch.map(({ turn, siblings }) => siblings.indexOf(turn));
+  session.calls.map(({ call }) => session.decide(call, { decision: "denied" }));
+  session.edit("t", "Hello.").then((turn) => turn?.length);
+  // @ts-expect-error
+  session.decide("c", { decision: "perhaps" });
   // @ts-expect-error
   turn.steer("Shorter.", { at: "later" });
   // @ts-expect-error
