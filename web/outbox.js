@@ -64,9 +64,8 @@ class Outbox {
     const at = Math.max(Date.now(), (this.#items.at(-1)?.at ?? 0) + 1);
     const item = { key, name: this.#name, session, body, at, isStored: false, options };
     item.promise = new Promise((resolve) => (item.settle = resolve));
-    const fits = () => this.#items.length < MESSAGES_MAX && this.#items.reduce((sum, one) => sum + one.body.length, body.length) <= BYTES_MAX;
-    for (const old of this.#items.filter(({ isRefused }) => isRefused)) if (!fits()) this.discard(old.key);
-    if (!fits()) {
+    for (const old of this.#items.filter(({ isRefused }) => isRefused)) if (!this.#fits(body)) this.discard(old.key);
+    if (!this.#fits(body)) {
       const message = `${this.#items.length} questions wait already: the next one has no room. Wait for the network, or discard one.`;
       this.#tell({ session, error: new TailraceError(message, { code: "outbox_full" }) });
       return Promise.resolve(null);
@@ -76,6 +75,15 @@ class Outbox {
     // A question that is sent at once is stored, too: the page may be closed before the response.
     this.#put(item).then(() => this.#send(session));
     return item.promise;
+  }
+
+  /** Stores a question that the page sends itself, until `discard`: if the page is closed before, another one sends it. */
+  keep(session, body, key) {
+    if (this.#fits(body)) return this.#put({ key, name: this.#name, session, body, at: Date.now() });
+  }
+
+  #fits(body) {
+    return this.#items.length < MESSAGES_MAX && this.#items.reduce((sum, one) => sum + one.body.length, body.length) <= BYTES_MAX;
   }
 
   /** Sends questions again that were refused, or that wait. */
@@ -104,6 +112,8 @@ class Outbox {
   async #begin() {
     try {
       this.#tabs = new BroadcastChannel("tailrace-outbox");
+      // Node would not end.
+      this.#tabs.unref?.();
       this.#tabs.onmessage = async ({ data: { key, turn } }) => {
         const item = this.#items.find((one) => one.key === key);
         if (item && turn) this.#accept(item, turn);
@@ -171,7 +181,7 @@ class Outbox {
       if (item.isHeld && isForNow) setTimeout(() => this.retry((one) => one === item), 1000 * Math.min(WAIT_S_MAX, Math.max(WAIT_S_MIN, error.retryAfterS ?? 0)));
       if (item.isRefused && item.isStored) await this.#put(item);
       this.#tabs?.postMessage({});
-      this.#tell({ session: item.session, error });
+      this.#tell({ ...item, error });
       item.settle?.(null);
       item.settle = null;
     }

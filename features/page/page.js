@@ -1,7 +1,7 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
 import { drawCalls } from "./calls.js";
 import { byId, decodePart, element, storage } from "./dom.js";
-import { ask, resume } from "./libraries.js";
+import { ask, outboxOf, resume } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
 import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
@@ -267,6 +267,7 @@ async function follow(turn, begin, followed = chat) {
       onEvent(event) {
         if (chat !== followed) {
           answer.close();
+          if (event.type === "start") turn.drop?.();
           if (event.type === "start") refresh(followed.id);
           return;
         }
@@ -345,8 +346,47 @@ async function writeTitle(turn, named) {
   tellOtherTabs();
 }
 
+/** The questions that the browser keeps until the server has them: those of the key of this tab, or of the user of its token. */
+const outbox = () => {
+  const opened = outboxOf({ offline: `page ${nameOfKey()}`, headers });
+  if (!outboxes.has(opened)) opened.listen(takeSent, new AbortController().signal);
+  outboxes.add(opened);
+  return opened;
+};
+const outboxes = new Set();
+
+/** Returns a name that tells keys apart, and does not contain the key. */
+function nameOfKey() {
+  const key = headers().authorization ?? "";
+  const claims = key.split(".")[1];
+  try {
+    const { iss, sub } = JSON.parse(atob(claims.replaceAll("-", "+").replaceAll("_", "/")));
+    if (sub) return `${iss} ${sub}`;
+  } catch {
+    // It is no JWT.
+  }
+  return [...key].reduce((hash, char) => Math.imul(hash ^ char.codePointAt(0), 0x01000193) >>> 0, 0x811c9dc5);
+}
+
+/** Shows what became of a question that an earlier page has left. */
+async function takeSent(sent) {
+  if (sent?.turn) return refresh(sent.session);
+  if (!sent?.error) return;
+  if (sent.error.status === 401) {
+    await signIn(sent.error, headers());
+    return outbox().retry();
+  }
+  const { key, body, session } = sent;
+  // A refusal of its own page is shown there.
+  if (!key || [...chat.turns.values()].some((turn) => turn.key === key)) return;
+  notify(`The question \u201c${titleFrom(textOf(JSON.parse(body).messages)) || "Files"}\u201d was refused: ${sentence(sent.error)}`);
+  if (sent.isRefused) outbox().discard(key);
+  refresh(session);
+}
+
 /** Gives a new turn its place among the turns, by the id that it has now. */
 function placeTurn(turn) {
+  turn.drop?.();
   chat.isNew = false;
   if (chat.turns.delete("")) chat.turns.set(turn.id, turn);
   if (chat.leaf === "") chat.leaf = turn.id;
@@ -358,6 +398,7 @@ function placeTurn(turn) {
 
 /** Takes back a question of the chat `asked` that was refused. */
 function takeBack(turn, error, asked) {
+  turn.drop?.();
   if (chat !== asked) return notify(`The question \u201c${titleFrom(turn.asked) || "Files"}\u201d was refused: ${sentence(error)}`);
   chat.turns.delete("");
   chat.leaf = turn.record.parent;
@@ -397,6 +438,9 @@ async function submit(messages, parent, asked, model = chat.model) {
   const place = isNew ? { create_session: true } : { parent, ...(isQueued && { on_busy: "queue" }) };
   const body = { messages, session: asking.id, ...place, ...own };
   const idempotencyKey = randomName();
+  const kept = outbox();
+  kept.keep(asking.id, JSON.stringify(body), idempotencyKey);
+  Object.assign(turn, { key: idempotencyKey, drop: () => kept.discard(idempotencyKey) });
   follow(turn, (options) => ask(body, { ...options, idempotencyKey }), asking);
 }
 
@@ -986,6 +1030,16 @@ function onEscape() {
   const running = runningTurn();
   if (running) stop(running);
 }
+// What the browser keeps for the key goes with it.
+let isForgotten = false;
+const forget = async (event) => {
+  if (isForgotten) return;
+  event.stopImmediatePropagation();
+  await outbox().forget();
+  isForgotten = true;
+  byId("forget").click();
+};
+byId("forget").addEventListener("click", forget, { capture: true });
 addEventListener("hashchange", () => {
   drawer(false);
   open();
@@ -1033,7 +1087,7 @@ open();
 if (!acts.isReadOnly) {
   if (storage.getItem(`${DEMO}-open`)) startDemo();
   const read = persist(readChats).then(() => (byId("demo-open").hidden = !gateway.process || !byId("demo").hidden));
-  read.catch((error) => notify(error.message));
+  read.then(outbox, (error) => notify(error.message));
   persist(readModels).catch(() => {});
   checkModel();
 }

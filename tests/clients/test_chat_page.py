@@ -263,6 +263,17 @@ async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_ta
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.timeout(120)
+async def test_a_question_without_a_network_is_kept_and_asked_once_by_the_next_page(
+    open_gateway: Gateway, browser: str
+) -> None:
+    """Two tabs open the chat. A question whose chat was deleted is refused, once."""
+    line, late = "#sim words=3 rate=0", "#sim words=4 rate=0"
+    [seen] = await node.run("chat-page.mjs", "unsent", open_gateway.url, line, late, deadline_s=90, CHROMIUM=browser)
+    assert (seen["said"], seen["complaints"], seen["again"]) == (["Hello.", line], [], "")
+    assert seen["refused"].startswith(f"The question \N{LEFT DOUBLE QUOTATION MARK}{late}")
+
+
 async def test_an_answer_that_runs_is_changed_with_a_button_or_the_keyboard(
     open_gateway: Gateway, browser: str
 ) -> None:

@@ -46,6 +46,7 @@ declare const [initial, isEnded, supabase, path, method, body, headers]: any[];
 def as_module(code: str) -> str:
     """Returns a block as a module. A block may be the inside of an object or of a function."""
     code = code.replace("../../../../edge_proxy.js", "./edge_proxy.js")
+    code = re.sub(r'from "tailrace(?:/(react|session))?"', lambda found: f'from "./{found[1] or "tailrace"}.js"', code)
     if re.match(r"\w+: ", code):
         code = f"({{{code}}});\n"
     if re.search(r"^return ", code, re.MULTILINE):

@@ -1,7 +1,7 @@
 // The page /admin in Chromium or Firefox: `admin-page.mjs STEPS GATEWAY …`. Prints a line with what the page showed.
 // The picture of docs/ADMIN.md: `CHROMIUM=/usr/bin/chromium node admin-page.mjs picture URL KEY PATH`.
 import { readFileSync } from "node:fs";
-import { isFirefox, launch } from "./browsers.mjs";
+import { isFirefox, launch, watch } from "./browsers.mjs";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 const PHONE = { width: 375, height: 812 };
@@ -9,14 +9,11 @@ const DESKTOP = { width: 1280, height: 860 };
 const AXE = new URL("node_modules/axe-core/axe.min.js", import.meta.url);
 const browser = await launch();
 
-/** Opens the page; notes what a policy forbids, what fails, and what is requested elsewhere. */
+/** Opens the page, which is watched. */
 async function open(options) {
   const context = await browser.newContext({ reducedMotion: "reduce", ...options });
   const page = await context.newPage();
-  const seen = { complaints: [], elsewhere: [] };
-  page.on("console", (message) => /security policy|trusted/i.test(message.text()) && seen.complaints.push(message.text()));
-  page.on("pageerror", (error) => seen.complaints.push(String(error)));
-  context.on("request", (request) => /^(blob:|data:)/.test(request.url()) || request.url().startsWith(`${gateway}/`) || seen.elsewhere.push(request.url()));
+  const seen = watch(page, gateway);
   await page.goto(`${gateway}/admin`);
   await page.waitForSelector("#login[open]");
   return { context, page, seen };

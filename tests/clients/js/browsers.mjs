@@ -16,3 +16,14 @@ export async function launch(args = [], options = {}) {
   session.send = (method, given) => (method === "emulation.setMediaFeaturesOverride" ? {} : send(method, given));
   return browser;
 }
+
+/** Notes on a page what a policy forbids, what fails, which dialogs open, and what is requested from elsewhere than `origin`. */
+export function watch(page, origin) {
+  const seen = { complaints: [], elsewhere: [] };
+  const isOurs = (url) => /^(blob:|data:)/.test(url) || url.startsWith(`${origin}/`);
+  page.on("console", (message) => /security policy|trusted/i.test(message.text()) && seen.complaints.push(message.text()));
+  page.on("pageerror", (error) => seen.complaints.push(String(error)));
+  page.on("dialog", (dialog) => (seen.complaints.push(dialog.message()), dialog.dismiss()));
+  page.context().on("request", (request) => isOurs(request.url()) || seen.elsewhere.push(request.url()));
+  return seen;
+}

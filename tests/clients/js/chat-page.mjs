@@ -5,7 +5,7 @@ import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
-import { isFirefox, launch } from "./browsers.mjs";
+import { isFirefox, launch, watch } from "./browsers.mjs";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 // `small` has the layout of a desktop. Chromium draws each frame with the CPU, in a third of the time for `desktop`.
@@ -14,17 +14,12 @@ const SIZES = { desktop: { width: 1280, height: 860 }, phone: { width: 390, heig
 const LOOKS = [["light", "desktop"], ["dark", "phone"]];
 const browser = await launch();
 
-/** Opens a page that notes what a policy forbids, what fails, and what is requested elsewhere. */
+/** Opens a page that is watched. */
 async function open(options) {
   // An animation draws each frame anew, without a graphics card: that took a sixth of the CPU time.
   const context = await browser.newContext({ reducedMotion: "reduce", ...options });
   const page = await context.newPage();
-  const seen = { complaints: [], elsewhere: [] };
-  page.on("console", (message) => /security policy|trusted/i.test(message.text()) && seen.complaints.push(message.text()));
-  page.on("pageerror", (error) => seen.complaints.push(String(error)));
-  page.on("dialog", (dialog) => (seen.complaints.push(dialog.message()), dialog.dismiss()));
-  context.on("request", (request) => /^(blob:|data:)/.test(request.url()) || request.url().startsWith(`${gateway}/`) || seen.elsewhere.push(request.url()));
-  return { context, page, seen };
+  return { context, page, seen: watch(page, gateway) };
 }
 
 /** Returns a promise with the function that resolves it. */
@@ -318,6 +313,45 @@ const give = (page, kind, files, isAsked = false) =>
   );
 
 const STEPS = {
+  /** Asks without a network, and closes the page. The next one asks the question; the server refuses that of a deleted chat. */
+  async unsent(line, late) {
+    const { context, page, seen } = await open({ viewport: SIZES.small });
+    const isKept = (page) =>
+      page.waitForFunction(async () => {
+        const result = (request) => new Promise((resolve) => (request.onsuccess = () => resolve(request.result)));
+        const database = await result(indexedDB.open("tailrace", 1));
+        const count = await result(database.transaction("messages").objectStore("messages").count());
+        database.close();
+        return count === 1;
+      });
+    const askWithout = async (page, line) => {
+      await context.setOffline(true);
+      await ask(page, line);
+      await isKept(page);
+      await page.close();
+      await context.setOffline(false);
+    };
+    await page.goto(`${gateway}/`);
+    await ask(page, "Hello.");
+    await page.waitForSelector(".meta");
+    const address = page.url();
+    await askWithout(page, line);
+    const tabs = [await context.newPage(), await context.newPage()];
+    await Promise.all(tabs.map((tab) => tab.goto(address)));
+    for (const tab of tabs) await tab.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    const said = await tabs[0].locator(".said").allTextContents();
+    await askWithout(tabs[0], late);
+    await tabs[1].close();
+    await fetch(`${gateway}/v1/sessions/${address.split("#")[1]}`, { method: "DELETE" });
+    const last = await context.newPage();
+    await last.goto(`${gateway}/`);
+    await last.locator("#notice.bad").waitFor();
+    const refused = await last.locator("#notice").textContent();
+    await last.reload();
+    await last.waitForFunction(() => document.querySelector("#model option"));
+    return { said, refused, again: await last.locator("#notice").textContent(), ...seen };
+  },
+
   /** Asks, stops, edits the title, searches and begins a new chat with the keyboard alone. Then measures a long answer. */
   async keyboard() {
     const { page, seen } = await open({ viewport: SIZES.small });
