@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from platformdirs import user_config_path
 
-from tailrace.deploy.local.data_dir import is_own
+from tailrace.deploy.local.data_dir import is_own, is_visible
 from tailrace.proto.errors import SettingsInvalid
 
 NAME = "tailrace.toml"
@@ -28,7 +28,7 @@ def find() -> Path | None:
     user's keys elsewhere.
     """
     for path in (Path(NAME), user_config_path("tailrace", appauthor=False) / NAME):
-        if path.is_file():
+        if is_visible(path) and path.is_file():
             for each in (path, path.with_name(DOTENV)):
                 # The link, too: its owner chooses the file.
                 if each.exists() and not (is_own(each.stat()) and is_own(each.lstat())):

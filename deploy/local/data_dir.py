@@ -50,6 +50,11 @@ def exists(path: Path) -> bool:
     return True
 
 
+def is_visible(path: Path) -> bool:
+    """Whether the path exists and this user may see it: nothing in the folder of root is, under `sudo -u tailrace`."""
+    return os.access(path, os.F_OK, effective_ids=True)
+
+
 class Holder(NamedTuple):
     """A command that uses a data directory, such as UP."""
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 from platformdirs import user_data_path
 
-from tailrace.deploy.local.data_dir import is_own
+from tailrace.deploy.local.data_dir import is_own, is_visible
 
 Sync = Literal["always", "1s", "default"]
 SYNCS: tuple[Sync, ...] = get_args(Sync)
@@ -19,7 +19,9 @@ def default_data_dir() -> Path:
     `make run` keeps the data of a checkout in its `.tailrace`; an installed `tailrace` works from any directory.
     """
     here = Path(".tailrace")
-    return here if here.is_dir() and is_own(here.stat()) else user_data_path("tailrace", appauthor=False)
+    if is_visible(here) and here.is_dir() and is_own(here.stat()):
+        return here
+    return user_data_path("tailrace", appauthor=False)
 
 
 class Options(msgspec.Struct, frozen=True):

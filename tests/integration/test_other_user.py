@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 assert backup
 assert migrate_database
 assert restart
+assert "localhost".encode("idna")
 
 
 @contextmanager
@@ -73,6 +74,17 @@ def test_a_user_without_a_home_directory_gets_the_root_directory_as_home(
     finally:
         os.setreuid(0, -1)
     assert "(default: /.local/share/tailrace)" in capsys.readouterr().out
+
+
+def test_a_command_works_in_a_folder_that_its_user_may_not_enter(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sudo -u tailrace tailrace keys create`, which docs/SYSTEMD.md says, stays in the folder of root."""
+    (data / ".tailrace").mkdir()
+    monkeypatch.chdir(data)
+    with other_user(), pytest.raises(SystemExit, match=r"^0$"):
+        main(["up", "--help"])
+    assert "(default: .tailrace)" not in capsys.readouterr().out
 
 
 def test_a_port_that_only_root_may_use_is_refused_with_the_option_for_another_port() -> None:
