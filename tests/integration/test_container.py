@@ -18,6 +18,7 @@ import pytest
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.features.backends import Settings as GeneratorSettings
 from tailrace.proto.runtime import settings
+from tailrace.proto.version import VERSION
 from tests.harness.container import PACKAGES, Host, Image, needs_namespaces, service
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
@@ -72,6 +73,16 @@ def test_the_log_of_each_service_is_bounded(file: Path) -> None:
         if "image" in one and not {"max-size", "max-file"} <= set(one.get("logging", {}).get("options", ()))
     ]
     assert unbounded == []
+
+
+def test_one_service_builds_the_image_of_all() -> None:
+    """Compose gives each service that builds an image of its own, so the next `up` would replace all containers."""
+    services = msgspec.yaml.decode(COMPOSE.read_bytes())["services"]
+    assert [name for name, found in services.items() if "build" in found] == ["streams"]
+    for name in (*MODULES, "simulated-claude", "streams"):
+        found = service(COMPOSE, name, VARIABLES)
+        # Compose would look for it in a registry.
+        assert (found["image"], found["pull_policy"]) == (f"tailrace:{VERSION}", "never")
 
 
 def test_docker_makes_no_volume_without_a_name() -> None:
