@@ -8,7 +8,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LAUNCHER := .venv/bin/tailrace
 
 .DEFAULT_GOAL := help
-.PHONY: no-copy test-core test-all conformance findings frames roll docs audit types style tests-compiled schedules kills wear fuzz help setup setup-test clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
+.PHONY: no-copy test-core test-all conformance findings frames shipped roll docs audit types style tests-compiled schedules kills wear fuzz help setup setup-test clients run test coverage check litellm lock chaos rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,7 +53,6 @@ test-all: setup $(CLIENTS) ## run `check` and every test, as CI does: also real 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test-all`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered
 
-# The types take as long as all else together: they are checked beside it.
 CHECKS := types style
 check: setup ## format, lint, types, imports, spelling
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS)
@@ -91,8 +90,9 @@ rules: PROGRAM = tests.rules ## list the rules of the protocol, the faults and t
 frames: PROGRAM = tools.count_frames ## count the functions that a POST, a delta and a resume run through
 findings: PROGRAM = tools.run_findings ## run the facts about other libraries and tools (docs/FINDINGS.md); needs the network; ARGS='nats' for some
 mutation: PROGRAM = tools.mutation_score ## change the pure core line by line, and count the changes that its unit tests find; takes 10 minutes
+shipped: PROGRAM = tests.shipped ## run the units and the image in their real homes, systemd and Docker; needs root and mmdebstrap; ARGS='--help'
 roll: PROGRAM = tests.upgrade.roll $(or $(BEFORE),HEAD~1) ## replace an older version by this one while turns run, and go back: make roll BEFORE=COMMIT
-lock audit chaos wear kills conformance schedules rules frames findings mutation roll: setup
+lock audit chaos wear kills conformance schedules rules frames findings mutation shipped roll: setup
 	@exec $(PYTHON) -m $(PROGRAM) $(ARGS)
 
 schema: setup-test ## generate schemas and tables; after `make setup` also dashboards, alert rules, results of tests

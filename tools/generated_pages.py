@@ -113,6 +113,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/OPENAI.md": reference_tables.openai_parameters,
     "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
     "docs/RUNBOOK.md": lambda: csv_tables("docs/database_errors.csv", "####"),
+    "docs/SHIPPED.md": lambda: "\n".join(
+        csv_tables(f"tests/shipped/{name}.csv", "##") for name in ("unproven", "result")
+    ),
     "docs/SETTINGS.md": reference_tables.settings_tables,
     "docs/SIMULATED.md": reference_tables.simulated_help,
     "docs/asyncapi.json": lambda: schema_text(asyncapi.build_document(VERSION)),

@@ -11,7 +11,7 @@ from tools.generated_pages import PARTS, build_page
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SKIPPED = {"dist", "mutants", "node_modules", ".tailrace", ".git"}
+SKIPPED = {"dist", "mutants", "node_modules", ".tailrace", ".shipped", ".git"}
 
 
 def pages() -> Iterator[Path]:
