@@ -148,7 +148,7 @@ async def test_questions_without_a_network_are_sent_once_in_order_when_it_is_bac
 async def test_questions_that_the_browser_cannot_keep_or_the_server_refuses_block_no_others(
     gateway: Gateway, browser: str
 ) -> None:
-    """A full disk, more questions than the bound, a deleted session, a revoked key: the user sees each."""
+    """A full disk, too many questions, a deleted session, an invalid question, a revoked key: the user sees each."""
     given = {"component": "Session", "offline": "ann", "line": "#sim words=4 rate=0", "next": "#sim words=5 rate=0"}
     full, undeliverable = await run_hooks(
         gateway.url, ("full", given), ("undeliverable", {**given, "session": "deleted", "offline": "bob"})
@@ -158,6 +158,7 @@ async def test_questions_that_the_browser_cannot_keep_or_the_server_refuses_bloc
     assert undeliverable == {
         "held": 401,
         "refused": "session_not_found",
+        "invalid": "request_invalid",
         "other": [words(5)],
         "still": "session_not_found",
         "gone": [],

@@ -302,7 +302,7 @@ const DOINGS = {
     return { isStored, refused: results[0], code: crowded.error.code, waiting: crowded.pending.length, texts: shown.texts };
   },
 
-  /** A question whose session was deleted, one with a revoked key, and one of another session after them. */
+  /** A question whose session was deleted, and an invalid one of another session before a valid one, first with a revoked key. */
   async undeliverable(open, given) {
     const page = await open(url);
     const context = page.context();
@@ -314,8 +314,8 @@ const DOINGS = {
     await page.evaluate((line) => void globalThis.hook.ask(line), given.line);
     await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
     await page.evaluate(() => globalThis.open("other-session"));
-    await page.evaluate((line) => void globalThis.hook.ask(line), given.next);
-    await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
+    await page.evaluate((line) => void [globalThis.hook.ask({ message: line, colour: "blue" }), globalThis.hook.ask(line)], given.next);
+    await until(page, "seen.pending.length === 2 && seen.pending.every((one) => one.isStored)");
     await page.close();
     await context.setOffline(false);
     await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
@@ -327,14 +327,14 @@ const DOINGS = {
     await begin(tab, given);
     const refused = await until(tab, "seen.pending[0]?.error?.status === 404");
     await tab.evaluate(() => globalThis.open("other-session"));
-    const other = await until(tab, "seen.turns[0]?.outcome === 'completed' && !seen.pending.length");
+    const other = await until(tab, "seen.turns[0]?.outcome === 'completed' && seen.pending.length === 1");
     await tab.evaluate((session) => globalThis.open(session), given.session);
     const still = await until(tab, "seen.pending.length === 1");
     await tab.evaluate((key) => globalThis.hook.discard(key), still.pending[0].key);
     await until(tab, "seen.pending.length === 0");
     await tab.reload();
     const gone = await until(tab, "seen.state === 'idle'");
-    return { held: held.pending[0].error.status, refused: refused.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
+    return { held: held.pending[0].error.status, refused: refused.pending[0].error.code, invalid: other.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
   },
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
