@@ -76,6 +76,8 @@ class Session {
   #turns = new Map();
   /** The texts of the content blocks of running turns. */
   #texts = new Map();
+  /** The records that are being read. */
+  #reading = new Map();
   #isRead = false;
   /** Whether the server has the session: a question creates no session that was deleted. */
   #exists = false;
@@ -328,10 +330,15 @@ class Session {
     return (page.data ?? page.turns).reverse();
   }
 
-  async #readTurn(turn) {
-    const record = await request(`/v1/turns/${turn}`, { ...PATIENT, ...this.options, signal: this.#leaving.signal });
-    this.#set(merge(record, this.#turns.get(turn)));
-    this.#showTurns();
+  /** Reads a record once, although the stream and the response to the question name the turn. */
+  #readTurn(turn) {
+    const read = async () => {
+      const record = await request(`/v1/turns/${turn}`, { ...PATIENT, ...this.options, signal: this.#leaving.signal });
+      this.#set(merge(record, this.#turns.get(turn)));
+      this.#showTurns();
+    };
+    if (!this.#reading.has(turn)) this.#reading.set(turn, read().finally(() => this.#reading.delete(turn)));
+    return this.#reading.get(turn);
   }
 
   #set(turn) {
