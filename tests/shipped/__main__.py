@@ -9,7 +9,7 @@ process, restarts, more and fewer generators, a reboot, a full disk. During each
 the five promises judge. Exit status 1 if a step has failed; 2 if something is missing here.
 
 It needs Linux, root (namespaces, mounts, cgroup v2), Debian's apt and mmdebstrap, and 5 GB of disk; the first run needs
-the network, for 1.3 GB that stay in the cache. All of it ends with this process, also after Ctrl-C.
+the network, for 1.1 GB that stay in the cache. All of it ends with this process, also after Ctrl-C.
 """
 
 import argparse
@@ -103,5 +103,6 @@ def run_home(home: str, folder: Path, before: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit("ended"))
     sys.exit(main())

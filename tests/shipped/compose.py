@@ -104,7 +104,7 @@ def run_compose(machine: Machine, wheels: Wheels, say: Say) -> list[Step]:
     for service in ("nats", "persistence", "gateway-1", "generators"):
         step(f"restart of {service}", partial(sh, f"{COMPOSE} restart {service}"))
     for count in (1, 3):
-        step(f"scale to {count} generators", partial(home.scale, page, count))
+        step(f"scale generators to {count}", partial(home.scale, page, count))
     step("down, and up", partial(sh, f"{COMPOSE} down --timeout 30 && {COMPOSE} up --detach"))
     step("restart of Docker", partial(sh, "systemctl restart docker"))
     step("reboot", machine.reboot)

@@ -5,6 +5,7 @@ failed.
 """
 
 import csv
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from tests.shipped import wheels
 from tests.shipped.cache import ROOTS, WHEELS, Cache
 from tests.shipped.compose import run_compose
 from tests.shipped.journey import Say, Step
-from tests.shipped.machine import Machine
+from tests.shipped.machine import CommandFailed, Machine
 from tests.shipped.systemd import run_one_machine, run_separate_units
 from tests.shipped.wheels import Wheels
 
@@ -32,12 +33,15 @@ HEAD = ("run", "step", "longest pause", "words lost", "calls repeated")
 DISKS = ("var/lib/tailrace", "var/lib/nats", "var/lib/docker/volumes")
 DISK_BYTES = 700 * MIB
 VERSIONS = """
-. /etc/os-release; systemctl --version | awk '{ print $1, $2; exit }'; python3 --version
-docker --version | tr -d ,; docker compose version; echo Linux "$(uname -r)"
+echo Debian $(cat /etc/debian_version)
+dpkg-query --show --showformat '${Package} ${Version}\\n' systemd python3 docker.io docker-compose
+echo Linux $(uname -r | cut -d- -f1)
 """
 
 
 def main(home: str, work: Path, before: str) -> int:
+    # Ctrl-C reaches this process, too: the one that has started it ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     began, cache = monotonic(), Cache.of(work.parent)
 
     def say(text: str) -> None:
@@ -47,9 +51,13 @@ def main(home: str, work: Path, before: str) -> int:
     say("unpacking the machine")
     root = unpack(work / "root", cache)
     machine = Machine(root, work, work.name)
-    machine.boot()
-    say("booted")
-    steps = HOMES[home](machine, built, say)
+    try:
+        machine.boot()
+        say("booted")
+        steps = HOMES[home](machine, built, say)
+    except CommandFailed as error:
+        say(f"FAILED: {error}")
+        return 1
     failed = [step for step in steps if not step.is_green]
     say(f"{len(steps)} steps, {len(failed)} failed; the machine has {du(root)} MB")
     if not failed:

@@ -100,11 +100,14 @@ class Machine:
         return [*enter, "env", "-i", *variables, *map(str, command)]
 
     def try_sh(self, script: str, cwd: str = "/root") -> subprocess.CompletedProcess[str]:
-        """Runs a script of sh; returns its status and its whole output."""
+        """Runs a script of sh; returns its status and its whole output. Raises CommandFailed if it takes too long."""
         command = self.command("sh", "-euc", f"cd {cwd}\n{script}")
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=COMMAND_S_MAX
-        )
+        try:
+            return subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=COMMAND_S_MAX
+            )
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f"not within {COMMAND_S_MAX:.0f} s: {script}") from None
 
     def sh(self, script: str, cwd: str = "/root") -> str:
         """Runs a script of sh; returns its output. Raises CommandFailed."""
