@@ -18,6 +18,8 @@ import pytest
 
 from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.features.gateway import FEATURES, Settings
+from tailrace.features.limits.quotas import Quota
+from tailrace.features.limits.soft_limits import SoftLimits
 from tailrace.features.limits.storage_share import StorageShare
 from tailrace.features.prompts.templates import Prompts
 from tailrace.features.structured_output.json_schema import SchemaChecker
@@ -68,7 +70,12 @@ ADMIT = [
 FILES = ["query file", "read a file"]
 BUILD = [*FILES, "query context", "offer the models"]
 CHECK = ["estimate the queue", "check the schema"]
-RESERVE = ["count tokens", "acquire a slot", "count usd_day"]
+RESERVE = [
+    "count tokens",
+    "acquire a slot",
+    "compare usd_day",  # before the count, which may lack turns: turns at once would exceed the budget
+    "count usd_day",
+]
 """Before the claim: a turn whose money is not reserved must not be found by a repeated POST."""
 BLOBS = ["check the share of blob_bytes", "count bytes_day", "pin blobs", "store blobs"]
 """After the reservation: a request that is refused stores none."""
@@ -110,6 +117,7 @@ class Services:
             QueueEstimate: {"check": self._check_queue, "estimate_position": self._estimate_position},
             StorageShare: {"check": self._check_share, "add": self._add_to_share},
             Counters: {"add": self._count},
+            SoftLimits: {"complete": self._compare},
             Slots: {"acquire": self._acquire, "release": self._release, "list_held": self._no_slots},
             HistoryClient: {"query": self._query},
             BlobStore: {"read": self._read_blob, "put": self._put_blobs},
@@ -155,6 +163,9 @@ class Services:
         # Blobs are added by the step that stores them.
         if share._store.counter == "log_bytes":  # noqa: SLF001
             self.step("add to the share of log_bytes")
+
+    async def _compare(self, _: SoftLimits, __: object, quota: Quota, ___: str | None) -> None:
+        self.step(f"compare {quota.what}")
 
     async def _count(self, _: Counters, subject: str, amount: int) -> int:
         what = subject.split(".")[3]
@@ -341,7 +352,7 @@ async def test_a_step_that_refuses_ends_the_submission_and_gives_back_what_the_s
 ) -> None:
     """The request claims no key and stores no turn."""
     # A budget that refuses is compared twice.
-    is_refused = failing != "count usd_day"
+    is_refused = not failing.endswith(" usd_day")
     services.failures[failing] = Refused("server_busy", "not now") if is_refused else LogUnavailable("no answer")
     response = await post(BODY)
     assert response.json()["error"]["code"] == ("server_busy" if is_refused else "log_unavailable")
