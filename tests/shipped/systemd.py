@@ -123,7 +123,6 @@ def run_separate_units(machine: Machine, wheels: Wheels, say: Say) -> list[Step]
     for what, in_unit, sign in BAD_INPUT:
         step(what, partial(misconfigure, machine, in_unit, sign))
     step("read-only disk of the database", partial(make_read_only, machine))
-    step("read-only root", partial(sh, READ_ONLY_ROOT))
     step("limit of memory", partial(limit_memory, machine, "tailrace-generators@2"))
     step("scale generators to 3", partial(sh, "systemctl enable --now tailrace-generators@3"))
     step("scale generators to 1", partial(sh, "systemctl disable --now tailrace-generators@2 tailrace-generators@3"))
@@ -146,12 +145,6 @@ BAD_INPUT = (
     # A file of the environment comes after Environment=.
     ("wrong address of NATS", f"ExecStart=\nExecStart={ELSEWHERE}", "waiting for nats-server"),
 )
-
-READ_ONLY_ROOT = f"""
-mount --options remount,bind,ro /
-trap 'mount --options remount,bind,rw /' EXIT
-systemctl restart tailrace-persistence tailrace-gateway@1 {GENERATORS}
-"""
 
 
 def misconfigure(machine: Machine, lines: str, sign: str) -> None:
