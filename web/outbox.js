@@ -101,6 +101,9 @@ class Outbox {
     this.#remove(key);
     this.#tell();
     await this.#write((store) => store.delete(key));
+    // A read that began before the deletion has brought it back.
+    this.#remove(key);
+    this.#tell();
     this.#tabs?.postMessage({ key });
   }
 

@@ -7,13 +7,14 @@
  */
 import { outboxOf } from "./outbox.js";
 export { forget } from "./outbox.js";
-import { addText, decide, follow, randomName, request, send } from "./tailrace.js";
+import { addText, decide, follow, randomName, request, send, TailraceError } from "./tailrace.js";
 
 const TURNS_AT_ONCE = 100;
 // The idle stream of a hidden page is closed: without HTTP/2, a browser opens only six connections to a server for all tabs.
 const REST_MS = 5000;
 // A page stays open for days. An EventSource does not give up either.
 const PATIENT = { triesMax: Infinity };
+const UPLOAD_TRIES_MAX = 4;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
 /** What a session shows before anything is read. */
@@ -151,7 +152,8 @@ class Session {
       const body = new FormData();
       body.append("purpose", "user_data");
       body.append("file", file);
-      const { id } = await request("/v1/files", this.options, { method: "POST", body });
+      // The form waits, and nothing keeps the file.
+      const { id } = await request("/v1/files", { triesMax: UPLOAD_TRIES_MAX, ...this.options }, { method: "POST", body });
       const block = { source: { type: "file", file_id: id } };
       return PICTURES.includes(file.type) ? { type: "image", ...block } : { type: "document", ...block, title: file.name };
     });
@@ -194,12 +196,18 @@ class Session {
 
   async #again(turn, build) {
     const readBlob = async (sha256) => (await send(this.options, `/v1/blobs/${sha256}`, {})).text();
-    const messages = await this.#try(() => whole(this.#turns.get(turn).input, readBlob));
+    const messages = await this.#try(() => whole(this.#known(turn).input, readBlob));
     return messages && this.#branch(turn, build(messages));
   }
 
-  #branch(turn, question) {
-    return this.#send(question, { parent: this.#turns.get(turn)?.parent ?? null });
+  async #branch(turn, question) {
+    const known = await this.#try(() => this.#known(turn));
+    return known && this.#send(question, { parent: known.parent ?? null });
+  }
+
+  #known(turn) {
+    if (this.#turns.has(turn)) return this.#turns.get(turn);
+    throw new TailraceError("this chat has no such question: choose another one", { code: "turn_not_found" });
   }
 
   #send(question, place) {
@@ -214,7 +222,10 @@ class Session {
 
   /** Takes a change of the outbox: with `turn`, the server has accepted the question `sent`; with `error`, it has not. */
   #takeSent = async (sent) => {
-    if (sent?.session === this.#session && sent.error) this.#fail(sent.error);
+    if (sent?.session === this.#session && sent.error) {
+      if (sent.error.code === "session_not_found") this.#forget();
+      this.#fail(sent.error);
+    }
     if (sent?.session === this.#session && sent.turn) {
       this.#expect();
       this.#chosen = null;
@@ -223,6 +234,13 @@ class Session {
     }
     this.#show({ pending: this.#pending() });
   };
+
+  /** The session was deleted: another question begins it again. */
+  #forget() {
+    this.#exists = false;
+    this.#turns.clear();
+    this.#showTurns();
+  }
 
   #pending() {
     const isSent = (one) => one.turn && this.#turns.get(one.turn)?.parent !== undefined;
@@ -286,6 +304,7 @@ class Session {
     if (type === "session") {
       this.#exists = event.exists;
       // The stream has all turns from now on: those before it are in the list, which a new session lacks.
+      if (!event.exists && this.#isRead) this.#forget();
       if (!event.exists) this.#show({ state: "idle" });
       else if (!this.#isRead) this.#readTurns().catch((error) => this.#fail(error));
       this.#isRead = true;

@@ -1,7 +1,7 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
 import { drawCalls } from "./calls.js";
 import { byId, decodePart, element, storage } from "./dom.js";
-import { ask, outboxOf, resume } from "./libraries.js";
+import { ask, outboxOf, resume, whole } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
 import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
@@ -466,7 +466,7 @@ const acts = {
   async copy(turn, button) {
     try {
       const blocks = lastBlocks(turn.record.input).filter(({ type }) => type === "text");
-      await copyText(whole(blocks).then((content) => textOf([{ content }])), button);
+      await copyText(whole(blocks, readBlob).then((content) => textOf([{ content }])), button);
     } catch (error) {
       notify(error.message);
     }
@@ -497,7 +497,7 @@ const acts = {
     const shown = chat;
     const { input, parent } = turn.record;
     try {
-      const messages = await whole(input);
+      const messages = await whole(input, readBlob);
       // The user may have opened another chat, which has another `parent`, or clicked twice.
       if (chat === shown && !chat.turns.has("")) await submit(messages, parent, textOf(messages), model);
     } catch (error) {
@@ -522,7 +522,7 @@ const acts = {
   /** Returns a URL of a picture, whose data may be a reference to a stored string. */
   async picture({ media_type, data }) {
     const shown = chat;
-    const blob = blobOf({ media_type, data: await whole(data) });
+    const blob = blobOf({ media_type, data: await whole(data, readBlob) });
     if (chat !== shown) throw new Error("another chat was opened");
     chat.pictures.push(URL.createObjectURL(blob));
     return chat.pictures.at(-1);
@@ -535,12 +535,8 @@ function blobOf({ media_type, data }) {
   return new Blob([bytes], { type: PICTURES.includes(media_type) ? media_type : "image/png" });
 }
 
-/** Returns `value` with the strings that are stored beside the log (`GET /v1/blobs/{sha256}`). */
-async function whole(value) {
-  if (value === null || typeof value !== "object") return value;
-  if (Array.isArray(value)) return Promise.all(value.map(whole));
-  const sha256 = value["tailrace:blob"];
-  if (!sha256) return Object.fromEntries(await Promise.all(Object.entries(value).map(async ([name, one]) => [name, await whole(one)])));
+/** Returns a string that is stored beside the log. */
+async function readBlob(sha256) {
   const response = await fetch(`/v1/blobs/${sha256}`, { headers: headers() });
   if (!response.ok) throw new Error("A file or a long text of this question is no longer stored. Add it again.");
   return response.text();
@@ -683,7 +679,7 @@ const attach = (given) => (attaching = attaching.then(() => readFiles(given)));
 /** Makes a question the draft, with its files, if it is still wanted when all of it is read. */
 function draftAgain(input, isWanted = () => true) {
   const read = async () => {
-    const content = await whole(lastBlocks(input));
+    const content = await whole(lastBlocks(input), readBlob);
     if (!isWanted()) return;
     question.value = textOf([{ content }]);
     files = content.filter(({ type }) => FILES[type]).map((block) => {

@@ -145,6 +145,15 @@ async def test_questions_without_a_network_are_sent_once_in_order_when_it_is_bac
 
 
 @pytest.mark.timeout(120)
+async def test_a_session_that_another_client_deletes_leaves_the_page_and_begins_again(
+    gateway: Gateway, browser: str
+) -> None:
+    given = {"component": "Session", "session": "taken", "line": "#sim words=4 rate=0", "next": "#sim words=5 rate=0"}
+    (seen,) = await run_hooks(gateway.url, ("deleted", given))
+    assert seen == {"unknown": 1, "refused": "session_not_found", "again": [words(5)]}
+
+
+@pytest.mark.timeout(120)
 async def test_questions_that_the_browser_cannot_keep_or_the_server_refuses_block_no_others(
     gateway: Gateway, browser: str
 ) -> None:

@@ -314,6 +314,7 @@ const DOINGS = {
     await page.evaluate((line) => void globalThis.hook.ask(line), given.line);
     await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
     await page.evaluate(() => globalThis.open("other-session"));
+    await until(page, "seen.turns.length + seen.pending.length === 0");
     await page.evaluate((line) => void [globalThis.hook.ask({ message: line, colour: "blue" }), globalThis.hook.ask(line)], given.next);
     await until(page, "seen.pending.length === 2 && seen.pending.every((one) => one.isStored)");
     await page.close();
@@ -329,12 +330,30 @@ const DOINGS = {
     await tab.evaluate(() => globalThis.open("other-session"));
     const other = await until(tab, "seen.turns[0]?.outcome === 'completed' && seen.pending.length === 1");
     await tab.evaluate((session) => globalThis.open(session), given.session);
-    const still = await until(tab, "seen.pending.length === 1");
+    const still = await until(tab, "seen.pending[0]?.error?.status === 404");
     await tab.evaluate((key) => globalThis.hook.discard(key), still.pending[0].key);
     await until(tab, "seen.pending.length === 0");
     await tab.reload();
     const gone = await until(tab, "seen.state === 'idle'");
     return { held: held.pending[0].error.status, refused: refused.pending[0].error.code, invalid: other.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
+  },
+
+  /** Another client deletes the session of an open page, which then asks. A turn of another chat is edited. */
+  async deleted(open, given) {
+    const page = await open(url);
+    await begin(page, given);
+    await until(page, "seen.state === 'idle'");
+    await ask(page, given.line);
+    await until(page, "seen.turns[0]?.outcome === 'completed' && seen.turns[0].input.length");
+    await page.evaluate(() => void globalThis.hook.edit("of-another-chat", "What?"));
+    const unknown = await until(page, "seen.error?.code === 'turn_not_found'");
+    await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
+    await page.evaluate((line) => void globalThis.hook.ask(line), given.line);
+    const refused = await until(page, "seen.error?.status === 404 && seen.turns.length === 0");
+    await page.evaluate((key) => globalThis.hook.discard(key), refused.pending[0].key);
+    await page.evaluate((line) => void globalThis.hook.ask(line), given.next);
+    const again = await until(page, "seen.turns[0]?.outcome === 'completed'");
+    return { unknown: unknown.texts.length, refused: refused.error.code, again: again.texts };
   },
 
   /** Two tabs of a session that does not exist yet: one asks, twice, with a reload; both show the same. */
