@@ -39,13 +39,14 @@ async def test_readers_continue_at_another_gateway_after_sigterm(
     gateway: Gateway, system: System, system_log: TurnLog, tenant: Tenant, tmp_path: Path
 ) -> None:
     """Twenty streams are closed before uvicorn would close them, and the process exits with 0."""
-    body = {"message": "#sim words=150 rate=50"}
-    key = TurnKey(tenant, TurnId((await gateway.client.post("/v1/turns", json=body)).json()["turn"]))
     draining = processes.gateway(tmp_path, system.nats_url, TAILRACE_API_KEYS=api_keys(tenant))
     async with (
         draining,
         httpx2.AsyncClient(base_url=draining.url, headers={"x-api-key": KEY}, timeout=20, trust_env=False) as client,
     ):
+        # When the process runs: its start may take longer than an answer.
+        body = {"message": "#sim words=250 rate=50"}
+        key = TurnKey(tenant, TurnId((await gateway.client.post("/v1/turns", json=body)).json()["turn"]))
         begun = set[int]()
 
         async def read_and_tell(number: int) -> ReaderConnection:
