@@ -370,7 +370,9 @@ function nameOfKey() {
 
 /** Shows what became of a question that an earlier page has left. */
 async function takeSent(sent) {
-  if (sent?.turn) return refresh(sent.session);
+  const isOwn = [...chat.turns.values()].some(({ key }) => key && key === sent?.key);
+  // The page shows its own questions itself, also if the outbox, which has just been opened, has sent one before it.
+  if (sent?.turn) return isOwn || refresh(sent.session);
   if (!sent?.error) return;
   if (sent.error.status === 401) {
     await signIn(sent.error, headers());
@@ -378,7 +380,7 @@ async function takeSent(sent) {
   }
   const { key, body, session } = sent;
   // A refusal of its own page is shown there.
-  if (!key || [...chat.turns.values()].some((turn) => turn.key === key)) return;
+  if (!key || isOwn) return;
   notify(`The question \u201c${titleFrom(textOf(JSON.parse(body).messages)) || "Files"}\u201d was refused: ${sentence(sent.error)}`);
   if (sent.isRefused) outbox().discard(key);
   refresh(session);
@@ -471,7 +473,7 @@ const acts = {
       notify(error.message);
     }
   },
-  whole,
+  whole: (value) => whole(value, readBlob),
   /** Whether the turn waits for the end of the one before. */
   isQueued: (turn) => Boolean(turn.isRunning && chat.turns.get(turn.record.parent)?.isRunning),
   /** Deletes a question that waits, with its turn, and makes it the draft again. */
