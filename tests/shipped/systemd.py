@@ -15,7 +15,7 @@ from tests.shipped.wheels import Wheels
 
 UNITS = CHECKOUT / "deploy/systemd"
 BIN = "/opt/tailrace/bin"
-# What the command lines of the processes of `up` have in them.
+# The processes of `up`, each by a part of its command line.
 PROCESSES = ("nats-server", "tailrace.persistence", "tailrace.generators", "tailrace.gateway", "simulated_claude")
 GENERATORS = "tailrace-generators@1 tailrace-generators@2"
 # On a busy machine, a process takes ten seconds to start, and ends its turns before.
@@ -136,7 +136,7 @@ def run_separate_units(machine: Machine, wheels: Wheels, say: Say) -> list[Step]
 
 
 ELSEWHERE = f"/usr/bin/env TAILRACE_NATS_URL=nats://generators:x@127.0.0.1:1 {BIN}/python -m tailrace.generators"
-# What is wrong, the lines of a drop-in with it, and the sign that the page's last table names.
+# Each mistake: its name, the lines of a drop-in that make it, and the sign in the table of docs/RUNBOOK.md.
 BAD_INPUT = (
     ("wrong path in a unit", "ExecStart=\nExecStart=/opt/other/bin/python", "status=203/EXEC"),
     ("missing file of the environment", "EnvironmentFile=/etc/tailrace/other.env", "Failed to load environment files"),
