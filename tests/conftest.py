@@ -8,6 +8,7 @@ of each other's way by tenant: `tenant` is a new one each time. A test that kill
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import importlib.util
 import multiprocessing.util
@@ -47,6 +48,7 @@ SHORT_BETWEEN = 60
 CLIENTS, INTEGRATION = (Path(__file__).parent / name for name in ("clients", "integration"))
 # The fixtures of servers that tests share or own.
 SERVERS = {"nats_server", "own_server", "postgresql", "system"}
+BROWSERS = {"browser", "firefox", "webkit", "each_browser"}
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -141,7 +143,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Moves the files of long tests forward, in equal distances: few run at once. Those of the longest come first.
+    """Moves the files of long tests and of browsers forward, in equal distances: few run at once. Longest first.
 
     A long test that is one of the last runs while the other workers have nothing left to do. `--quick` deselects
     tests.
@@ -156,16 +158,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if not is_quick(item, is_long=seconds(item) > limit_s)]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    spread = {item for item in items if seconds(item) > limit_s or has_browser(item)}
     long: dict[Path, list[pytest.Item]] = {}
-    for item in sorted((item for item in items if seconds(item) > limit_s), key=seconds, reverse=True):
+    for item in sorted((item for item in items if item in spread), key=seconds, reverse=True):
         long.setdefault(item.path, []).append(item)
     files = iter(long.values())
     ordered = list[pytest.Item]()
-    for number, item in enumerate(item for item in items if seconds(item) <= limit_s):
+    for number, item in enumerate(item for item in items if item not in spread):
         if number % SHORT_BETWEEN == 0:
             ordered += next(files, [])
         ordered.append(item)
     items[:] = ordered + [item for together in files for item in together]
+
+
+def has_browser(item: pytest.Item) -> bool:
+    return not BROWSERS.isdisjoint(getattr(item, "fixturenames", ())) or "Chromium" in item.name
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Runs one browser for each core: a page that waits for the others fails, and no answer was wrong.
+
+    It waits before the test's timeout begins.
+    """
+    if not has_browser(item):
+        return (yield)
+    slot = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % (os.cpu_count() or 1)
+    with Path(tempfile.gettempdir(), f"browser-{slot}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 def is_quick(item: pytest.Item, *, is_long: bool) -> bool:

@@ -17,6 +17,15 @@ export async function launch(args = [], options = {}) {
   return browser;
 }
 
+/**
+ * Closes a page that has no network: `setOffline` ends with the page, and before its scripts, which would send what they
+ * have kept.
+ */
+export async function closeOffline(page) {
+  await page.goto("about:blank");
+  await page.close();
+}
+
 /** Notes on a page what a policy forbids, what fails, which dialogs open, and what is requested from elsewhere than `origin`. */
 export function watch(page, origin) {
   const seen = { complaints: [], elsewhere: [] };

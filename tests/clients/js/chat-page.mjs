@@ -5,7 +5,7 @@ import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { chromium } from "playwright-core";
-import { isFirefox, launch, watch } from "./browsers.mjs";
+import { closeOffline, isFirefox, launch, watch } from "./browsers.mjs";
 
 const [steps, gateway, ...given] = process.argv.slice(2);
 // `small` has the layout of a desktop. Chromium draws each frame with the CPU, in a third of the time for `desktop`.
@@ -328,7 +328,7 @@ const STEPS = {
       await context.setOffline(true);
       await ask(page, line);
       await isKept(page);
-      await page.close();
+      await closeOffline(page);
       await context.setOffline(false);
     };
     await page.goto(`${gateway}/`);

@@ -1,5 +1,6 @@
 // What people do with components of hooks.jsx in Chromium, each in pages of its own, all at once:
 // `hooks.mjs URL WHAT JSON [WHAT JSON ...]`. Prints one line for each.
+import { closeOffline } from "./browsers.mjs";
 import { browse } from "./chromium.mjs";
 
 const [url, ...rest] = process.argv.slice(2);
@@ -317,7 +318,7 @@ const DOINGS = {
     await until(page, "seen.turns.length + seen.pending.length === 0");
     await page.evaluate((line) => void [globalThis.hook.ask({ message: line, colour: "blue" }), globalThis.hook.ask(line)], given.next);
     await until(page, "seen.pending.length === 2 && seen.pending.every((one) => one.isStored)");
-    await page.close();
+    await closeOffline(page);
     await context.setOffline(false);
     await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
     const revoked = await open(url, context);
