@@ -1,6 +1,6 @@
 """nats-py's client with the behaviour for which nats-py has no hook. All use of its private parts is here.
 
-ADR 26 has a table of these parts, with the reason and the upstream issue of each.
+tools/nats_py_overrides.csv has these parts, with the reason and the upstream issue of each. ADR 26 says why.
 """
 
 import asyncio
