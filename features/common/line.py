@@ -28,6 +28,13 @@ RENEW_TRIES = 10
 OVERTAKEN = "another message has taken the place of this one meanwhile: repeat the request"
 
 
+class PlaceTaken(LogUnavailable):
+    """Another message has the place of this one, whose turn is cancelled and deleted."""
+
+    def __init__(self) -> None:
+        super().__init__(OVERTAKEN)
+
+
 def place_behind(turn: TurnId) -> str:
     """Returns the name of the claim of the turn behind a turn. No Idempotency-Key of a client contains a space."""
     return f"steer {turn}"
@@ -54,7 +61,8 @@ class Line:
         yield entry
         try:
             await self.require_place(turn, _place_of(entry), entry.body_sha256 or "")
-        except LogUnavailable:
+        except PlaceTaken:
+            # After another failure the turn is stored: a repeated POST finds it by the key.
             await self._free_key(draft, turn)
             raise
 
@@ -109,9 +117,9 @@ class Line:
         return None if found is not None else (await self._claims.claim(tenant, name, mine)).turn
 
     async def require_place(self, turn: TurnKey, name: str, sha256: str) -> None:
-        """Stores the claim `name` of a turn again. If another turn has it, deletes the turn. Raises LogUnavailable.
+        """Stores the claim `name` of a turn again. If another turn has it, deletes the turn, and raises PlaceTaken.
 
-        A read alone may be a moment old (PROTOCOL R14).
+        Raises LogUnavailable, too. A read alone may be a moment old (PROTOCOL R14).
         """
         for _ in range(RENEW_TRIES):
             found = await self._claims.read(turn.tenant, name)
@@ -126,7 +134,7 @@ class Line:
         # Otherwise it would be a branch beside the turn that has its place.
         with suppress(Refused, LogUnavailable):
             await self._deleter.delete(turn.tenant, "turn", turn.turn)
-        raise LogUnavailable(OVERTAKEN)
+        raise PlaceTaken
 
 
 def _is_in_line(draft: TurnDraft, entry: Request) -> bool:

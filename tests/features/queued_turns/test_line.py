@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
 from tests.features.steer.test_steering import STEERED, TENANT, Gateways
 
@@ -130,3 +131,28 @@ async def test_a_turn_whose_place_was_taken_before_its_append_is_deleted_and_its
     await queue(paused, "late", "key-1")
     parents = parents_of(gateways)
     assert (len(parents), len(set(parents))) == (3, 3)
+
+
+@pytest.mark.rule("R137")
+@pytest.mark.parametrize("is_steer", [True, False], ids=["steer", "queued"])
+async def test_a_message_that_is_stored_when_the_server_fails_is_stored_once(*, is_steer: bool) -> None:
+    """The server fails between the append and the claim after it. A repetition finds the turn by its key."""
+    gateways = Gateways()
+    append, read = gateways.log.append, gateways.claims.read
+
+    async def append_last(key: TurnKey, *arguments: Any, **given: Any) -> Any:
+        gateways.log.append = append  # type: ignore[method-assign]
+        gateways.claims.read = fail  # type: ignore[method-assign]
+        return await append(key, *arguments, **given)
+
+    async def fail(tenant: Tenant, key: str) -> Any:
+        del tenant, key
+        gateways.claims.read = read  # type: ignore[method-assign]
+        raise LogUnavailable("no answer")
+
+    gateways.log.append = append_last  # type: ignore[method-assign]
+    send = gateways.steer if is_steer else partial(queue, gateways.submitter)
+    with pytest.raises(LogUnavailable, match="no answer"):
+        await send("once", "key-1")
+    sent = await send("once", "key-1")
+    assert set(gateways.log.stored) == {STEERED, sent.key}
