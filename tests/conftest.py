@@ -49,6 +49,8 @@ CLIENTS, INTEGRATION = (Path(__file__).parent / name for name in ("clients", "in
 # The fixtures of servers that tests share or own.
 SERVERS = {"nats_server", "own_server", "postgresql", "system"}
 BROWSERS = {"browser", "firefox", "webkit", "each_browser"}
+# As many as cores. A container may report the cores of its host.
+BROWSERS_AT_ONCE = 2
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -177,13 +179,13 @@ def has_browser(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Runs one browser for each core: a page that waits for the others fails, and no answer was wrong.
+    """Runs at most BROWSERS_AT_ONCE browsers: among more, a page shows too late what it was sent.
 
-    It waits before the test's timeout begins.
+    A test waits for the others before its timeout begins.
     """
     if not has_browser(item):
         return (yield)
-    slot = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % (os.cpu_count() or 1)
+    slot = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % BROWSERS_AT_ONCE
     with Path(tempfile.gettempdir(), f"browser-{slot}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return (yield)

@@ -1,5 +1,5 @@
 /** The types of session.js. */
-import type { Answer, End, Options, State, TailraceError } from "./tailrace.js";
+import type { Answer, End, Options, State, TailraceError, Usage } from "./tailrace.js";
 
 /** A text, content blocks, or the body of `POST /v1/turns`. */
 export type Question = string | Record<string, unknown>[] | Record<string, unknown>;
@@ -14,6 +14,17 @@ export interface SessionTurn {
   text: string;
   outcome: "running" | End["outcome"];
   error: { code: string; message: string } | null;
+  // Absent until they are read.
+  model?: string;
+  /** The turn that this one continues; null: the turn begins the session. */
+  parent?: string | null;
+  content?: Record<string, unknown>[];
+  /** Why the model stopped, such as `end_turn`, `max_tokens` or `tool_use`. */
+  stop_reason?: string | null;
+  usage?: Usage;
+  cost_usd?: number | null;
+  /** When the question was accepted, as in ISO 8601. */
+  asked_at?: string;
   [field: string]: unknown;
 }
 
@@ -43,7 +54,7 @@ export interface Shown {
   /** The turns of the branch that is shown, oldest first. `siblings`: the turns with the same parent, also this one. */
   branch: (SessionTurn & { siblings: string[] })[];
   /** The branches of `turns`, newest first: the last turn of each, and all of its turns. */
-  branches: { turn: string; outcome: SessionTurn["outcome"]; asked_at: unknown; length: number; turns: string[] }[];
+  branches: { turn: string; outcome: SessionTurn["outcome"]; asked_at?: string; length: number; turns: string[] }[];
   /** The calls of tools for which the branch waits. */
   calls: WaitingCall[];
   pending: PendingQuestion[];

@@ -1,7 +1,7 @@
 // The page at `/`: chats over the API of this gateway. An answer goes on after a reload, a lost connection or a restart.
 import { drawCalls } from "./calls.js";
 import { byId, decodePart, element, storage } from "./dom.js";
-import { ask, outboxOf, resume, whole } from "./libraries.js";
+import { ask, branchTo, childrenOf, lastOf, outboxOf, resume, whole } from "./libraries.js";
 import { copyText } from "./markdown.js";
 import { gateway, headers, request, sentence, signIn, onSubmit, UNREACHABLE } from "./requests.js";
 import { FILES, lastBlocks, textOf, Turn } from "./turn.js";
@@ -208,19 +208,15 @@ function addTurn(record) {
   return turn;
 }
 
-/** Returns the ids of the turns that continue `parent`, oldest first. */
-const childrenOf = (parent) => [...chat.turns].filter(([, turn]) => turn.record.parent === parent).map(([id]) => id);
-
 const earlier = element("button", { type: "button", className: "plain earlier", textContent: "Earlier turns" });
 earlier.addEventListener("click", readEarlier);
 
 function drawChat() {
-  const path = [];
-  for (let turn = chat.turns.get(chat.leaf); turn; turn = chat.turns.get(turn.record.parent)) path.unshift(turn);
-  for (const turn of path) turn.drawBranches(childrenOf(turn.record.parent));
+  const path = branchTo(chat.turns, chat.leaf);
+  for (const turn of path) turn.drawBranches(childrenOf(chat.turns, turn.parent));
   // A chat without turns has no end to go to, and a new one begins there.
   requestAnimationFrame(drawScrollButton);
-  const shown = [...(chat.earlier && path[0]?.record.parent ? [earlier] : []), ...path.map((turn) => turn.root)];
+  const shown = [...(chat.earlier && path[0]?.parent ? [earlier] : []), ...path.map((turn) => turn.root)];
   const before = byId("turns").childNodes;
   // Elements that are inserted again lose the focus.
   if (shown.length !== before.length || shown.some((one, at) => one !== before[at])) byId("turns").replaceChildren(...shown);
@@ -236,7 +232,7 @@ function drawChat() {
 /** The running turn that is shown first: those after it wait for it. */
 const runningTurn = () => {
   let first = null;
-  for (let turn = chat.turns.get(chat.leaf); turn?.isRunning; turn = chat.turns.get(turn.record.parent)) first = turn;
+  for (let turn = chat.turns.get(chat.leaf); turn?.isRunning; turn = chat.turns.get(turn.parent)) first = turn;
   return first;
 };
 
@@ -317,8 +313,8 @@ async function follow(turn, begin, followed = chat) {
       turn.mark(null);
     }
   }
-  for (const id of childrenOf(turn.id)) chat.turns.get(id).drawFoot();
-  if (!turn.record.parent && turn.record.outcome === "completed") writeTitle(turn, followed);
+  for (const id of childrenOf(chat.turns, turn.id)) chat.turns.get(id).drawFoot();
+  if (!turn.parent && turn.record.outcome === "completed") writeTitle(turn, followed);
   speak(`The answer has ended: ${turn.plainText.length} characters.`);
   if (!isBusy() && byId("mark").textContent !== "caught up") mark(null);
   drawSend();
@@ -403,7 +399,7 @@ function takeBack(turn, error, asked) {
   turn.drop?.();
   if (chat !== asked) return notify(`The question \u201c${titleFrom(turn.asked) || "Files"}\u201d was refused: ${sentence(error)}`);
   chat.turns.delete("");
-  chat.leaf = turn.record.parent;
+  chat.leaf = turn.parent;
   if (!question.value && !files.length) draftAgain(turn.record.input);
   notify(sentence(error));
   mark(null);
@@ -452,8 +448,7 @@ const acts = {
   keepAtEnd,
   /** Shows another branch. `name`: that of the pressed button. The same button of the branch receives the focus. */
   choose(id, name) {
-    chat.leaf = id;
-    for (let next = childrenOf(id); next.length; next = childrenOf(chat.leaf)) chat.leaf = next.at(-1);
+    chat.leaf = lastOf(chat.turns, id);
     drawChat();
     const { branches } = chat.turns.get(id);
     (branches.querySelector(`[aria-label="${name}"]:enabled`) ?? branches.querySelector(":enabled")).focus();
@@ -475,7 +470,7 @@ const acts = {
   },
   whole: (value) => whole(value, readBlob),
   /** Whether the turn waits for the end of the one before. */
-  isQueued: (turn) => Boolean(turn.isRunning && chat.turns.get(turn.record.parent)?.isRunning),
+  isQueued: (turn) => Boolean(turn.isRunning && chat.turns.get(turn.parent)?.isRunning),
   /** Deletes a question that waits, with its turn, and makes it the draft again. */
   async withdraw(turn) {
     const shown = chat;
@@ -487,7 +482,7 @@ const acts = {
     turn.stream?.close();
     if (chat !== shown) return;
     chat.turns.delete(turn.id);
-    chat.leaf = turn.record.parent;
+    chat.leaf = turn.parent;
     if (!question.value && !files.length) draftAgain(turn.record.input);
     drawChat();
     question.focus();
@@ -605,7 +600,7 @@ async function send(steers = false) {
   if (runningTurn() && (edited || chat.turns.has(""))) return notify(WAIT, false);
   const blocks = files.map(({ block }) => block);
   const content = blocks.length ? [...blocks, ...(text ? [{ type: "text", text }] : [])] : text;
-  const parent = edited ? edited.record.parent : chat.leaf;
+  const parent = edited ? edited.parent : chat.leaf;
   question.value = "";
   files = [];
   drawFiles();

@@ -36,6 +36,15 @@ export class Turn {
     return this.record.turn;
   }
 
+  /** The functions of session.js take a Map of turns with `turn` and `parent`. */
+  get turn() {
+    return this.record.turn;
+  }
+
+  get parent() {
+    return this.record.parent;
+  }
+
   get isRunning() {
     return this.record.outcome === "running";
   }

@@ -3,5 +3,5 @@ export { default as DOMPurify } from "dompurify";
 export { default as hljs } from "highlight.js/lib/common";
 export { Marked } from "marked";
 export { outboxOf } from "../outbox.js";
-export { whole } from "../session.js";
+export { branchTo, childrenOf, lastOf, whole } from "../session.js";
 export { ask, resume } from "../tailrace.js";

@@ -323,7 +323,11 @@ const DOINGS = {
     await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
     const revoked = await open(url, context);
     await begin(revoked, { ...given, key: "tr_revoked" });
-    const held = await until(revoked, "seen.pending[0]?.error");
+    await until(revoked, "seen.pending[0]?.error");
+    // Another tab has changed something.
+    const reads = () => new Promise((resolve) => (new BroadcastChannel("tailrace-outbox").postMessage({}), setTimeout(resolve, 500)));
+    await revoked.evaluate(reads);
+    const held = await until(revoked, "seen.pending.length");
     await revoked.close();
     const tab = await open(url, context);
     await begin(tab, given);
@@ -336,7 +340,7 @@ const DOINGS = {
     await until(tab, "seen.pending.length === 0");
     await tab.reload();
     const gone = await until(tab, "seen.state === 'idle'");
-    return { held: held.pending[0].error.status, refused: refused.pending[0].error.code, invalid: other.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
+    return { held: held.pending[0].error?.status, refused: refused.pending[0].error.code, invalid: other.pending[0].error.code, other: other.texts, still: still.pending[0].error.code, gone: gone.pending };
   },
 
   /** Another client deletes the session of an open page, which then asks. A turn of another chat is edited. */
