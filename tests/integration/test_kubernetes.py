@@ -290,6 +290,16 @@ def test_a_rollout_of_small_fits_on_the_node_that_the_page_names(small: str) -> 
         assert requested(documents(small), resource) <= FOR_TAILRACE * int(size)
 
 
+def test_an_upgrade_first_runs_the_job_alone(small: str) -> None:
+    """A bad image stops there: a StatefulSet would lose its only pod."""
+    page = (CHECKOUT / "docs/KUBERNETES.md").read_text()
+    first, *_ = re.findall(r"kubectl .*apply -k .*", page.partition("### Upgrade")[2])
+    selector = re.search(r"--selector (\S+)=(\S+)", first)
+    assert selector is not None, first
+    selected = [one for one in documents(small) if one["metadata"].get("labels", {}).get(selector[1]) == selector[2]]
+    assert [(one["kind"], one["metadata"]["name"]) for one in selected] == [("Job", "streams")]
+
+
 def test_every_overlay_fits_kubernetes_and_the_product(manifests: str, tmp_path: Path) -> None:
     for check in CHECKS:
         check(documents(manifests), tmp_path)
