@@ -24,6 +24,7 @@ from tailrace.features.batches.new_batch import (
     InputChecker,
     add_all,
     draft_batch,
+    read_new,
 )
 from tailrace.features.batches.read_batch import (
     EndedInput,
@@ -33,7 +34,7 @@ from tailrace.features.batches.read_batch import (
     refresh_all,
     render_with_refused,
 )
-from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch, stored_batch
+from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import read_body
@@ -94,9 +95,10 @@ async def post(request: ApiRequest, builder: BatchBuilder, log: TurnLog) -> Resp
     refuse_account_headers(request.headers)
     _check_names(new)
     add = partial(_add_all, new=new, headers=_headers(request))
-    key, *_ = await builder.submit(draft_batch(request, raw), new, add)
+    draft = draft_batch(request, raw)
+    key, *_ = await builder.submit(draft, new, add)
     headers = {"location": f"/v1/messages/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
-    return json_response(render_batch(stored_batch(key, await log.read_turn(key))), headers=headers)
+    return json_response(render_batch(await read_new(log, key, draft)), headers=headers)
 
 
 def _check_names(new: NewMessageBatch) -> None:

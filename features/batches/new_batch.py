@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from tailrace.features.batches import input_lines
+from tailrace.features.batches.records import StoredBatch, stored_batch
 from tailrace.gateway.auth.admission import Admission, Reserved
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.hash_body import hash_body
@@ -30,14 +31,14 @@ from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.optional_steps import OptionalSteps, check_fields
 from tailrace.gateway.turns.request_body import NewTurn, Params, build_entry, check_turn, new_messages
 from tailrace.gateway.turns.store_blobs import RequestBlobs
-from tailrace.gateway.turns.submit import BuiltEntry, TurnSubmitter
+from tailrace.gateway.turns.submit import UNCLEAR, BuiltEntry, TurnSubmitter
 from tailrace.proto import entries
 from tailrace.proto.blobs import blobs_needed
 from tailrace.proto.entries import BatchSource, Via
-from tailrace.proto.errors import CODES, Refused
+from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, Tenant, TurnKey, new_id
-from tailrace.proto.nats import Connection
+from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.ownership import owned_key
 from tailrace.proto.schema import schema_of
 
@@ -105,6 +106,15 @@ def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
         idempotency_key = owned_key(request.tenant, idempotency_key)
     path, headers = request.scope["path"], request.response_headers
     return Draft(request.principal, raw, idempotency_key, path=path, response_headers=headers)
+
+
+async def read_new(log: TurnLog, key: TurnKey, draft: Draft) -> StoredBatch:
+    """Returns the record of a batch that `draft` has stored. Raises LogUnavailable."""
+    try:
+        return stored_batch(key, await log.read_turn(key))
+    except LogUnavailable as error:
+        # The SDKs send no key: their repetition would be a second batch.
+        raise LogUnavailable(UNCLEAR, may_repeat=draft.is_repeatable) from error
 
 
 class BatchBuilder:

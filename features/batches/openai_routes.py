@@ -17,10 +17,11 @@ from tailrace.features.batches.new_batch import (
     InputChecker,
     add_all,
     draft_batch,
+    read_new,
 )
 from tailrace.features.batches.openai_input import add_request, error_line, parse_lines
 from tailrace.features.batches.read_batch import batch_of, cancel_batch, refresh_all, refused_lines
-from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch, stored_batch
+from tailrace.features.batches.records import EXPIRED_FAILURE, ListBatches, StoredBatch
 from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
@@ -86,7 +87,7 @@ async def post(
     draft = draft_batch(request, raw)
     add = partial(_add_all, draft=draft, new=new, history=history, bodies=bodies, blob_store=blob_store)
     key, *_ = await builder.submit(draft, new, add)
-    stored = stored_batch(key, await log.read_turn(key))
+    stored = await read_new(log, key, draft)
     headers = {"location": f"/v1/batches/{PREFIX}{key.turn}", "tailrace-turn": key.turn}
     return json_response(await _render(stored, blob_store, key), headers=headers)
 

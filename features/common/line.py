@@ -16,6 +16,7 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.draft import TurnDraft
+from tailrace.gateway.turns.submit import UNCLEAR
 from tailrace.proto.conversation import has_results
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, Refused, TurnUnknown
@@ -62,9 +63,11 @@ class Line:
         try:
             await self.require_place(turn, _place_of(entry), entry.body_sha256 or "")
         except PlaceTaken:
-            # After another failure the turn is stored: a repeated POST finds it by the key.
             await self._free_key(draft, turn)
             raise
+        except LogUnavailable as error:
+            # The turn is stored: a repeated POST finds it, unless it has no key.
+            raise LogUnavailable(UNCLEAR, may_repeat=draft.is_repeatable or draft.retry is not None) from error
 
     async def _free_key(self, draft: TurnDraft, turn: TurnKey) -> None:
         """Removes the claim of the draft's key for `turn`: a repeated POST stores another turn."""

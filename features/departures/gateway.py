@@ -13,7 +13,7 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Request
-from tailrace.proto.errors import Refused, TailraceError
+from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.runtime.settings import NoSettings
@@ -21,6 +21,8 @@ from tailrace.proto.runtime.settings import NoSettings
 logger = structlog.get_logger()
 
 PRESENCE_TRIES = 3
+# The pause after a failure of the log.
+AGAIN_S = 1.0
 GRACE = re.compile(r"grace:([0-9]{1,5})")
 
 
@@ -68,19 +70,28 @@ class DisconnectPolicy:
             wait_s = await self._wait_s(key) if wait_s is None else wait_s
             if wait_s is None:
                 return
-            window_s = open_until - asyncio.get_running_loop().time()
-            if await is_set_within(self._presence.draining, max(wait_s, window_s)):
-                # Its readers reconnect to other gateways, so this one cannot decide.
-                logger.info("turn continues without readers", turn=key.turn)
-                return
-            # No answer means no readers, but only after several tries: a gateway may be busy with a large body.
-            for _ in range(PRESENCE_TRIES):
-                if await self._presence.has_readers_anywhere(key):
+            pause_s = max(wait_s, open_until - asyncio.get_running_loop().time())
+            while not await is_set_within(self._presence.draining, pause_s):
+                try:
+                    await self._end_without_readers(key)
+                except LogUnavailable as error:
+                    logger.info("turn without readers not ended yet", turn=key.turn, why=str(error))
+                    pause_s = AGAIN_S
+                else:
                     return
-            logger.info("turn has no readers", turn=key.turn)
-            await cancel(self._presence.log, key, "on_disconnect")
+            # Its readers reconnect to other gateways, so this one cannot decide.
+            logger.info("turn continues without readers", turn=key.turn)
         except TailraceError as error:
             logger.warning("turn continues without readers", turn=key.turn, error=str(error))
+
+    async def _end_without_readers(self, key: TurnKey) -> None:
+        """Cancels the turn unless it has a reader. Raises LogError."""
+        # No answer means no readers, but only after several tries: a gateway may be busy with a large body.
+        for _ in range(PRESENCE_TRIES):
+            if await self._presence.has_readers_anywhere(key):
+                return
+        logger.info("turn has no readers", turn=key.turn)
+        await cancel(self._presence.log, key, "on_disconnect")
 
     async def _wait_s(self, key: TurnKey) -> float | None:
         """Returns the turn's grace period."""

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from tailrace.features.common.follow_up import settings_of
-from tailrace.features.common.line import Line, make_line, place_behind
+from tailrace.features.common.line import Line, PlaceTaken, make_line, place_behind
 from tailrace.features.steer.endings import Endings, end_at_boundary
 from tailrace.features.steer.service import At, steered_turn
 from tailrace.gateway.history_client import HistoryClient
@@ -23,8 +23,8 @@ from tailrace.gateway.turns.draft import Stored, TurnDraft
 from tailrace.gateway.turns.idempotency_key import AUTO
 from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.gateway.turns.request_body import NewTurn
-from tailrace.gateway.turns.submit import TurnSubmitter
-from tailrace.proto.errors import LogError, Refused, TurnUnknown, not_found
+from tailrace.gateway.turns.submit import UNCLEAR, TurnSubmitter
+from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, TurnLog
@@ -96,12 +96,17 @@ class Steering:
                 one = await self._queue_behind(place, one)
             try:
                 stored = await self._submitter.submit(one)
+                await self._line.require_place(stored.key, name, sha256)
             except Refused as refused:
                 if refused.code != "idempotency_key_reused":
                     raise
                 # Another steer has claimed the place meanwhile. The next look finds its claim.
                 continue
-            await self._line.require_place(stored.key, name, sha256)
+            except LogUnavailable as error:
+                if draft.is_repeatable or isinstance(error, PlaceTaken):
+                    raise
+                # Without the client's key, a repetition is another message.
+                raise LogUnavailable(UNCLEAR, may_repeat=False) from error
             end = partial(self._end_turns_before, stored, draft.principal.key, at)
             if at == "now":
                 try:

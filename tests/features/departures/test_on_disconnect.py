@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
+from tailrace.features.departures import gateway as departures
+from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import subjects
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.users import GATEWAY
@@ -60,6 +63,24 @@ async def test_cancel_applies_when_the_last_reader_of_all_gateways_disconnects(
     assert (await record(gateway, turn))["outcome"] == "running"
     await elsewhere
     assert 50 <= await wait_for_outcome(gateway, turn, "cancelled") < 200
+
+
+async def test_an_outage_of_nats_only_delays_the_cancellation(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer would go on, and be paid, without a reader."""
+    failures = []
+
+    async def fail_once(*_: object) -> None:
+        failures.append("no answer")
+        monkeypatch.setattr(departures, "cancel", cancel)
+        raise LogUnavailable("no answer")
+
+    monkeypatch.setattr(departures, "cancel", fail_once)
+    turn = await post(gateway)
+    await read(gateway.client, turn, most=3)
+    await wait_for_outcome(gateway, turn, "cancelled")
+    assert failures == ["no answer"]
 
 
 @pytest.mark.parametrize("path", PROTOCOLS)

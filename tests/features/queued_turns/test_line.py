@@ -136,7 +136,10 @@ async def test_a_turn_whose_place_was_taken_before_its_append_is_deleted_and_its
 @pytest.mark.rule("R137")
 @pytest.mark.parametrize("is_steer", [True, False], ids=["steer", "queued"])
 async def test_a_message_that_is_stored_when_the_server_fails_is_stored_once(*, is_steer: bool) -> None:
-    """The server fails between the append and the claim after it. A repetition finds the turn by its key."""
+    """The server fails between the append and the claim after it. A repetition finds the turn by its key.
+
+    Without a key, the client is told not to repeat the request.
+    """
     gateways = Gateways()
     append, read = gateways.log.append, gateways.claims.read
 
@@ -150,9 +153,13 @@ async def test_a_message_that_is_stored_when_the_server_fails_is_stored_once(*, 
         gateways.claims.read = read  # type: ignore[method-assign]
         raise LogUnavailable("no answer")
 
-    gateways.log.append = append_last  # type: ignore[method-assign]
     send = gateways.steer if is_steer else partial(queue, gateways.submitter)
-    with pytest.raises(LogUnavailable, match="no answer"):
-        await send("once", "key-1")
-    sent = await send("once", "key-1")
-    assert set(gateways.log.stored) == {STEERED, sent.key}
+    for key in ("key-1", None):
+        gateways.log.append = append_last  # type: ignore[method-assign]
+        with pytest.raises(LogUnavailable) as failure:
+            await send(f"sent with {key}", key)
+        assert failure.value.may_repeat == (key is not None)
+    stored = set(gateways.log.stored)
+    assert (await send("sent with key-1", "key-1")).key in stored
+    assert set(gateways.log.stored) == stored
+    assert len(stored) == 3

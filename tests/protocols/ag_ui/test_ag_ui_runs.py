@@ -355,7 +355,7 @@ async def test_one_run_at_two_gateways_at_the_same_moment_is_paid_once(
 
 async def test_steered_run_goes_on_in_the_same_stream(gateway: Gateway) -> None:
     """HttpAgent allows a run behind one that has ended. A cut at any event resumes in the right turn."""
-    body = body_of(user("#sim words=400 rate=100"))
+    body = body_of(user("#sim words=2000 rate=100"))
     received = b""
     async with gateway.client.stream("POST", "/api/agui", json=body) as stream:
         async for piece in stream.aiter_raw():
