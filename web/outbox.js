@@ -184,7 +184,6 @@ class Outbox {
       if (item.isHeld && isForNow) setTimeout(() => this.retry((one) => one === item), 1000 * Math.min(WAIT_S_MAX, Math.max(WAIT_S_MIN, error.retryAfterS ?? 0)));
       // Each read of the store shows the error again, here and in other tabs.
       if (item.isStored) await this.#put(item);
-      this.#tabs?.postMessage({});
       this.#tell({ ...item, error });
       item.settle?.(null);
       item.settle = null;

@@ -98,9 +98,13 @@ POSTS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("/v1/responses", {"model": MODEL, "input": "hi", "stream": True}, {}),
     ("/v1/responses", {"model": MODEL, "input": "hi", "background": True}, {}),
     ("/v1/messages", PARAMS, {}),
-    # The last one has another response than a turn.
-    ("/v1/messages/batches", {"requests": [{"custom_id": "1", "params": PARAMS}]}, {}),
 ]
+# Its response is no turn.
+BATCH: tuple[str, dict[str, Any], dict[str, str]] = (
+    "/v1/messages/batches",
+    {"requests": [{"custom_id": "1", "params": PARAMS}]},
+    {},
+)
 
 
 async def test_an_outage_after_the_acknowledgement_is_repeated_only_with_a_key(
@@ -111,13 +115,14 @@ async def test_an_outage_after_the_acknowledgement_is_repeated_only_with_a_key(
     The connection is lost once before, so that the live feed does not have the request.
     """
     gateway = await new_gateway(own_server.url, accept_timeout_s=20)
+    posts = [*POSTS, BATCH]
     appended, is_down = 0, asyncio.Event()
 
     async def append(self: TurnLog, *arguments: Any) -> Chain:
         nonlocal appended
         chain = await original(self, *arguments)
         appended += 1
-        if appended == 2 * len(POSTS):
+        if appended == 2 * len(posts):
             reconnected = asyncio.Event()
             forget = self.connection.on_reconnected(reconnected.set)
             await own_server.stop(SIGKILL)
@@ -134,12 +139,12 @@ async def test_an_outage_after_the_acknowledgement_is_repeated_only_with_a_key(
     answers = await asyncio.gather(
         *(
             gateway.client.post(path, json=body, headers=headers | key)
-            for path, body, headers in POSTS
+            for path, body, headers in posts
             for key in ({}, {"idempotency-key": new_id()})
         )
     )
     assert {error_of(one)[:2] for one in answers} == {(503, "log_unavailable")}
-    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(POSTS)
+    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(posts)
 
 
 async def test_a_lack_of_memory_after_the_acknowledgement_is_repeated_only_with_a_key(
@@ -156,11 +161,11 @@ async def test_a_lack_of_memory_after_the_acknowledgement_is_repeated_only_with_
     monkeypatch.setattr(TurnReader, "read", fail)
     answers = [
         await gateway.client.post(path, json=body, headers=headers | key)
-        for path, body, headers in POSTS[:-1]
+        for path, body, headers in POSTS
         for key in ({}, {"idempotency-key": new_id()})
     ]
     assert {error_of(one)[:2] for one in answers} == {(503, "server_busy")}
-    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * (len(POSTS) - 1)
+    assert [one.headers.get("x-should-retry") for one in answers] == ["false", None] * len(POSTS)
     monkeypatch.undo()
     for one in answers:
         turn = (await gateway.client.get(f"/v1/turns/{one.headers['tailrace-turn']}")).json()

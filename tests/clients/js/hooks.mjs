@@ -37,6 +37,16 @@ function streamsOf(page) {
 
 const begin = (page, given) => page.evaluate((given) => globalThis.begin(given), given);
 const ask = (page, question) => page.evaluate((question) => globalThis.hook.ask(question), question);
+/** Returns a page of a session in which a question was answered. */
+async function answered(open, given) {
+  const page = await open(url);
+  await begin(page, given);
+  await until(page, "seen.state === 'idle'");
+  await ask(page, given.line);
+  await until(page, "seen.turns[0]?.outcome === 'completed' && seen.turns[0].input.length");
+  return page;
+}
+
 const ended = "(seen.state ?? seen.status) === 'ended'";
 
 const DOINGS = {
@@ -305,12 +315,8 @@ const DOINGS = {
 
   /** A question whose session was deleted, and an invalid one of another session before a valid one, first with a revoked key. */
   async undeliverable(open, given) {
-    const page = await open(url);
+    const page = await answered(open, given);
     const context = page.context();
-    await begin(page, given);
-    await until(page, "seen.state === 'idle'");
-    await ask(page, given.line);
-    await until(page, "seen.turns[0]?.outcome === 'completed' && seen.turns[0].input.length");
     await context.setOffline(true);
     await page.evaluate((line) => void globalThis.hook.ask(line), given.line);
     await until(page, "seen.pending.length === 1 && seen.pending[0].isStored");
@@ -345,11 +351,7 @@ const DOINGS = {
 
   /** Another client deletes the session of an open page, which then asks. A turn of another chat is edited. */
   async deleted(open, given) {
-    const page = await open(url);
-    await begin(page, given);
-    await until(page, "seen.state === 'idle'");
-    await ask(page, given.line);
-    await until(page, "seen.turns[0]?.outcome === 'completed' && seen.turns[0].input.length");
+    const page = await answered(open, given);
     await page.evaluate(() => void globalThis.hook.edit("of-another-chat", "What?"));
     const unknown = await until(page, "seen.error?.code === 'turn_not_found'");
     await fetch(`${url}/v1/sessions/${given.session}`, { method: "DELETE", headers: { authorization: `Bearer ${given.key}` } });
