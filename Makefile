@@ -35,12 +35,12 @@ release: setup ## build wheel, source archive, image context and lists of packag
 
 clients: $(CLIENTS) ## install the clients that the dialects are tested with; `test-all` does it too
 
-# Tests wait for most of their time, so each core has three workers.
-RUN_TESTS := $(PYTHON) -m tests.run --numprocesses 6 --dist worksteal
+# Workers for two cores: quick tests wait for most of their time, browsers and clusters do not.
+RUN_TESTS := $(PYTHON) -m tests.run --dist worksteal
 
 test: setup ## run `check` and the quick tests, while you work: under ten minutes on two cores
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
-	$(RUN_TESTS) --quick
+	$(RUN_TESTS) --numprocesses 6 --quick
 	@echo "Left to \`make test-all\`: tests/clients, long integration tests, and tests with servers that hold no numbered rule."
 
 test-core: setup ## run the core as processes without any feature: POST, stream, cut, kill, resume, record, metrics
@@ -48,7 +48,7 @@ test-core: setup ## run the core as processes without any feature: POST, stream,
 
 test-all: setup $(CLIENTS) ## run `check` and every test, as CI does: also real clients in browsers, images, clusters
 	@$(MAKE) --no-print-directory --jobs 2 $(CHECKS) tests-compiled
-	$(RUN_TESTS) --durations 25 -r fEs
+	$(RUN_TESTS) --numprocesses 4 --durations 25 -r sfE
 
 coverage: setup $(CLIENTS) ## run every test with coverage and list uncovered lines; 50 % slower than `test-all`
 	$(PYTHON) -m pytest --numprocesses 3 --cov --cov-report term-missing:skip-covered

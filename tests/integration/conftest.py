@@ -8,7 +8,8 @@ a test writes the log by hand.
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 
 import httpx2
 import msgspec
@@ -100,6 +101,13 @@ async def forget(gateway: Gateway, log: TurnLog, key: TurnKey, *, before: Seq | 
     """
     await gateway.client.get("/v1/sessions?limit=1")
     await log.connection.jetstream.purge_stream(STREAM, subject=subjects.entries(key), seq=before)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a test enters here is left at its end."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

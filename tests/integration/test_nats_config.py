@@ -2,10 +2,8 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import ports
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tests.harness.held_ports import find_first
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
 
@@ -25,25 +24,6 @@ PAGE = (CHECKOUT / "docs/NATS.md").read_text()
 def blocks() -> list[str]:
     """The commands of the ten steps, in their order."""
     return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)]
-
-
-def free_servers(stack: ExitStack) -> list[int]:
-    """Three ports for clients whose ports for servers and for monitoring are free, too, and stay so."""
-    found: list[int] = []
-    while len(found) < 3:
-        (first,) = ports.find_free(1)
-        with suppress(OSError):
-            hold(first + 2000, stack)
-            hold(first + 4000, stack)
-            found.append(first)
-    return found
-
-
-def hold(port: int, stack: ExitStack) -> None:
-    """Keeps a port from all but servers, as `ports.find_free` does. Raises OSError if it is used."""
-    held = stack.enter_context(socket.socket())
-    held.bind(("127.0.0.1", port))
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 class Shell:
@@ -72,12 +52,6 @@ class Shell:
         return process
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
 @pytest.mark.timeout(300)
 async def test_the_ten_steps_set_up_three_servers_with_tls(
     tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +60,9 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    one, two, three = (f"127.0.0.1:{port}" for port in free_servers(stack))
+    # The ports for other servers and for monitoring are 2000 and 4000 above those for clients.
+    first_ports = [find_first((2000, 4000), stack) for _ in range(3)]
+    one, two, three = (f"127.0.0.1:{port}" for port in first_ports)
     (gateway_port,) = ports.find_free(1)
     gateway = f"http://127.0.0.1:{gateway_port}"
     async with run_simulated_claude() as claude:

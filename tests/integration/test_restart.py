@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -18,13 +18,13 @@ import httpx2
 import msgspec
 import pytest
 
-from tailrace.deploy.local import ports
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.rolling_restart import Request, restart
 from tailrace.deploy.local.status_file import FILE, Restart, UpStatus
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
+from tests.harness.held_ports import find_first
 from tests.harness.prometheus import Prometheus, needs_prometheus
 from tests.harness.readers import build_reader, read, read_history
 from tests.harness.until import until
@@ -36,6 +36,8 @@ RUNNING = "#sim words=320 rate=40"
 # They run until they are cancelled: each gateway is restarted while they run.
 ENDLESS = "#sim words=30000 rate=40"
 TURNS = 3
+# From TAILRACE_METRICS_PORT, that of persistence, to those of two gateways and three generators.
+METRICS = (1, 2, 101, 102, 103)
 # Prometheus applies what it has discovered every five seconds.
 DISCOVERED_S_MAX = 30.0
 
@@ -213,11 +215,11 @@ async def test_numbers_change_and_the_other_processes_are_left_alone(tmp_path: P
 
 
 @pytest.mark.timeout(240)
-async def test_a_new_process_that_does_not_start_changes_no_number(tmp_path: Path) -> None:
+async def test_a_new_process_that_does_not_start_changes_no_number(tmp_path: Path, stack: ExitStack) -> None:
     """The processes that run are left alone, and the command says what failed and what to do."""
     models = tmp_path / "models.json"
     models.write_text("[]")
-    [first] = ports.find_free(1)
+    first = find_first(METRICS, stack)
     with running(tmp_path, *LEAN, TAILRACE_MODELS_FILE=str(models), TAILRACE_METRICS_PORT=str(first)) as up:
         await up.ready()
         scaled = Scaled(up)
@@ -258,7 +260,7 @@ async def test_numbers_do_not_change_while_another_version_is_installed(tmp_path
 
 @needs_prometheus
 @pytest.mark.timeout(240)
-async def test_prometheus_discovers_the_processes_that_run(tmp_path: Path) -> None:
+async def test_prometheus_discovers_the_processes_that_run(tmp_path: Path, stack: ExitStack) -> None:
     """After a change of numbers, it scrapes the new ones, and no alert fires for those that have left."""
 
     async def is_scraped(expected: Mapping[str, int]) -> bool:
@@ -272,7 +274,7 @@ async def test_prometheus_discovers_the_processes_that_run(tmp_path: Path) -> No
             and "ProcessDown page" not in await prometheus.firing()
         )
 
-    [first] = ports.find_free(1)
+    first = find_first(METRICS, stack)
     configured = (CHECKOUT / "deploy/monitoring/prometheus.yml").read_text()
     discovery = re.findall(r'url: "(\S+)"', configured)[0].replace("9100", str(first))
     with running(tmp_path, *LEAN, TAILRACE_METRICS_PORT=str(first)) as up:
