@@ -368,7 +368,12 @@ function nameOfKey() {
 async function takeSent(sent) {
   const isOwn = [...chat.turns.values()].some(({ key }) => key && key === sent?.key);
   // The page shows its own questions itself, also if the outbox, which has just been opened, has sent one before it.
-  if (sent?.turn) return isOwn || refresh(sent.session);
+  if (sent?.turn && isOwn) return;
+  if (sent?.turn) {
+    // Another tab may have read the chat before this turn was in it, and not have opened its outbox yet.
+    tabs.postMessage(sent.session);
+    return refresh(sent.session);
+  }
   if (!sent?.error) return;
   if (sent.error.status === 401) {
     await signIn(sent.error, headers());

@@ -183,7 +183,7 @@ const STATES = {
   async failed(page) {
     await page.goto(`${gateway}/`);
     await ask(page, "Count.\n#sim words=40 rate=0 fault=500@25+");
-    await page.waitForSelector(".failure:visible", { timeout: 60_000 });
+    await page.waitForSelector(".failure:visible");
   },
   /** The mark stays, for its picture. */
   async "caught-up"(page) {
@@ -337,8 +337,16 @@ const STEPS = {
     const address = page.url();
     await askWithout(page, line);
     const tabs = [await context.newPage(), await context.newPage()];
-    await Promise.all(tabs.map((tab) => tab.goto(address)));
-    for (const tab of tabs) await tab.waitForFunction(() => document.querySelectorAll(".meta").length === 2);
+    const shows = (tab, count) => tab.waitForFunction((count) => document.querySelectorAll(".meta").length === count, count);
+    // One has read its turns, and has no outbox before it has the list of chats, when the other has sent the question.
+    const listed = deferred();
+    await tabs[1].route("**/v1/sessions?*", (route) => listed.promise.then(() => route.continue()));
+    await tabs[1].goto(address);
+    await shows(tabs[1], 1);
+    await tabs[0].goto(address);
+    await shows(tabs[0], 2);
+    listed.resolve();
+    await shows(tabs[1], 2);
     const said = await tabs[0].locator(".said").allTextContents();
     await askWithout(tabs[0], late);
     await tabs[1].close();
@@ -403,7 +411,7 @@ const STEPS = {
     });
     await page.keyboard.press("Enter");
     const firstToken = await page.evaluate(() => globalThis.firstToken);
-    await page.waitForSelector(".meta", { timeout: 90_000 });
+    await page.waitForSelector(".meta");
     // The thread's time, which other processes of a busy machine do not lengthen.
     const { traceEvents } = JSON.parse(await browser.stopTracing());
     const main = new Set(traceEvents.filter(({ name, args }) => name === "thread_name" && args.name === "CrRendererMain").map(({ pid, tid }) => `${pid} ${tid}`));
@@ -1038,7 +1046,7 @@ const STEPS = {
     await marked(page, "caught up");
     await longer(page, before);
     await sleep();
-    await page.waitForSelector(".meta", { timeout: 90_000 });
+    await page.waitForSelector(".meta");
     const answers = await page.locator(".answer").count();
     const heard = await page.locator("[aria-live], [role=status], [role=alert]").allTextContents();
     return { text: (await text(page)).trim(), answers, lost, chosen, title: await page.title(), isReadWordByWord: heard.some((one) => one.includes("w000001")), ...seen };
@@ -1106,7 +1114,7 @@ const STEPS = {
     await press("Kill this gateway");
     await marked(page, "reconnecting");
     await marked(page, "caught up");
-    await page.waitForSelector(".proof:visible", { timeout: 60_000 });
+    await page.waitForSelector(".proof:visible");
     const all = (state) => page.waitForFunction((state) => [...document.querySelectorAll(".parts li")].every((one) => one.className === state), state);
     await all("up");
     await shoot("whole");
