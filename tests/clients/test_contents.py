@@ -107,7 +107,6 @@ def decode_with_httpx_sse(body: bytes) -> list[list[str]]:
 
 
 @pytest.mark.rule("S5")
-@pytest.mark.timeout(120)
 async def test_three_parsers_agree_on_any_content(
     nats_url: str, new_gateway: NewGateway, log: TurnLog, browser: str
 ) -> None:

@@ -4,8 +4,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.clients import node
 from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import Gateway
@@ -87,7 +85,6 @@ async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_p
         assert printed.startswith(answer), page
 
 
-@pytest.mark.timeout(120)
 async def test_typescript_finds_no_error_in_a_fragment(tmp_path: Path) -> None:
     """The names that it imports exist, and so do the options that it passes."""
     folder = folder_of_an_app(tmp_path)
@@ -110,4 +107,4 @@ async def test_typescript_finds_no_error_in_a_fragment(tmp_path: Path) -> None:
         "node",
     )
     command = [str(node.NODE), compiler, *options, *target, "globals.d.ts", *names]
-    await node.command(command, {}, folder, deadline_s=80)
+    await node.command(command, {}, folder)

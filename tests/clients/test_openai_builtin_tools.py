@@ -315,7 +315,6 @@ async def count_requests(claude: str) -> tuple[int, int]:
     return stats["calls"], sum(stats["refused"].values())
 
 
-@pytest.mark.timeout(120)
 async def test_the_token_of_an_mcp_server_is_only_in_the_log(tmp_path: Path) -> None:
     """It is in no record, no export, no database and no line of a process, also if the server refuses it."""
     async with System(tmp_path) as system:
@@ -378,7 +377,6 @@ async def test_no_search_is_made_again_when_its_generator_is_killed(takeover: Ta
     assert stored == {ids[-1] for ids in executed.values()}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.proves(DIALECT, "built-in tools", "openai-agents (Python)")
 async def test_the_agents_sdk_in_python(claude: str, gateway: Gateway) -> None:
     """`WebSearchTool`, `CodeInterpreterTool` and `HostedMCPTool`: the final output is the whole text."""

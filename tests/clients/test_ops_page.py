@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tailrace.features.ops.panels import DASHBOARDS
 from tests.clients import node
 from tests.harness import jwts
@@ -11,14 +9,13 @@ from tests.harness.system import System
 from tests.integration.conftest import NewGateway
 
 
-@pytest.mark.timeout(120)
 async def test_the_page_asks_for_a_key_and_draws_all_panels(
     system: System, new_gateway: NewGateway, browser: str, tmp_path: Path
 ) -> None:
     """It obeys its Content-Security-Policy, loads nothing from elsewhere, and fits the window."""
     gateway = await new_gateway(system.nats_url, **jwts.settings(jwt_scopes_claim="scope"))
     operator = jwts.token(scope="operate").decode()
-    pages = await node.run("ops.mjs", gateway.url, tmp_path, operator, deadline_s=90, CHROMIUM=browser)
+    pages = await node.run("ops.mjs", gateway.url, tmp_path, operator, CHROMIUM=browser)
     assert [(page["colorScheme"], page["size"]) for page in pages] == [("light", "desktop"), ("dark", "phone")]
     for page in pages:
         assert (page["complaints"], page["elsewhere"], page["isWide"]) == ([], [], False)

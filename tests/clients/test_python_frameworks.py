@@ -21,10 +21,6 @@ SAYS_40 = "#sim words=40 rate=0"
 SLOWLY = "#sim words=40 rate=200"
 # In the middle of the answer.
 CUT = Cut(5_000)
-# The imports of a framework take seconds of CPU.
-DEADLINE_S = 100.0
-
-pytestmark = pytest.mark.timeout(120)
 
 
 async def answers(url: str, framework: str, *arguments: str) -> list[str]:
@@ -32,7 +28,7 @@ async def answers(url: str, framework: str, *arguments: str) -> list[str]:
     assert PYTHON.exists(), "the clients in Python are not installed: run `make clients`"
     # LlamaIndex looks for a home directory.
     command = [str(PYTHON), str(SCRIPT), url, KEY, framework, *arguments]
-    printed = await node.command(command, {"HOME": PYTHON.parent}, CHECKOUT, DEADLINE_S)
+    printed = await node.command(command, {"HOME": PYTHON.parent}, CHECKOUT)
     return [json.loads(line) for line in printed.splitlines()]
 
 

@@ -107,7 +107,6 @@ async def test_a_refused_request_is_an_error_of_the_question(open_gateway: Gatew
     assert (earlier["error"]["status"], earlier["hasEarlier"], len(earlier["turns"])) == (500, True, 2)
 
 
-@pytest.mark.timeout(120)
 async def test_an_answer_is_asked_for_again_and_a_question_edited_with_its_file(gateway: Gateway, browser: str) -> None:
     """The newest branch is shown, or the one that the user has chosen, which the next question continues."""
     short = {"line": "#sim words=5 rate=0", "next": "#sim words=6 rate=0", "edited": "#sim words=7 rate=0"}
@@ -144,7 +143,6 @@ async def test_questions_without_a_network_are_sent_once_in_order_when_it_is_bac
     assert (seen["after"], await count_turns(gateway)) == ([], 2)
 
 
-@pytest.mark.timeout(120)
 async def test_a_session_that_another_client_deletes_leaves_the_page_and_begins_again(
     gateway: Gateway, browser: str
 ) -> None:
@@ -153,7 +151,6 @@ async def test_a_session_that_another_client_deletes_leaves_the_page_and_begins_
     assert seen == {"unknown": 1, "refused": "session_not_found", "again": [words(5)]}
 
 
-@pytest.mark.timeout(120)
 async def test_questions_that_the_browser_cannot_keep_or_the_server_refuses_block_no_others(
     gateway: Gateway, browser: str
 ) -> None:

@@ -3,7 +3,6 @@
 import re
 
 import msgspec
-import pytest
 
 from tests.clients import node
 from tests.harness.generator_in_loop import words
@@ -27,7 +26,6 @@ def in_docs(begin: str) -> str:
     return found[1]
 
 
-@pytest.mark.timeout(120)
 async def test_a_service_worker_makes_no_reader_of_the_libraries_lose_or_repeat_text(
     open_gateway: Gateway, browser: str
 ) -> None:
@@ -44,9 +42,7 @@ async def test_a_service_worker_makes_no_reader_of_the_libraries_lose_or_repeat_
         (BARE, WARNED),
     ]
     given = msgspec.json.encode([{"worker": CLAIM + worker, "readers": readers} for worker, readers in pages]).decode()
-    *silent, warned = await node.run(
-        "service-worker.mjs", open_gateway.url, given, function, deadline_s=90, CHROMIUM=browser
-    )
+    *silent, warned = await node.run("service-worker.mjs", open_gateway.url, given, function, CHROMIUM=browser)
     # Chromium's EventSource reconnects without its cursor, or not at all.
     assert silent[1]["texts"].pop("EventSource") != words(60)
     expected = [("EventSource",), LIBRARIES, LIBRARIES, ("read",)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from tests.clients import node
 from tests.clients.conftest import read_stored_text
@@ -46,7 +45,6 @@ def test_the_module_has_less_than_6_kb_compressed() -> None:
     assert len(gzip.compress((CHECKOUT / "web/tailrace.js").read_bytes())) < 6000
 
 
-@pytest.mark.timeout(120)
 async def test_the_packed_package_reads_through_a_proxy_route_in_node_and_on_an_edge_runtime(
     gateway: Gateway, tmp_path: Path
 ) -> None:

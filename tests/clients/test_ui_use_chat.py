@@ -26,7 +26,7 @@ async def shown_cases(browser: str, *cases: tuple[str, str, Json]) -> list[Json]
     arguments = [
         text for what, url, given in cases for text in (what, url, json.dumps({"id": f"chat-{what}", **given}))
     ]
-    return await node.run("chat.mjs", *arguments, CHROMIUM=browser, deadline_s=50.0)
+    return await node.run("chat.mjs", *arguments, CHROMIUM=browser)
 
 
 async def history(gateway: Gateway, chat: str) -> list[Json]:

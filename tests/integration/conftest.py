@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.features.admin.key_store import KeyStore
 from tailrace.features.gateway import FEATURES, Settings
 from tailrace.gateway import metrics
 from tailrace.gateway.serve import serve
@@ -26,7 +27,7 @@ from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.users import GATEWAY
-from tailrace.proto.subjects import STREAM
+from tailrace.proto.subjects import KEYS, STREAM
 from tests.harness import processes
 from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
@@ -120,11 +121,15 @@ def writer(log: TurnLog, key: TurnKey) -> Writer:
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     """The system that tests share; the fixtures `claude`, `generator` and `persistence` start its processes.
 
-    A process that tried what its user has no right to fails the run.
+    A process that tried what its user has no right to fails the run, and so does a test that has left an API key.
     """
     async with System(tmp_path_factory.mktemp("system"), sync="default") as system:
         yield system
         assert "Violation" not in system.servers[0].log.read_text()
+        connection = await Connection.open(system.nats_url, "test")
+        left = await KeyStore(connection).list_keys()
+        await connection.close()
+        assert not left, f"a test has left API keys, so requests of later ones are refused: use `shared_keys`; {left}"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -205,6 +210,13 @@ async def emptied_bodies(system_log: TurnLog) -> AsyncIterator[None]:
     await system_log.connection.jetstream.purge_stream(subjects.BODIES)
     yield
     await system_log.connection.jetstream.purge_stream(subjects.BODIES)
+
+
+@pytest_asyncio.fixture
+async def shared_keys(system_log: TurnLog) -> AsyncIterator[KeyStore]:
+    """The API keys of the shared system. While it has one, each request needs one: they leave with the test."""
+    yield KeyStore(system_log.connection)
+    await system_log.connection.jetstream.purge_stream(f"KV_{KEYS}")
 
 
 @pytest_asyncio.fixture

@@ -94,8 +94,8 @@ const STEPS = {
     const isOpen = await page.locator("#secret-dialog").evaluate((one) => one.open);
     await tabTo(page, "#secret-dialog .main");
     await press("Enter");
-    await page.waitForSelector("#secret-dialog:not([open])", { state: "attached" });
-    const kept = [await page.locator("#secret").inputValue(), await page.evaluate(() => document.activeElement.id)];
+    await page.waitForFunction(() => !document.querySelector("#secret-dialog[open]") && !document.querySelector("#secret").value);
+    const kept = await page.evaluate(() => document.activeElement.id);
     const row = page.locator("#keys-rows tr", { hasText: "by keyboard" });
     await row.first().waitFor();
     const created = (await rows(page, "keys")).find(([name]) => name.includes("by keyboard"));

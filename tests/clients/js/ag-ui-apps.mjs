@@ -15,7 +15,6 @@ const PARTS = {
     error: ".error",
   },
 }[app];
-const WAIT_MS = 60_000;
 
 const browser = await launch();
 // All tabs are of one user.
@@ -27,10 +26,7 @@ const shown = (parts) => {
   return { users: texts("user"), answers: texts("answer"), errors: texts("error") };
 };
 const until = (tab, test, argument) =>
-  tab.waitForFunction(([shown, test, parts, argument]) => eval(`(${test})`)(eval(`(${shown})`)(parts), argument), [`${shown}`, `${test}`, PARTS, argument], {
-    polling: 50,
-    timeout: WAIT_MS,
-  });
+  tab.waitForFunction(([shown, test, parts, argument]) => eval(`(${test})`)(eval(`(${shown})`)(parts), argument), [`${shown}`, `${test}`, PARTS, argument], { polling: 50 });
 
 const COMMANDS = {
   open: async (tab) => void (await tab.goto(url)),
@@ -40,9 +36,9 @@ const COMMANDS = {
     await tab.click(PARTS.ask);
   },
   // By keyboard: the button moves with each line of the answer, and a click would miss it.
-  stop: (tab) => tab.press(PARTS.stop, "Enter", { timeout: WAIT_MS }),
-  click: (tab, text) => tab.click(`button:text-is("${text}")`, { timeout: WAIT_MS }),
-  visible: async (tab, text) => void (await tab.waitForSelector(`button:text-is("${text}")`, { timeout: WAIT_MS })),
+  stop: (tab) => tab.press(PARTS.stop, "Enter"),
+  click: (tab, text) => tab.click(`button:text-is("${text}")`),
+  visible: async (tab, text) => void (await tab.waitForSelector(`button:text-is("${text}")`)),
   // The last answer has so many characters.
   chars: (tab, count) => until(tab, ({ answers }, count) => answers.at(-1)?.length >= count, count),
   answers: (tab, texts) => until(tab, ({ answers }, texts) => JSON.stringify(answers) === JSON.stringify(texts), texts),

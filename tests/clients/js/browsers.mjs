@@ -4,11 +4,22 @@ import { chromium, firefox } from "playwright-core";
 const { CHROMIUM, FIREFOX, FIREFOX_PREFS = "{}" } = process.env;
 
 export const isFirefox = Boolean(FIREFOX);
+/** How long a page may take to show something. Playwright's own 30 s were too few while other tests ran on two slow cores. */
+const WAIT_MS = 90_000;
 
 /** Returns a browser. `args` and `options` are for Chromium. `FIREFOX_PREFS`: values of Firefox's about:config, as JSON. */
 export async function launch(args = [], options = {}) {
+  const browser = await (isFirefox ? launchFirefox() : launchChromium(args, options));
+  browser.on("context", (context) => context.setDefaultTimeout(WAIT_MS));
+  return browser;
+}
+
+function launchChromium(args, options) {
   // Root cannot have its sandbox, and all that tests open is ours.
-  if (!isFirefox) return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...args], ...options });
+  return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...args], ...options });
+}
+
+async function launchFirefox() {
   const browser = await firefox.launch({ executablePath: FIREFOX, channel: "moz-firefox", firefoxUserPrefs: JSON.parse(FIREFOX_PREFS) });
   const session = browser._connection.toImpl(browser)._browserSession;
   const send = session.send.bind(session);

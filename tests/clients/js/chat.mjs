@@ -9,7 +9,7 @@ async function until(page, test, given) {
       return seen?.messages !== undefined && new Function("seen", "given", `return ${test}`)(seen, given) && seen;
     },
     [test, given],
-    { polling: 50, timeout: 30000 },
+    { polling: 50 },
   );
   return found.jsonValue();
 }

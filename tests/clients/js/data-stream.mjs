@@ -20,7 +20,7 @@ async function chat(open, url, body, contents) {
       const { isRunning, messages } = globalThis.shown();
       return !isRunning && messages.length === before + 2 && messages.at(-1).status.type !== "running";
     };
-    await page.waitForFunction(isEnded, before, { polling: 50, timeout: 30000 });
+    await page.waitForFunction(isEnded, before, { polling: 50 });
   }
   return { ...(await page.evaluate(() => globalThis.shown())), requests };
 }

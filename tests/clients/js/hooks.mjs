@@ -11,7 +11,7 @@ async function until(page, test) {
     const seen = globalThis.hook && globalThis.shown();
     return seen && new Function("seen", `return ${test}`)(seen) && seen;
   };
-  const found = page.waitForFunction(isTrue, test, { polling: 50, timeout: 30000 }).catch(async (cause) => {
+  const found = page.waitForFunction(isTrue, test, { polling: 50 }).catch(async (cause) => {
     throw new Error(`not shown: ${test}, but ${JSON.stringify(await page.evaluate(() => globalThis.shown()))}`, { cause });
   });
   return (await found).jsonValue();
