@@ -56,7 +56,8 @@ LOOKS_MAX = 3
 NO_VALUE = "\N{EN DASH}"
 # How far a value of Prometheus may be beyond the values of the history around its time.
 CLOSE = 0.25
-# A killed process takes growth with it that Prometheus had scraped, and the history had not yet: rare events differ.
+# A killed process takes growth with it that Prometheus had scraped, and the history had not yet: panels of rare events
+# differ.
 DIFFERENT_MAX = 4
 # The history must go on for so long after its first minute: one sample of a value that changes says little.
 COMPARED_S = 45.0
