@@ -56,10 +56,9 @@ LOOKS_MAX = 3
 NO_VALUE = "\N{EN DASH}"
 # How far a value of Prometheus may be beyond the values of the history around its time.
 CLOSE = 0.25
-# A killed process takes growth with it that Prometheus had scraped, and the history had not yet: panels of rare events
-# differ.
+# Gauges, such as waiting entries, may change between two reads.
 DIFFERENT_MAX = 4
-# The history must go on for so long after its first minute: one sample of a value that changes says little.
+# The history must go on for so long after the minute: one sample of a value that changes says little.
 COMPARED_S = 45.0
 # The slow gateway refuses more streams than that.
 STREAMS_MAX = 8
@@ -488,7 +487,7 @@ async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_pa
                 sys.stdout.write(f"{panel.title}: {expr}\n{format_values(values)}\n")
                 if not values:
                     problems.append(f"{panel.title} is empty: {expr}")
-        assert problems + await find_differences(system.clients[0], system.clients[-1]) == []
+        assert problems + await find_differences(loaded) == []
 
 
 async def run(loaded: LoadedSystem, together: Sequence[Fault]) -> list[str]:
@@ -509,22 +508,29 @@ def format_values(values: Mapping[Series, float]) -> str:
     return "\n".join(f"  {' '.join(series) or '-'}: {value:.4g}" for series, value in sorted(values.items()))
 
 
-async def find_differences(sampling: httpx2.AsyncClient, asking: httpx2.AsyncClient) -> list[str]:
-    """Returns the panels of `/ops` whose history never has the values of Prometheus, if there are too many.
+async def find_differences(loaded: LoadedSystem) -> list[str]:
+    """Returns the panels of `/ops` whose history has not most of Prometheus's values, if there are too many.
 
-    Rates of the first minute are left out: Prometheus divides by its whole window.
+    Turns run as before the faults, for longer than rates look back: a process that was killed has taken growth with it
+    that only one of both had read.
     """
+    sampling, asking = loaded.system.clients[0], loaded.system.clients[-1]
 
-    async def is_long_enough() -> bool:
-        kept = (await sampling.get("/ops/values")).json()
-        return bool(kept["times"][-1] - kept["times"][0] >= kept["window_s"] + COMPARED_S)
+    async def read(client: httpx2.AsyncClient) -> dict[str, Any]:
+        values: dict[str, Any] = (await client.get("/ops/values")).json()
+        return values
 
-    # Rates look back for a minute, so they are not zero yet.
-    await until(is_long_enough, FIRES_S_MAX + COMPARED_S, LOOK_EVERY_S)
-    history, prometheus = [(await one.get("/ops/values")).json() for one in (sampling, asking)]
+    async def is_steady() -> bool:
+        kept = await read(sampling)
+        return bool(kept["times"][-1] >= begun_at + kept["window_s"] + COMPARED_S)
+
+    async with loaded.again(0.6, lambda: loaded.answer("words=30 rate=50")):
+        begun_at = (await read(sampling))["times"][-1]
+        await until(is_steady, FIRES_S_MAX + 2 * COMPARED_S, LOOK_EVERY_S)
+        history, prometheus = await read(sampling), await read(asking)
     assert (history["problems"], prometheus["problems"]) == ([], [])
     assert (history["source"], prometheus["source"]) == ("history", "prometheus")
-    begun_at, every_s, problems = history["times"][0] + history["window_s"], history["every_s"], list[str]()
+    steady_at, every_s, problems = begun_at + history["window_s"], history["every_s"], list[str]()
     for page, expected_page in zip(history["groups"], prometheus["groups"], strict=True):
         for chart, expected in zip(page["charts"], expected_page["charts"], strict=True):
             lines, compared = {line["name"]: line["values"] for line in chart["lines"]}, list[bool]()
@@ -532,12 +538,12 @@ async def find_differences(sampling: httpx2.AsyncClient, asking: httpx2.AsyncCli
                 found = list(zip(history["times"], lines.get(line["name"], []), strict=False))
                 for at, value in zip(prometheus["times"], line["values"], strict=True):
                     # A zero is no evidence.
-                    if value and at >= begun_at:
+                    if value and at >= steady_at:
                         near = [one for time, one in found if one is not None and abs(time - at) <= every_s]
                         compared.append(bool(near) and min(near) * (1 - CLOSE) <= value <= max(near) * (1 + CLOSE))
             sys.stdout.write(f"/ops: {chart['title']}: {sum(compared)} of {len(compared)} values as in Prometheus\n")
-            if compared and not any(compared):
-                problems.append(f"/ops: {chart['title']} never has a value of Prometheus")
+            if 2 * sum(compared) < len(compared):
+                problems.append(f"/ops: {chart['title']} has not the values of Prometheus")
     return problems if len(problems) > DIFFERENT_MAX else []
 
 
