@@ -363,6 +363,7 @@ async def test_the_page_says_that_the_model_refuses_the_key_and_that_an_answer_w
             own.running_generator(claude_url=refusing.url),
         ):
             await wait_for("corrected")
+        (await gateway.client.post("/v1/sessions", json={"id": "stopped"})).raise_for_status()
         async with own.running_generator(claude_url="http://api.invalid", call_tries_max=1):
             await wait_for("waited")
         async with own.running_generator():

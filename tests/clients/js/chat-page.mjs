@@ -1067,6 +1067,8 @@ const STEPS = {
     await answers.nth(1).filter({ hasText: "w000002" }).waitFor();
     await notice.waitFor({ state: "hidden" });
     await reach("corrected");
+    // Otherwise the generator whose key is corrected answers.
+    await page.waitForFunction(() => fetch("/v1/sessions/stopped").then(({ ok }) => ok));
     await ask(page, line);
     const waiting = page.getByText("Waiting for the model");
     await waiting.waitFor();
