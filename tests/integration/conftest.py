@@ -106,7 +106,7 @@ async def forget(gateway: Gateway, log: TurnLog, key: TurnKey, *, before: Seq | 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What a test enters here is left at its end."""
+    """At the end of the test, closes what the test has entered."""
     with ExitStack() as stack:
         yield stack
 
