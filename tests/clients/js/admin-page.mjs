@@ -95,7 +95,7 @@ const STEPS = {
     await tabTo(page, "#secret-dialog .main");
     await press("Enter");
     await page.waitForFunction(() => !document.querySelector("#secret-dialog[open]") && !document.querySelector("#secret").value);
-    const kept = await page.evaluate(() => document.activeElement.id);
+    const kept = [await page.locator("#secret").inputValue(), await page.evaluate(() => document.activeElement.id)];
     const row = page.locator("#keys-rows tr", { hasText: "by keyboard" });
     await row.first().waitFor();
     const created = (await rows(page, "keys")).find(([name]) => name.includes("by keyboard"));
