@@ -14,5 +14,7 @@ class PersistenceHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     """The random id that is stored in the database."""
     damaged_turns: int = 0
     """How many turns the log has lost entries of."""
+    has_recorded: bool | None = None
+    """Whether the database has recorded anything of a log; an older version does not report it."""
     knows: tuple[str, ...] = ()
     """The settings of tenants that the process applies; an older version reports none."""

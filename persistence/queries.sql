@@ -196,6 +196,10 @@ UPDATE reached SET seq = 0
 -- Returns the sequence of `set_recorded_upto`.
 SELECT seq FROM reached
 
+-- name: has_recorded
+-- Returns a row if anything of a log was ever recorded. A replay from the log's beginning has reset the sequence.
+SELECT seq FROM reached WHERE seq > 0 OR EXISTS (SELECT 1 FROM turns)
+
 -- name: database_id
 -- Returns the id of the database.
 SELECT id FROM identity

@@ -91,6 +91,8 @@ class Recorder:
         self._batch_failure = ""
         self._check_failure = ""
         self._logged = LoggedCauses()
+        self.has_recorded = False
+        """Whether the database has recorded anything of a log."""
         self._outcomes: list[str] = []
         """The outcomes of the turns whose ends are in the current batch."""
 
@@ -164,7 +166,7 @@ class Recorder:
     def report_health(self, database: str, database_id: str, damaged_turns: Callable[[], int] = int) -> bytes:
         """Returns this process' PersistenceHealth as JSON."""
         health = PersistenceHealth(
-            not self.failure, self.failure, database, database_id, damaged_turns(), KNOWN_SETTINGS
+            not self.failure, self.failure, database, database_id, damaged_turns(), self.has_recorded, KNOWN_SETTINGS
         )
         return msgspec.json.encode(health)
 
@@ -176,6 +178,7 @@ class Recorder:
                 for delivery in batch:
                     await delivery.ack()
                 self._queue.settle(batch)
+            self.has_recorded = True
             metrics.LAG_S.observe(age_s(max(delivery.at for delivery in batch)))
         except (StoreBusy, StoreUnwritable, LogUnavailable, MemoryError) as error:
             self._spans.end(type(error).__name__)

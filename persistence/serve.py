@@ -119,6 +119,7 @@ async def _serve(
         batch_max=settings.batch_max,
         retry_wait_s=settings.retry_wait_s,
     )
+    recorder.has_recorded = await store.has_recorded()
     require_exists = join_distinct((item for parts in started for item in parts.require_exists.items()), "check of a")
     commands = Commands(store, log, tombstones, blobs, queries, caught_up, unrecorded, erase_tenant, require_exists)
     of_core = [*queries.handlers(), *commands.handlers()]

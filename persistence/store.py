@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET
 
 from tailrace.persistence.database import Database, Transaction
-from tailrace.persistence.migrations import ID_FROM_VERSION, REPLAY_BELOW_VERSION
+from tailrace.persistence.migrations import ID_FROM_VERSION, REACHED_FROM_VERSION, REPLAY_BELOW_VERSION
 from tailrace.persistence.paging import PageCursor
 from tailrace.persistence.rows import (
     TurnRow,
@@ -239,6 +239,12 @@ class Store:
     async def read_recorded_upto(self) -> Seq:
         """Returns the sequence of the last recorded entry of the log."""
         return Seq((await self.read("recorded_upto"))[0]["seq"])
+
+    async def has_recorded(self) -> bool:
+        """Returns whether anything of a log was ever recorded. Needs no migration."""
+        if self.database.version < REACHED_FROM_VERSION:
+            return not self.is_new
+        return bool(await self.read("has_recorded"))
 
     async def reset_recorded_upto(self) -> None:
         """Resets what `read_recorded_upto` returns, before the whole log is recorded again."""

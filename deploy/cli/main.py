@@ -68,6 +68,7 @@ GROUPS = {
         "explain": "explain an error code or a setting",
         "completion": "print a completion script for a shell",
         "nats-config": "write the configuration of your own NATS",
+        "copy-log": "copy the log of one nats-server for three",
         "streams": "create the streams in your own NATS",
     },
 }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tailrace.deploy.cli.arguments import add_json, add_number
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local.data_dir import write_private
-from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, render
+from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, is_of_single_server, render
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.runtime.ip_address import is_loopback
@@ -65,11 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     """Writes the files into a new folder and prints their paths.
 
-    Returns EXIT_USAGE unless one or three different servers are named, EXIT_ERROR if the folder cannot be written.
+    Returns EXIT_USAGE unless one or three different servers are named, EXIT_ERROR if the folder cannot be written or
+    the store has the log of a single server.
     """
     if len(args.server) not in (1, 3) or len(set(args.server)) < len(args.server):
         print("tailrace: name one server, or three different ones", file=sys.stderr)
         return EXIT_USAGE
+    if len(args.server) > 1 and is_of_single_server(args.store):
+        print(
+            f"tailrace: {args.store} has the log of a single nats-server, which a cluster deletes within 30 s: name a "
+            "new folder with --store, and copy the log into it (docs/ONE_TO_THREE.md)",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
     try:
         written = write(args.folder, args.server, args.tls, args.store, args.gib)
     except OSError as error:

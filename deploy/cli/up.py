@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
     add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
     add("--cluster", action="store_true", help="run three nats-servers, with a copy of the log each")
+    add("--new", action="store_true", help="create the log again although the database is older: the log is lost")
     add(
         "--sync",
         choices=SYNCS,
@@ -54,5 +55,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         gateways=args.gateways,
         cluster=args.cluster,
         sync=args.sync,
+        is_new=args.new,
     )
     return up.run(options, environ)

@@ -128,10 +128,13 @@ async def migrate(options: Options, console: Console) -> None:
     console.log(f"the previous log is kept in {kept}; delete it when you no longer need it")
 
 
-async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console: Console) -> None:
+async def copy(
+    old: Sequence[ServerSpec], options: Options, stage: Path, console: Console, *, keeps_limits: bool = False
+) -> None:
     """Returns when there is a complete copy below `stage` and all servers have stopped.
 
-    Raises UpRefused, LogUnavailable.
+    With `keeps_limits`, the streams keep their byte limits, which otherwise follow from the space on this disk. Raises
+    UpRefused, LogUnavailable.
     """
     async with AsyncExitStack() as stack:
         source, servers = await _start(old, stack)
@@ -145,7 +148,11 @@ async def copy(old: Sequence[ServerSpec], options: Options, stage: Path, console
             ) from error
         for attempts_left in reversed(range(ATTEMPTS_MAX)):
             try:
-                await _copy_once(old, source, _new_stage(options, stage), console)
+                new = _new_stage(options, stage)
+                if keeps_limits:
+                    new = [msgspec.structs.replace(spec, file_bytes_max=old[0].file_bytes_max) for spec in new]
+                bytes_max = None if keeps_limits else streams.log_bytes_max(new[0].file_bytes_max)
+                await _copy_once(old, source, new, bytes_max, console)
                 break
             except LogUnavailable as error:
                 if not attempts_left:
@@ -165,13 +172,12 @@ def _new_stage(options: Options, stage: Path) -> list[ServerSpec]:
 
 
 async def _copy_once(
-    old: Sequence[ServerSpec], source: Connection, new: Sequence[ServerSpec], console: Console
+    old: Sequence[ServerSpec], source: Connection, new: Sequence[ServerSpec], bytes_max: int | None, console: Console
 ) -> None:
     """Raises LogUnavailable if the copy was interrupted."""
     async with AsyncExitStack() as stack:
         target, servers = await _start(new, stack)
         await _wait_until_equal(console, new)
-        bytes_max = streams.log_bytes_max(new[0].file_bytes_max)
         await stream_copy.copy_streams(source, target, replicas=len(new), bytes_max=bytes_max)
         # Messages that expire in the meantime leave both logs.
         await _wait_until_equal(console, old, new)

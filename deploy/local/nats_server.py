@@ -193,6 +193,12 @@ def streams_dir(store: Path) -> Path:
     return store / "jetstream"
 
 
+def is_of_single_server(store: Path) -> bool:
+    """Returns whether a store has streams and no metadata of a cluster, whose server would delete these streams."""
+    jetstream = streams_dir(store)
+    return any(jetstream.glob("*/streams/*")) and not (jetstream / "$SYS/_js_/_meta_").exists()
+
+
 def url(data_dir: Path, environ: Mapping[str, str]) -> str:
     """Returns the NATS URL for a command: TAILRACE_NATS_URL, or the URL of the `up` with this data directory.
 

@@ -43,3 +43,5 @@ class Options(msgspec.Struct, frozen=True):
             "the last two minutes (default: that of NATS). A crash of a process loses nothing in any case"
         ),
     ] = "always"
+    # Not in the table `[up]`, where it would stay for the next start.
+    is_new: bool = False

@@ -15,6 +15,7 @@ import sys
 from asyncio import TaskGroup
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -46,6 +47,7 @@ from tailrace.deploy.local.status_file import StatusFile, write_metrics_targets
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
 from tailrace.deploy.local.watch import watch
 from tailrace.deploy.nats import streams
+from tailrace.deploy.nats.new_log import ask_database, ask_stores
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.features.gateway import FEATURES
 from tailrace.gateway.serve import load_authenticator
@@ -289,6 +291,11 @@ async def start_nats(
         wait_s=NATS_S_MAX,
         # The server and its streams are `up`'s own.
         repairs=True,
+        is_new=options.is_new,
+        others=[
+            partial(ask_database, str(options.data_dir / DATABASE), if_absent=False),
+            partial(ask_stores, [server.store for server in servers]),
+        ],
     )
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")

@@ -9,7 +9,8 @@
 - A new leader of the log is reported, which is the only trace of the pause that an election causes.
 - Deleted streams, buckets and consumers of NATS are made again. A new consumer continues at the first entry that was
   not acknowledged. What a deleted stream or bucket contained is lost: turns that were in the log but not in the
-  database end as failed.
+  database end as failed. A log that is missing after the connection to NATS was lost is only reported: the server may
+  have another store, or may not have read its own.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from tailrace.deploy.nats.streams import log_bytes_max
 from tailrace.proto.errors import LogError
 from tailrace.proto.nats import Connection
 from tailrace.proto.nats.setup_state import SetupState, read_setup_state
+from tailrace.proto.nats.streams import LOG_MISSING
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.waiting import BEAT_LATE_S
 
@@ -39,6 +41,10 @@ FREE_BYTES_MIN = 16 * 1024**2
 FAILED_WRITE_SIGNS = "write error", "JetStream not enabled"
 NATS_INFO_S_MAX = 1.0
 SILENT_S_MAX = BEAT_LATE_S
+LOST_WHILE_RUNNING = (
+    "It is not created again, because nats-server may have another store now: stop `up`, and copy its data directory "
+    "first (docs/RUNBOOK.md, The log is missing)"
+)
 
 
 async def watch(servers: Sequence[ServerSpec], admin_url: str, supervisor: Supervisor, status: StatusFile) -> None:
@@ -154,6 +160,9 @@ class SetupRepair:
         self._bytes_max = log_bytes_max(servers[0].file_bytes_max)
         self._connection: Connection | None = None
         self._known = SetupState()
+        self._disconnects = -1
+        """The number of disconnects of the connection when it last saw the log; -1 if it has not."""
+        self._is_reported = False
 
     async def check(self) -> None:
         """Creates missing parts, and reports a new leader of the log.
@@ -162,8 +171,15 @@ class SetupRepair:
         """
         try:
             if self._connection is None or self._connection.closed.is_set():
-                self._connection = await Connection.open(self._url, "tailrace-up", ADMIN)
+                self._connection, self._disconnects = await Connection.open(self._url, "tailrace-up", ADMIN), -1
+            disconnects = self._connection.disconnects
             found = await read_setup_state(self._connection)
+            # Without an interruption, the log was deleted in the server that is still running.
+            if not found.has_log and disconnects != self._disconnects:
+                if not self._is_reported:
+                    self._console.log(f"{LOG_MISSING}. {LOST_WHILE_RUNNING}")
+                self._is_reported = True
+                return
             if found.missing:
                 self._console.log(f"NATS lacks {', '.join(found.missing)}: creating it again")
                 await setup.apply(
@@ -173,6 +189,7 @@ class SetupRepair:
             if found.leader and found.leader != self._known.leader:
                 before = f", before {self._known.leader}" if self._known.leader else ""
                 self._console.log(f"{found.leader} leads the log{before}")
+            self._disconnects, self._is_reported = disconnects, False
             # Between two leaders there is none.
             self._known = found._replace(leader=found.leader or self._known.leader)
         except LogError as error:

@@ -75,6 +75,7 @@ async def apply(
 class ExistingStreams(NamedTuple):
     """The replicas and the size of the streams that exist; 0 where it is unknown."""
 
+    has_log: bool
     replicas: int
     """The highest number of replicas of a stream."""
     bytes_max: int
@@ -93,7 +94,7 @@ async def read_existing(connection: Connection) -> ExistingStreams:
             raise LogUnavailable(f"the streams cannot be set up: {explain(error)}") from error
         replicas = max(replicas, config.num_replicas or 1)
         limits[name] = max(0, config.max_bytes or 0)
-    return ExistingStreams(replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))
+    return ExistingStreams(STREAM in limits, replicas, limits.get(STREAM) or int(limits.get(BODIES, 0) / BODIES_SHARE))
 
 
 async def lagging_servers(connection: Connection) -> set[str]:

@@ -19,27 +19,29 @@ STEP_TIMEOUT_S = 30.0
 NO_MORE = "204"
 
 
-async def copy_streams(source: Connection, target: Connection, *, replicas: int, bytes_max: int) -> None:
-    """Copies every stream of Tailrace with `replicas` copies and byte limits as for a log of `bytes_max`.
+async def copy_streams(source: Connection, target: Connection, *, replicas: int, bytes_max: int | None) -> None:
+    """Copies every stream of Tailrace with `replicas` copies and byte limits as for a log of `bytes_max`; None: as they
+    are.
 
     `target` must be empty. Raises LogUnavailable: the target is then incomplete, and may look complete (an interrupted
     restore leaves an empty stream), so that a retry needs a new target.
     """
     for name in EVERY_STREAM:
         try:
-            await _copy(source, target, name, replicas, int(BODIES_SHARE * bytes_max) if name == BODIES else bytes_max)
+            share = BODIES_SHARE if name == BODIES else 1.0
+            await _copy(source, target, name, replicas, None if bytes_max is None else int(share * bytes_max))
         except nats.errors.Error as error:
             raise LogUnavailable(f"{name} cannot be copied: {type(error).__name__}") from error
 
 
-async def _copy(source: Connection, target: Connection, name: str, replicas: int, bytes_max: int) -> None:
+async def _copy(source: Connection, target: Connection, name: str, replicas: int, bytes_max: int | None) -> None:
     inbox = source.client.new_inbox()
     chunks = await source.client.subscribe(inbox)
     snapshot = await _ask(
         source, f"$JS.API.STREAM.SNAPSHOT.{name}", {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES}
     )
     config = snapshot["config"] | {"num_replicas": replicas}
-    if config.get("max_bytes", -1) > 0:
+    if bytes_max is not None and config.get("max_bytes", -1) > 0:
         config["max_bytes"] = min(config["max_bytes"], bytes_max)
     restore = {"config": config, "state": snapshot["state"]}
     accepted = await _ask(target, f"$JS.API.STREAM.RESTORE.{name}", restore)

@@ -65,6 +65,10 @@ class SetupState(NamedTuple):
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
+    @property
+    def has_log(self) -> bool:
+        return self.origin != ""
+
 
 async def read_setup_state(connection: Connection) -> SetupState:
     """Reads the state of every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""

@@ -31,6 +31,13 @@ SERVER_MIN = (2, 12, 6)
 PAYLOAD_BYTES = 8 * 1024**2
 # The default of nats-server. A blob's chunk has half of this size.
 PAYLOAD_BYTES_MIN = 1024**2
+LOG_MISSING = f"NATS has no log (the stream {STREAM})"
+# A cluster deletes streams that it did not create 30 s after its start (`checkForOrphans` in jetstream_cluster.go).
+LOG_ELSEWHERE = (
+    "It may be in another account, JetStream domain or volume, or in the store of a single server that was started as "
+    "one of three, which deletes it within 30 s (docs/ONE_TO_THREE.md)"
+)
+COPY_FIRST = "stop nats-server now, and copy its store (docs/RUNBOOK.md, The log is missing)"
 
 
 async def check(connection: Connection) -> None:
@@ -46,16 +53,21 @@ async def check(connection: Connection) -> None:
             "which limits need, and has known vulnerabilities: upgrade it"
         )
     try:
-        differing = []
+        differing, is_seen = [], False
         turns, bodies = turns_stream(1, BYTES_MAX, RETENTION_S), bodies_stream(1, BYTES_MAX, BODIES_RETENTION_S)
         for ours in (turns, bodies, *other_streams(1, RETENTION_S)):
             found = (await jetstream.stream_info(str(ours.name))).config
+            is_seen = True  # the log is the first
             differing += _describe(f"stream {ours.name}", stream_differences(ours, found), ours, found)
         for wanted in consumers():
             lease = (await jetstream.consumer_info(STREAM, str(wanted.durable_name))).config
             names = consumer_differences(wanted, lease)
             differing += _describe(f"consumer {wanted.durable_name}", names, wanted, lease)
     except nats.js.errors.NotFoundError as error:
+        if not is_seen:
+            raise LogIncomplete(
+                f"{LOG_MISSING}. {LOG_ELSEWHERE}: {COPY_FIRST}; in a first installation, run `tailrace streams --new`"
+            ) from error
         raise LogIncomplete(
             "NATS lacks a stream, bucket or consumer: run `tailrace streams`, or start `tailrace up`. "
             "If another account has the log, see docs/RUNBOOK.md, Move from one account to several"

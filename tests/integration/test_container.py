@@ -255,7 +255,7 @@ async def test_the_image_answers_a_turn_behind_nginx_read_only_and_as_another_us
     try:
         running.start("nats")
         await answers("http://127.0.0.1:8222/healthz", '"status":"ok"')
-        assert running.start("streams").wait(START_S_MAX) == 0
+        assert running.start("streams", command=["streams", "--new", "--gib", "10"]).wait(START_S_MAX) == 0
         for number, name in enumerate(("persistence", "generators", "gateway-1", "gateway-2", "simulated-claude")):
             running.start(name, 0 if name == "simulated-claude" else 9100 + number)
         for name, address in HOSTS.items():

@@ -346,7 +346,7 @@ async def test_the_users_of_the_docs_are_those_of_up(tmp_path: Path) -> None:
 
     try:
         await nats_server.wait_started(port)
-        await streams.apply(url(ADMIN, ADMIN), file_bytes_max=nats_server.GIB)
+        await streams.apply(url(ADMIN, ADMIN), file_bytes_max=nats_server.GIB, is_new=True)
         for user in RIGHTS:
             connection = await Connection.open(url(user, user), "test")
             await check(connection)

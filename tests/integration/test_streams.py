@@ -135,7 +135,8 @@ async def test_the_command_creates_missing_parts_of_a_cluster_and_a_lost_majorit
         for deleted in (BODIES, STREAM):
             size = (await jetstream.stream_info(deleted)).config.max_bytes
             await jetstream.delete_stream(deleted)
-            done = await run_module("tailrace", "streams", **{**os.environ, "TAILRACE_NATS_URL": cluster.url})
+            new = ("--new",) if deleted == STREAM else ()
+            done = await run_module("tailrace", "streams", *new, **{**os.environ, "TAILRACE_NATS_URL": cluster.url})
             assert done.status == 0, done.err
             config = (await jetstream.stream_info(deleted)).config
             assert config.num_replicas == NODES
@@ -184,7 +185,9 @@ async def test_the_command_waits_for_the_last_server_of_a_cluster(tmp_path: Path
 
         await until(has_leader, 20)
         environ = {**os.environ, "TAILRACE_NATS_URL": servers[0].url}
-        creating = asyncio.create_task(run_module("tailrace", "streams", "--replicas", "3", "--gib", "1", **environ))
+        creating = asyncio.create_task(
+            run_module("tailrace", "streams", "--new", "--replicas", "3", "--gib", "1", **environ)
+        )
         await until(is_connected, 20)
         async with servers[2]:
             assert (await creating).status == 0, creating.result().err

@@ -81,12 +81,12 @@ class Compose:
 
 def run_compose(machine: Machine, wheels: Wheels, say: Say) -> list[Step]:
     home, page = Compose(machine, wheels), Page("CONTAINERS.md")
-    passwords, start = page.blocks["Start it"]
+    passwords, create_streams, start = page.blocks["Start it"]
     (create_key,) = page.blocks["Allow access from other machines"]
     upgrade = "\n".join(page.blocks["Upgrade without a repeated model call"])
     refused = machine.try_sh(f"{COMPOSE} config --quiet", WORK).stdout
     assert "_PASSWORD is missing" in refused, refused
-    home.sh(f"{passwords}\n{start}")
+    home.sh(f"{passwords}\n{create_streams}\n{start}")
     journey = Journey("Docker Compose", "http://127.0.0.1:8000", home.nats_url, say)
     step, sh = journey.step, home.sh
     step("answer")

@@ -11,7 +11,8 @@ SUBSTITUTIONS = {
         # "If the file is empty, a simulated Claude answers."
         "echo ANTHROPIC_API_KEY=… >": ": >",
         # One machine instead of three (NATS.md names this number).
-        "--replicas 3 --gib 10": "--replicas 1 --gib 1",
+        # The version that is installed first is that before `--new`, whose `streams` creates all.
+        "--new --replicas 3 --gib 10": "--replicas 1 --gib 1",
     },
     "NATS.md": {
         # One server without TLS, as the page says for one machine.
@@ -22,6 +23,8 @@ SUBSTITUTIONS = {
     },
     "CONTAINERS.md": {
         "up --build": "up --build --detach",
+        # The version that is installed first is that before `--new`, whose `streams` creates all.
+        "streams --new": "streams",
         "docker compose …": "docker compose -f deploy/container/compose.yaml",
     },
 }

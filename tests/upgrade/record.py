@@ -44,8 +44,10 @@ BATCH = {
 DELTAS_MIN = 5
 QUICK = {"TAILRACE_CALL_WAIT_S": 0.02, "ANTHROPIC_API_KEY": "sk-test"}
 STREAMS = (
-    "import asyncio, sys; from tailrace.deploy.cli.streams import apply;"
-    " asyncio.run(apply(sys.argv[1], file_bytes_max=1 << 30))"
+    # Older versions have no `is_new`.
+    "import asyncio, inspect, sys; from tailrace.deploy.cli.streams import apply;"
+    " new = {'is_new': True} if 'is_new' in inspect.signature(apply).parameters else {};"
+    " asyncio.run(apply(sys.argv[1], file_bytes_max=1 << 30, **new))"
 )
 
 
