@@ -300,6 +300,20 @@ def test_an_upgrade_first_runs_the_job_alone(small: str) -> None:
     assert [(one["kind"], one["metadata"]["name"]) for one in selected] == [("Job", "streams")]
 
 
+def test_the_command_of_the_first_start_adds_new_to_the_job_alone(manifests: str, tmp_path: Path) -> None:
+    """Upgrades apply the files as they are: after that, a lost log is not created again."""
+    page = (CHECKOUT / "docs/KUBERNETES.md").read_text()
+    (command,) = re.findall(r"kubectl kustomize \. \| (sed .*) \| kubectl apply -f -", page)
+    (tmp_path / "manifests").write_text(manifests)
+    first = documents(run("bash", "-c", f"{command} < manifests", cwd=tmp_path))
+    jobs = [of_kinds(("Job",), all_)["streams"] for all_ in (first, documents(manifests))]
+    added, plain = (container(job)["args"] for job in jobs)
+    assert added == ["streams", "--new", *plain[1:]]
+    assert [one for one in first if one["kind"] != "Job"] == [
+        one for one in documents(manifests) if one["kind"] != "Job"
+    ]
+
+
 def test_every_overlay_fits_kubernetes_and_the_product(manifests: str, tmp_path: Path) -> None:
     for check in CHECKS:
         check(documents(manifests), tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import ports
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tests.harness.generator_in_loop import words
 from tests.harness.held_ports import find_first
 from tests.harness.processes import CHECKOUT
 from tests.harness.until import until
@@ -21,9 +22,9 @@ START_S_MAX = 60.0
 PAGE = (CHECKOUT / "docs/NATS.md").read_text()
 
 
-def blocks() -> list[str]:
-    """The commands of the ten steps, in their order."""
-    return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)]
+def blocks(page: str = PAGE) -> list[str]:
+    """The commands of the steps of a page, in their order."""
+    return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
 
 
 class Shell:
@@ -37,10 +38,12 @@ class Shell:
             block = block.replace(name, value)
         return block
 
-    def run(self, block: str) -> None:
+    def run(self, block: str, status: int = 0) -> str:
+        """Returns the output of commands that end with `status`."""
         command = ["bash", "-euc", self.text(block)]
         done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, f"{block}: {done.stderr}"
+        assert done.returncode == status, f"{block}: {done.stderr}"
+        return done.stdout or done.stderr
 
     def start(self, block: str) -> subprocess.Popen[bytes]:
         with (self._folder / "log").open("ab") as log:
@@ -117,6 +120,148 @@ async def test_the_ten_steps_set_up_three_servers_with_tls(
             assert await ask()
             servers[0].kill()
             await until(ask, START_S_MAX, 0.1)
+
+
+MOVED_PAGE = (CHECKOUT / "docs/ONE_TO_THREE.md").read_text()
+ENVIRONMENTS = {
+    "persistence": "TAILRACE_DATABASE=/var/lib/tailrace.db",
+    "generators": "ANTHROPIC_API_KEY=…",
+    "gateway": "",
+}
+
+
+@pytest.mark.timeout(300)
+async def test_the_page_moves_the_log_of_one_server_to_three(
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys, limits, the audit log, an ended and a running turn, and the cursor of its reader are the same."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    addresses = [f"127.0.0.1:{find_first((2000, 4000), stack)}" for _ in range(3)]
+    (port,) = ports.find_free(1)
+    async with (
+        run_simulated_claude() as claude,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+    ):
+        replaced = {f"nats-{number}.internal": address for number, address in enumerate(addresses, 1)}
+        shell = Shell(
+            tmp_path,
+            replaced
+            | {
+                "--gib 10": "--gib 1",
+                "/var/lib/": f"{tmp_path}/",
+                "ANTHROPIC_API_KEY=…": f"ANTHROPIC_API_KEY=simulated ANTHROPIC_BASE_URL={claude}",
+                "python -m tailrace.gateway": f"TAILRACE_PORT={port} python -m tailrace.gateway",
+            },
+            stack,
+        )
+
+        def start_processes(folder: str) -> list[subprocess.Popen[bytes]]:
+            return [
+                shell.start(f"env $(cat {folder}/{name}.env) {given} python -m tailrace.{name}")
+                for name, given in ENVIRONMENTS.items()
+            ]
+
+        async def is_ready() -> bool:
+            with suppress(httpx2.TransportError):
+                return (await client.get("/readyz")).status_code == 200
+            return False
+
+        async def is_healthy(address: str) -> bool:
+            host, _, number = address.partition(":")
+            with suppress(httpx2.TransportError):
+                return (await client.get(f"http://{host}:{int(number) + 4000}/healthz")).status_code == 200
+            return False
+
+        def stop(started: list[subprocess.Popen[bytes]]) -> None:
+            for process in started:
+                process.terminate()
+            for process in started:
+                assert process.wait(60) in (0, 1)
+
+        shell.run("tailrace nats-config nats --store /var/lib/nats --gib 10 --server nats-1.internal")
+        one = shell.start("nats-server -c nats/nats-1.conf")
+        await until(lambda: is_healthy(addresses[0]), START_S_MAX, 0.1)
+        admin = "env $(cat nats/admin.env) tailrace"
+        shell.run(f"{admin} streams --new --gib 10")
+        key = shell.run(f"{admin} keys create --tenant acme").split()[0]
+        operator = shell.run(f"{admin} keys create --tenant acme --scope admin").split()[0]
+        client.headers["authorization"] = f"Bearer {key}"
+        started = start_processes("nats")
+        await until(is_ready, START_S_MAX, 0.1)
+        as_operator = {"authorization": f"Bearer {operator}"}
+        limits = f"tailrace limits acme --url http://127.0.0.1:{port} --key {operator}"
+        shell.run(f"{limits} --set requests=77")
+        audit = (await client.get("/v1/admin/audit", headers=as_operator)).json()["data"]
+        assert audit
+
+        async def post(message: str) -> str:
+            return str((await client.post("/v1/turns", json={"message": message})).raise_for_status().json()["turn"])
+
+        async def read(turn: str, cursor: str = "") -> httpx2.Response:
+            headers = {"last-event-id": cursor} if cursor else {}
+            return await client.get(f"/v1/turns/{turn}/events", headers=headers)
+
+        ended = await read(ended_turn := await post("#sim words=5 rate=0"))
+        running_turn = await post("#sim words=400 rate=40")
+        received = b""
+        async with client.stream("GET", f"/v1/turns/{running_turn}/events") as response:
+            async for piece in response.aiter_raw():
+                received += piece
+                if received.count(b"\nid: ") + received.startswith(b"id: ") > 20 and received.endswith(b"\n\n"):
+                    break
+        stop([*reversed(started), one])
+
+        copy, configure, move, serve, check = blocks(MOVED_PAGE)
+        # The store of a single server would be deleted.
+        wrong = configure.replace("/nats-three", "/nats", 1).replace("nats-config nats-three", "nats-config wrong")
+        assert "a cluster deletes" in shell.run(wrong, status=1)
+        shell.run(copy)
+        shell.run(configure)
+        servers = []
+        for number in (1, 2, 3):
+            # On machines of their own, all have the same path.
+            store = f"/var/lib/nats-three-{number}"
+            shell.run(move.replace("nats-1", f"nats-{number}").replace("/var/lib/nats-three", store))
+            path = tmp_path / f"nats-three/nats-{number}.conf"
+            path.write_text(path.read_text().replace(f"{tmp_path}/nats-three", f"{tmp_path}/nats-three-{number}"))
+            servers.append(shell.start(serve.replace("nats-1.conf", path.name)))
+        for address in addresses:
+            await until(lambda address=address: is_healthy(address), START_S_MAX, 0.1)  # type: ignore[misc]
+        checked = shell.run(check)
+        assert checked.startswith("0 streams, buckets and consumers created"), checked
+        assert checked.count(" acme ") == 2, checked
+        started = start_processes("nats-three")
+        await until(is_ready, START_S_MAX, 0.1)
+
+        assert (await client.get("/v1/turns", headers={"authorization": ""})).status_code == 401
+        # The first line is a random time before a reconnect.
+        assert (await read(ended_turn)).text.partition("\n")[2] == ended.text.partition("\n")[2]
+        cursor = re.findall(rb"^id: (\S+)$", received, re.MULTILINE)[-1].decode()
+        whole = received.decode() + (await read(running_turn, cursor)).text
+        assert text_of(whole) == words(400)
+        assert "77" in shell.run(limits)
+        assert (await client.get("/v1/admin/audit", headers=as_operator)).json()["data"] == audit
+        # The copies are whole: any one server may fail.
+        servers[0].kill()
+
+        async def is_answered() -> bool:
+            answer = await client.post(
+                "/v1/turns?dialect=text",
+                json={"message": "#sim words=3 rate=0"},
+                headers={"accept": "text/event-stream"},
+            )
+            return "w000002" in answer.text
+
+        await until(is_answered, START_S_MAX, 0.1)
+
+
+def text_of(stream: str) -> str:
+    """Returns the text of a stream's deltas; a turn that was continued has no reset."""
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+    assert [one["type"] for one in events if one["type"] in ("reset", "error")] == []
+    return "".join(one["text"] for one in events if one["type"] == "delta")
 
 
 @pytest.mark.parametrize(

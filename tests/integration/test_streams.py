@@ -354,7 +354,7 @@ async def test_a_missing_stream_consumer_or_bucket_is_reported_with_the_command(
         lambda: jetstream.delete_key_value(LOGINS),
         lambda: jetstream.delete_stream(BODIES),
     ]
-    with pytest.raises(LogMisconfigured, match="`tailrace streams`"):
+    with pytest.raises(LogMisconfigured, match="`tailrace streams --new`"):
         await check(bare)
     for delete in deletions:
         await setup.apply(bare, bytes_max=BYTES_MAX)

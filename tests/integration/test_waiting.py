@@ -110,7 +110,7 @@ async def test_a_process_waits_for_the_streams(tmp_path: Path) -> None:
         StartingProcess("generators", tmp_path, server.url) as starting,
     ):
         line = await starting.until_waiting("the streams in NATS")
-        assert "run `tailrace streams`" in line["error"]
+        assert "run `tailrace streams --new`" in line["error"]
         await apply_streams(server.url)
         await starting.until_ready()
 
