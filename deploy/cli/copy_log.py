@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
     """Writes one store for each server of `nats-config`, and prints their paths. Raises UpRefused, LogUnavailable."""
-    if not nats_server.streams_dir(args.store).is_dir():
+    if not nats_server.is_of_single_server(args.store):
         raise UpRefused(
-            f"{args.store} has no folder {nats_server.streams_dir(args.store).name}: name the folder that "
-            "`--store` of the old server's configuration names"
+            f"{args.store} has no log of a single nats-server: name the folder that `--store` of its configuration "
+            "names, and run the command as the user of nats-server"
         )
     os.umask(0o077)
     try:

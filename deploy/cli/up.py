@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--generators", default.generators, "processes that call the model", 1, 64)
     add_number(parser, "--gateways", default.gateways, "processes that serve HTTP", 1, 64)
     add("--cluster", action="store_true", help="run three nats-servers, with a copy of the log each")
-    add("--new", action="store_true", help="create a new log beside a database that has recorded another one, which is lost")
+    add(
+        "--new",
+        action="store_true",
+        help="create a new log beside a database that has recorded another one, which is lost",
+    )
     add(
         "--sync",
         choices=SYNCS,

@@ -150,7 +150,9 @@ async def copy(
             try:
                 new = _new_stage(options, stage)
                 if keeps_limits:
-                    new = [msgspec.structs.replace(spec, file_bytes_max=old[0].file_bytes_max) for spec in new]
+                    # While a stream is restored, a server reserves its limit and stores its messages.
+                    limit = 2 * old[0].file_bytes_max
+                    new = [msgspec.structs.replace(spec, file_bytes_max=limit) for spec in new]
                 bytes_max = None if keeps_limits else streams.log_bytes_max(new[0].file_bytes_max)
                 await _copy_once(old, source, new, bytes_max, console)
                 break

@@ -4,15 +4,21 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
+from nats.js import JetStreamContext
 
 from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import ports
+from tailrace.deploy.local.nats_server import GIB
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tailrace.proto.nats import Connection
+from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.subjects import STREAM
 from tests.harness.generator_in_loop import words
 from tests.harness.held_ports import find_first
 from tests.harness.processes import CHECKOUT
@@ -149,7 +155,7 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
             tmp_path,
             replaced
             | {
-                "--gib 10": "--gib 1",
+                "--gib 10": "--gib 12",
                 "/var/lib/": f"{tmp_path}/",
                 "ANTHROPIC_API_KEY=…": f"ANTHROPIC_API_KEY=simulated ANTHROPIC_BASE_URL={claude}",
                 "python -m tailrace.gateway": f"TAILRACE_PORT={port} python -m tailrace.gateway",
@@ -188,6 +194,10 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
         key = shell.run(f"{admin} keys create --tenant acme").split()[0]
         operator = shell.run(f"{admin} keys create --tenant acme --scope admin").split()[0]
         client.headers["authorization"] = f"Bearer {key}"
+        url = (tmp_path / "nats/admin.env").read_text().strip().partition("=")[2]
+        async with jetstream_of(url) as jetstream:
+            # More than a log that Tailrace creates has.
+            await jetstream.update_stream((await jetstream.stream_info(STREAM)).config.evolve(max_bytes=9 * GIB))
         started = start_processes("nats")
         await until(is_ready, START_S_MAX, 0.1)
         as_operator = {"authorization": f"Bearer {operator}"}
@@ -232,6 +242,10 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
         checked = shell.run(check)
         assert checked.startswith("0 streams, buckets and consumers created"), checked
         assert checked.count(" acme ") == 2, checked
+        url = (tmp_path / "nats-three/admin.env").read_text().strip().partition("=")[2]
+        async with jetstream_of(url) as jetstream:
+            log = (await jetstream.stream_info(STREAM)).config
+        assert (log.num_replicas, log.max_bytes) == (3, 9 * GIB)
         started = start_processes("nats-three")
         await until(is_ready, START_S_MAX, 0.1)
 
@@ -255,6 +269,35 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
             return "w000002" in answer.text
 
         await until(is_answered, START_S_MAX, 0.1)
+
+
+@asynccontextmanager
+async def jetstream_of(url: str) -> AsyncIterator[JetStreamContext]:
+    connection = await Connection.open(url, "test", ADMIN)
+    try:
+        yield connection.jetstream
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("folders", "sentence"),
+    [
+        ([], "has no log of a single nats-server"),
+        # The store of a cluster is copied with its servers.
+        (["TAILRACE/streams/TURNS", "$SYS/_js_/_meta_"], "has no log of a single nats-server"),
+        (["TAILRACE/streams/TURNS"], "(File exists): name a new folder"),
+    ],
+)
+def test_a_store_that_is_not_of_one_server_and_an_existing_folder_are_refused(
+    folders: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in folders:
+        (tmp_path / "store/jetstream" / name).mkdir(parents=True)
+    (tmp_path / "moved").mkdir()
+    assert main(["copy-log", str(tmp_path / "store"), str(tmp_path / "moved")]) == 1
+    assert sentence in capsys.readouterr().err
+    assert (tmp_path / "moved").is_dir()
 
 
 def text_of(stream: str) -> str:
