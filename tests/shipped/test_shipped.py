@@ -14,7 +14,7 @@ BLOCKS = {
     ("SYSTEMD.md", ""): 1,
     ("SYSTEMD.md", "One machine"): 3,
     ("SYSTEMD.md", "Three machines"): 5,
-    ("CONTAINERS.md", "Start it"): 2,
+    ("CONTAINERS.md", "Start it"): 3,
     ("CONTAINERS.md", "Allow access from other machines"): 1,
     ("CONTAINERS.md", "Upgrade without a repeated model call"): 4,
 }
