@@ -147,6 +147,15 @@ def test_every_setting_of_a_service_exists_and_is_valid(name: str, files: tuple[
     assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known
 
 
+def test_the_base_image_is_pinned_by_its_digest() -> None:
+    """A tag names another image after each of its builds."""
+    bases = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (HERE / "Dockerfile").read_text(), re.MULTILINE)
+    stages = {stage for _, stage in bases}
+    foreign = [base for base, _ in bases if base not in stages]
+    assert foreign
+    assert [base for base in foreign if re.fullmatch(r"\S+:\S+@sha256:[0-9a-f]{64}", base) is None] == []
+
+
 @pytest.mark.rule("R100")
 def test_docker_waits_longer_than_a_drain_in_which_every_turn_can_end() -> None:
     generators = service(COMPOSE, "generators", VARIABLES)
