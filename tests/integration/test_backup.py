@@ -23,6 +23,7 @@ from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.database import Database
+from tests.harness.generator_in_loop import words
 from tests.harness.open_store import open_store
 from tests.harness.until import until
 from tests.harness.up import CHECKOUT, LEAN, running
@@ -366,19 +367,28 @@ def test_a_backup_with_too_long_a_manifest_is_not_written(
     assert not (tmp_path / "other.tar").exists()
 
 
-@pytest.mark.timeout(150)
-async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The turn is read from the log and from the database; the first key is needed at once and afterwards."""
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [(), ("--cluster",)], ids=["one nats-server", "a cluster"])
+async def test_a_restored_up_has_its_turns_keys_and_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    """The turn is read from the log and from the database; the first key is needed at once and afterwards.
+
+    A turn that was running at the stop, which only the log has, gets its whole answer.
+    """
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    with running(first, *LEAN) as up:
+    with running(first, *LEAN, *options) as up:
         url = await up.ready()
         turn = httpx2.post(f"{url}/v1/turns", json={"message": "#sim words=5 rate=0", "user": "ann"}).json()
         events = httpx2.get(url + turn["links"]["events"]).text
         assert await asyncio.to_thread(main, ["keys", "create", "--tenant", "local", "--data", str(up.folder)]) == 0
         key = capsys.readouterr().out.split()[0]
         await until(lambda: httpx2.get(url + turn["links"]["self"]).status_code == 401)
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"message": "#sim words=200 rate=20"}
+        unfinished = httpx2.post(f"{url}/v1/turns", json=body, headers=headers).json()["links"]["events"]
         up.process.send_signal(signal.SIGTERM)
         up.process.wait()
     capsys.readouterr()
@@ -386,7 +396,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
     assert main(["restore", str(tmp_path / "all.tar"), "--json", "--data", str(second / "data")]) == 0
     made, restored = map(json.loads, capsys.readouterr().out.splitlines())
     assert (made["files"], restored["data"]) == (restored["files"], str(second / "data"))
-    with running(second, *LEAN) as up, httpx2.Client(base_url=await up.ready()) as client:
+    with running(second, *LEAN, *options) as up, httpx2.Client(base_url=await up.ready()) as client:
         assert "Authorization: Bearer YOUR-KEY" in up.find_line("  curl ")
         assert client.get(turn["links"]["self"]).status_code == 401
         client.headers["authorization"] = f"Bearer {key}"
@@ -394,6 +404,7 @@ async def test_a_restored_up_has_its_turns_keys_and_log(tmp_path: Path, capsys: 
         assert client.get(turn["links"]["events"]).text.partition("data:")[2] == events.partition("data:")[2] != ""
         (found,) = client.get("/v1/turns?user=ann").json()["data"]
         assert (found["turn"], found["outcome"]) == (turn["turn"], "completed")
+        assert client.get(f"{unfinished}?dialect=text", timeout=60).text == words(200)
 
 
 @pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
