@@ -11,18 +11,20 @@ from pathlib import Path
 
 import msgspec
 
+from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.local.data_dir import METRICS_TARGETS
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.ports import in_url
 from tailrace.deploy.local.readiness import METRICS_PATH, HealthCheck
 from tailrace.deploy.local.supervisor import GRACE_S, ProcessSpec
 from tailrace.generators.settings import GRACE_S_MAX, Settings
+from tailrace.proto.runtime.settings import PREFIX, REMOVED, env_name
 
 # The directory that contains the package `tailrace`: the checkout, or site-packages.
 IMPORT_PATH = str(Path(__file__).parents[3])
 # The SDK requires a key; the simulated Claude accepts any.
 SIMULATED_KEY = "simulated"
-# Only persistence, which sends webhooks, gets the key; gateways only learn that a key exists.
+# A setting of persistence, which sends webhooks. WEBHOOKS tells gateways whether a key exists.
 WEBHOOK_KEY = "TAILRACE_WEBHOOK_KEY"
 WEBHOOKS = "TAILRACE_WEBHOOKS"
 # How long a generator's turns may continue after SIGTERM.
@@ -66,6 +68,11 @@ LOOPBACK = "localhost,127.0.0.1,::1"
 # Variables of backends other than claude, including keys: these keys may be real while Claude is simulated.
 OTHER_BACKENDS = ("ANTHROPIC_BEDROCK_", "ANTHROPIC_VERTEX_", "AWS_", "GOOGLE_", "CLOUD_ML_")
 ALL_BACKENDS = ("ANTHROPIC_", "CLAUDE_CODE_", *OTHER_BACKENDS)
+# Other names of secrets, such as those of LiteLLM's providers.
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+# A process warns of a removed setting.
+SETTINGS = {role: frozenset([*map(env_name, kind.__struct_fields__), *REMOVED]) for role, kind in SERVICES}
+EVERY_SETTING = frozenset[str]().union(*SETTINGS.values())
 
 
 def is_simulated(environ: Mapping[str, str]) -> bool:
@@ -88,32 +95,49 @@ def without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     return {"NO_PROXY": names, "no_proxy": names}
 
 
-def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
-    """Returns all processes except nats-server, in the order of their start.
+def variables_of(role: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables of `environ` that a process of `role` gets: no setting and no secret of another role.
 
-    All processes inherit `environ`, so that `up` accepts any setting; variables of backends go only to generators.
+    Variables that are no settings go to all processes, for their libraries. Those of backends, and other secrets, go
+    only to generators. The simulated Claude, which makes no request, gets none with a password for a proxy or for
+    traces.
     """
-    backend_settings = {name: value for name, value in environ.items() if name.startswith(ALL_BACKENDS)}
-    inherited = {
+
+    def is_needed(name: str) -> bool:
+        if name in EVERY_SETTING or name.startswith(PREFIX):
+            return name in SETTINGS.get(role, ())
+        if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
+            return role in SETTINGS
+        return role == "generators" or not (name.startswith(ALL_BACKENDS) or SECRET.search(name))
+
+    return {name: value for name, value in environ.items() if is_needed(name)}
+
+
+def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[ProcessSpec]:
+    """Returns all processes except nats-server, in the order of their start."""
+    given = {
         # `up` itself ends the drain of a generator when it stops. During `tailrace restart`, turns run to their end.
         GRACE: str(GRACE_S_MAX),
         "TAILRACE_CLAUDE_CODE_ROOT": str(options.data_dir / "projects"),
-        **{name: value for name, value in environ.items() if name not in backend_settings and name != WEBHOOK_KEY},
+        **environ,
+    }
+    if is_simulated(environ):
+        ours = [name for name in given if name.startswith(ALL_BACKENDS) and not name.startswith(OTHER_BACKENDS)]
+        given = {name: value for name, value in given.items() if name not in ours} | simulated_settings(plan)
+    fixed = {
         **without_proxy(environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [IMPORT_PATH, environ.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",  # lines appear at once
         "PYTHONSAFEPATH": "1",  # the current directory is not searched for modules
     }
-    if is_simulated(environ):
-        others = {name: value for name, value in backend_settings.items() if name.startswith(OTHER_BACKENDS)}
-        backend_settings = others | simulated_settings(plan)
     persistence, *rest = (
         ProcessSpec(
             name=service.name,
             role=service.module,
             command=(sys.executable, "-m", f"tailrace.{service.module}"),
             environ={
-                **inherited,
+                **variables_of(service.module, given),
+                **fixed,
                 **service.settings,
                 "TAILRACE_NATS_URL": plan.nats_urls[service.module],
                 "TAILRACE_METRICS_PORT": str(port),
@@ -124,9 +148,9 @@ def process_specs(options: Options, plan: Plan, environ: Mapping[str, str]) -> l
             readiness=plan.metrics_check(port),
             grace_s=float(environ.get(GRACE, Settings().grace_s)) if service.module == "generators" else GRACE_S,
         )
-        for service, port in zip(services(options, plan, backend_settings, environ), plan.metrics_ports, strict=True)
+        for service, port in zip(services(options, plan, environ), plan.metrics_ports, strict=True)
     )
-    simulated = [simulated_claude(plan, inherited)] if is_simulated(environ) else []
+    simulated = [simulated_claude(plan, variables_of("", given) | fixed)] if is_simulated(environ) else []
     return [persistence, *simulated, *rest]
 
 
@@ -140,14 +164,11 @@ def build_spare(spec: ProcessSpec, port: int) -> ProcessSpec:
     return msgspec.structs.replace(spec, name=name, environ=environ, where=where, readiness=readiness, is_spare=True)
 
 
-def services(
-    options: Options, plan: Plan, backend_settings: Mapping[str, str], environ: Mapping[str, str]
-) -> list[Service]:
+def services(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[Service]:
     """Returns the services of `up` in the order in which they start: persistence, generators, gateways."""
-    database, webhook_key = str(options.data_dir / "tailrace.db"), environ.get(WEBHOOK_KEY, "")
-    persistence = {"TAILRACE_DATABASE": database, WEBHOOK_KEY: webhook_key}
+    database = str(options.data_dir / "tailrace.db")
     gateway = {
-        WEBHOOKS: (environ.get(WEBHOOKS) or "true") if webhook_key else "false",
+        WEBHOOKS: (environ.get(WEBHOOKS) or "true") if environ.get(WEBHOOK_KEY) else "false",
         "TAILRACE_LISTEN_FD": str(plan.listen_fd),
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),
@@ -157,8 +178,8 @@ def services(
     }
     generators, gateways = generator_names(options), gateway_names(options)
     return [
-        Service("persistence", "persistence", persistence, database),
-        *(Service(name, "generators", {**backend_settings, "TAILRACE_GENERATOR": name}) for name in generators),
+        Service("persistence", "persistence", {"TAILRACE_DATABASE": database}, database),
+        *(Service(name, "generators", {"TAILRACE_GENERATOR": name}) for name in generators),
         *(Service(name, "gateway", gateway, plan.url) for name in gateways),
     ]
 
@@ -184,7 +205,7 @@ def simulated_claude(plan: Plan, environ: Mapping[str, str]) -> ProcessSpec:
         name="simulated-claude",
         role=module,
         command=(sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(plan.claude_port)),
-        environ={name: value for name, value in environ.items() if name != "TAILRACE_NATS_URL"},
+        environ=environ,
         where=(f"http://127.0.0.1:{plan.claude_port}",),
         readiness=HealthCheck(plan.claude_port, "/_sim/stats"),
     )

@@ -147,6 +147,22 @@ def test_every_setting_of_a_service_exists_and_is_valid(name: str, files: tuple[
     assert {variable for variable in environ if not variable.startswith("OTEL_")} <= known
 
 
+def test_each_service_has_only_its_own_secrets() -> None:
+    """nats-server knows all passwords, and no service but nginx and the tools of monitoring can be reached."""
+    given = {**VARIABLES, "ANTHROPIC_API_KEY": "pmodel"}
+    names = msgspec.yaml.decode(COMPOSE.read_bytes())["services"]
+    found = {name: " ".join(service(COMPOSE, name, given).get("environment", {}).values()) for name in names}
+    held = {name: {value for value in given.values() if value in text} for name, text in found.items()}
+    assert {name: secrets for name, secrets in held.items() if secrets} == {
+        "nats": {"padmin", "pgateway", "pgenerators", "ppersistence"},
+        "streams": {"padmin"},
+        "persistence": {"ppersistence"},
+        "generators": {"pgenerators", "pmodel"},
+        "gateway-1": {"pgateway"},
+        "gateway-2": {"pgateway"},
+    }
+
+
 def test_the_base_image_is_pinned_by_its_digest() -> None:
     """A tag names another image after each of its builds."""
     bases = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (HERE / "Dockerfile").read_text(), re.MULTILINE)

@@ -41,6 +41,8 @@ MARGIN_S = 5
 # The share of a node that the system's own pods leave.
 FOR_TAILRACE = 0.75
 LAME_DUCK_S = 31
+# Secrets of a process besides those of its own name.
+MORE_SECRETS = {"generators": {"model"}, "persistence": {"database"}}
 
 Document = dict[str, Any]
 
@@ -172,6 +174,11 @@ def check_settings(all_: list[Document], _: Path) -> None:
         assert set(environ) <= {settings.env_name(field) for field in kind.__struct_fields__}
         assert container(workload)["args"] == [f"tailrace.{name}"]
         assert container(workload)["image"] == f"tailrace:{VERSION.split('+')[0]}"
+    # Each process has its own secrets only.
+    for name, workload in services(all_).items():
+        # kustomize adds a hash.
+        secret_names = {one["secretRef"]["name"].rpartition("-")[0] for one in container(workload)["envFrom"]}
+        assert secret_names <= {name, *MORE_SECRETS.get(name, ())}
     # Only a database on a server has several processes, and only a file has a volume.
     persistence = services(all_)["persistence"]
     is_file = not DATABASES.is_url(environment(persistence, all_)["TAILRACE_DATABASE"])

@@ -101,6 +101,15 @@ def test_every_setting_exists_and_is_valid(module: str) -> None:
     assert section(UNITS[module])["ExecStart"].endswith(f"/python -m tailrace.{module}")
 
 
+def test_each_process_reads_only_the_files_with_its_own_secrets() -> None:
+    found = {
+        module: re.findall(r"^EnvironmentFile=/etc/tailrace/(.*)$", (HERE / unit).read_text(), re.MULTILINE)
+        for module, unit in UNITS.items()
+    }
+    own = {module: [f"{module}.env"] for module in UNITS}
+    assert found == own | {"generators": ["generators.env", "model.env"]}
+
+
 def test_systemd_waits_longer_than_a_drain() -> None:
     """A generator's turns can run to their end."""
     generators = settings.read(GeneratorSettings, environment(UNITS["generators"]))

@@ -30,6 +30,7 @@ from tailrace import Client
 from tailrace.deploy.cli import doctor
 from tailrace.deploy.cli import status as cli_status
 from tailrace.deploy.local import nats_server
+from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.local.console import Console
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.migrate_log import server_specs
@@ -38,6 +39,7 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.supervisor import Supervisor
 from tailrace.deploy.local.up import handle_signals, start_nats
 from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.proto.runtime import settings
 from tailrace.proto.version import VERSION
 from tests.harness import jwts, processes
 from tests.harness.disk import disk_without_permissions, needs_ntfs
@@ -371,6 +373,53 @@ async def test_a_closed_terminal_does_not_stop_an_up_that_nohup_has_started() ->
             signal.signal(number, handler)
     assert "up   | SIGTERM: stopping all processes" in out.getvalue()
     assert "SIGHUP" not in out.getvalue()
+
+
+OF_TRACES_AND_PROXY = {
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=canary-of-traces",
+    "HTTPS_PROXY": "http://ops:canary-of-the-proxy@127.0.0.1:9",
+}
+# By the role that may have them. The simulated Claude, which needs no key, also runs with a login of Claude Code.
+SECRETS = {
+    "gateway": {
+        "TAILRACE_API_KEYS": f"acme:{'5' * 64}",
+        **{f"TAILRACE_{name.upper()}": str(value) for name, value in jwts.settings().items()},
+    },
+    "generators": {"AWS_SECRET_ACCESS_KEY": "canary-of-aws", "OPENAI_API_KEY": "canary-of-another-provider"},
+    "persistence": {"TAILRACE_WEBHOOK_KEY": "canary-of-webhooks-canary-of-webhooks"},
+    "": {"CLAUDE_CODE_OAUTH_TOKEN": "canary-of-the-login", "TAILRACE_KEY": "canary-of-a-client"},
+}
+
+
+@pytest.mark.rule("S2")
+async def test_each_process_has_only_the_settings_and_secrets_of_its_role(tmp_path: Path) -> None:
+    """As the kernel shows the environment of each process, with every kind of secret set."""
+    environ = {name: value for of_role in SECRETS.values() for name, value in of_role.items()} | OF_TRACES_AND_PROXY
+    with running(tmp_path, *LEAN, is_real=True, **environ, OTEL_SDK_DISABLED="true") as up:
+        await up.ready()
+        found = {name: environ_of(pid) for name, pid in up.pids().items()}
+        assert sorted(up.pids().values()) == sorted(up.tree())
+        passwords = json.loads((up.folder / "nats.conf").read_text())["accounts"]
+    for password in (user for account in passwords.values() for user in account["users"]):
+        environ[f"password of {password['user']}"] = password["password"]
+    held = {name: {secret for secret, value in environ.items() if value in text} for name, text in found.items()}
+    of_all = {*OF_TRACES_AND_PROXY}
+    assert held == {
+        "nats-server": set(),
+        "persistence": {*SECRETS["persistence"], "password of persistence", *of_all},
+        "simulated-claude": set(),
+        "generator-1": {*SECRETS["generators"], "password of generators", *of_all},
+        "gateway-1": {*SECRETS["gateway"], "password of gateway", *of_all},
+    }
+    kinds = {"persistence": "persistence", "generator-1": "generators", "gateway-1": "gateway"}
+    for name, text in found.items():
+        own = (
+            {settings.env_name(field) for field in dict(SERVICES)[kinds[name]].__struct_fields__}
+            if name in kinds
+            else set()
+        )
+        names = {line.partition("=")[0] for line in text.split("\0")}
+        assert {one for one in names if one.startswith("TAILRACE_")} <= own, name
 
 
 # Confidential texts of one turn. The answer's is the tag of its words.
