@@ -84,7 +84,7 @@ async def load_authenticator(settings: Settings, features: Features) -> Authenti
     """Returns the authenticator with the API keys that NATS has at this moment."""
     connection = await Connection.open(settings.nats_url, "tailrace-probe")
     try:
-        key_cache = ApiKeyCache()
+        key_cache = ApiKeyCache(settings.first_key_file)
         await key_cache.load(ApiKeyStore(connection))
     finally:
         await connection.close()
@@ -97,7 +97,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
     """Serves HTTP with `features` until `stop` is set. Open streams are closed shortly afterwards."""
     draining = Flag()
     gc.set_threshold(*GARBAGE_AFTER)
-    keys, key_cache = ApiKeyStore(connection), ApiKeyCache()
+    keys, key_cache = ApiKeyStore(connection), ApiKeyCache(settings.first_key_file)
     authenticator = build_authenticator(settings, features, key_cache)
 
     async def load_keys() -> bool:

@@ -25,8 +25,16 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         Meta(description="TENANT:SHA256-HEX-OF-KEY pairs, separated by commas; empty: every client is tenant `local`"),
     ] = ""
     allow_anonymous: Annotated[
-        bool, Meta(description="serve clients without credentials on an address other than loopback")
-    ] = False
+        bool | Literal["loopback"],
+        Meta(description="serve requests without a credential until one exists; loopback: only on such an address"),
+    ] = "loopback"
+    first_key_file: Annotated[
+        str,
+        Meta(
+            description="file that the gateway makes when it finds an API key; while it exists, requests need a "
+            "credential, also if all keys are lost (`up`: in its data directory)"
+        ),
+    ] = ""
     hosts: Annotated[
         str,
         Meta(

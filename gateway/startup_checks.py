@@ -23,6 +23,7 @@ async def check(settings: Settings, features: Features) -> None:
     parse_aliases(settings.model_aliases)
     networks(settings.proxies)
     _check_disk(settings.disk)
+    _check_first_key_file(settings.first_key_file)
     for feature in features:
         if feature.check is not None:
             await feature.check(select(settings, feature.settings))
@@ -37,6 +38,12 @@ def build_authenticator(settings: Settings, features: Features, api_keys: ApiKey
 def _check_disk(directory: str) -> None:
     if directory and not Path(directory).is_dir():
         raise SettingsInvalid(f"TAILRACE_DISK: {directory} is not a directory: set it to one on the disk of the log")
+
+
+def _check_first_key_file(path: str) -> None:
+    # In a folder that is away, the file would not be found, and no request would need a key.
+    if path and not Path(path).parent.is_dir():
+        raise SettingsInvalid(f"TAILRACE_FIRST_KEY_FILE: {path}: {Path(path).parent} is not a directory: create it")
 
 
 def check_address(settings: Settings) -> None:

@@ -22,7 +22,7 @@ from typing import IO, Literal
 import msgspec
 
 from tailrace.deploy.local import nats_cluster, nats_server
-from tailrace.deploy.local.data_dir import exists, find_holder
+from tailrace.deploy.local.data_dir import FIRST_KEY, exists, find_holder
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.migrations import NEWEST
 from tailrace.persistence.sqlite import back_up
@@ -231,6 +231,8 @@ def _add_all(tar: tarfile.TarFile, data_dir: Path, database: Path) -> tuple[list
     In `projects`, unreadable files are left out. In other folders, they are an error.
     """
     files, left_out = [_add(tar, DATABASE, database, "file")], list[LeftOut]()
+    if exists(data_dir / FIRST_KEY):
+        files.append(_add(tar, FIRST_KEY, data_dir / FIRST_KEY, "file"))
     for name, kind in chain.from_iterable(_find(data_dir, folder, left_out) for folder in FOLDERS):
         try:
             files.append(_add_found(tar, data_dir, name, kind))

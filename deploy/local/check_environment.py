@@ -6,6 +6,7 @@ import tailrace.features.backends
 import tailrace.features.gateway
 import tailrace.features.persistence
 import tailrace.gateway.settings
+from tailrace.deploy.local.data_dir import FIRST_KEY
 from tailrace.deploy.local.options import Options
 from tailrace.gateway import startup_checks
 from tailrace.generators.backend_order import parse_backends
@@ -22,6 +23,7 @@ SERVICES: tuple[tuple[str, type[ProcessSettings]], ...] = (
     ("generators", tailrace.features.backends.Settings),
     ("persistence", tailrace.features.persistence.Settings),
 )
+FIRST_KEY_FILE = "TAILRACE_FIRST_KEY_FILE"
 # Settings that `up` chooses for its processes: to ignore a value silently would be worse than a refusal.
 CHOSEN = {
     "TAILRACE_NATS_URL": (
@@ -29,6 +31,7 @@ CHOSEN = {
         "(docs/RUNBOOK.md, Set up your own NATS)"
     ),
     "TAILRACE_DEMO": "`tailrace up` sets it: unset it",
+    FIRST_KEY_FILE: "`tailrace up` keeps this file in the data directory: unset it",
     "TAILRACE_DATABASE": "`tailrace up` keeps an SQLite database in the data directory: unset it, and choose --data. "
     "For PostgreSQL, start the processes yourself: docs/POSTGRESQL.md",
 }
@@ -68,9 +71,12 @@ async def check(environ: Mapping[str, str]) -> None:
 
 def gateway_settings(options: Options, environ: Mapping[str, str], nats_url: str) -> tailrace.gateway.settings.Settings:
     """Returns the settings that a gateway of this `up` will have."""
-    return settings.read(
-        tailrace.features.gateway.Settings, {**environ, "TAILRACE_HOST": options.host, "TAILRACE_NATS_URL": nats_url}
-    )
+    chosen = {
+        "TAILRACE_HOST": options.host,
+        "TAILRACE_NATS_URL": nats_url,
+        FIRST_KEY_FILE: str(options.data_dir / FIRST_KEY),
+    }
+    return settings.read(tailrace.features.gateway.Settings, {**environ, **chosen})
 
 
 def find_mistyped(environ: Mapping[str, str]) -> list[str]:

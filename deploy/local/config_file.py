@@ -28,7 +28,10 @@ UP = "up"
 # The options in the table `[up]`, by their names on the command line, and their fields in `Options`.
 OPTIONS = {"data": "data_dir", **{name: name for name in ("generators", "gateways", "cluster", "sync")}}
 # `up` chooses these settings for its processes, so the example leaves them out.
-CHOSEN_BY_UP = {"nats_url", "database", "listen_fd", "disk", "ops_targets", "generator", "webhooks", "metrics_targets"}
+CHOSEN_BY_UP = {
+    *("nats_url", "database", "listen_fd", "disk", "first_key_file", "ops_targets", "generator", "webhooks"),
+    "metrics_targets",
+}
 # Settings that belong in `.env`.
 SECRETS = ("anthropic_api_key", "claude_code_oauth_token", "jwt_secret", "webhook_key")
 HEAD = f"""\

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from tailrace.deploy.local.check_environment import SERVICES
-from tailrace.deploy.local.data_dir import METRICS_TARGETS
+from tailrace.deploy.local.check_environment import FIRST_KEY_FILE, SERVICES
+from tailrace.deploy.local.data_dir import FIRST_KEY, METRICS_TARGETS
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.ports import in_url
 from tailrace.deploy.local.readiness import METRICS_PATH, HealthCheck
@@ -173,6 +173,7 @@ def services(options: Options, plan: Plan, environ: Mapping[str, str]) -> list[S
         "TAILRACE_HOST": options.host,
         "TAILRACE_PORT": str(plan.port),
         "TAILRACE_DISK": str(options.data_dir),
+        FIRST_KEY_FILE: str(options.data_dir / FIRST_KEY),
         "TAILRACE_OPS_TARGETS": "",  # those of METRICS_TARGETS
         "TAILRACE_DEMO": plan.demo_socket,
     }

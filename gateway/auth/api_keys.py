@@ -9,6 +9,7 @@ import asyncio
 import time
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 import structlog
 from starlette.requests import Request
@@ -29,12 +30,15 @@ from tailrace.proto.runtime.race import is_set_within
 logger = structlog.get_logger()
 
 POLL_INTERVAL_S = 1.0
+FIRST_KEY_TEXT = "An API key has existed, so every request needs a credential: docs/AUTH.md, When a key is needed\n"
 
 
 class ApiKeyCache:
     """All API keys, found by the hash of the key or by the key's id, and the limits of tenants that have their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_key_file: str = "") -> None:
+        """`first_key_file` remembers outside NATS that a key has existed: the bucket may be lost."""
+        self._first_key_file = Path(first_key_file) if first_key_file else None
         self._made_at: datetime | None = None
         self._last = BEFORE_FIRST
         self._changes: dict[str, RecordChange] = {}
@@ -45,8 +49,13 @@ class ApiKeyCache:
         """The limits that operators have given to tenants."""
         self.private: set[Tenant] = set()
         """The tenants whose users are private."""
-        self.is_used = False
-        """Whether the bucket has ever held a key, revoked or not: from then on every request needs a credential."""
+        self.is_used = self._first_key_file is not None and self._first_key_file.exists()
+        """Whether a key has ever existed, revoked or not: from then on every request needs a credential."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the bucket holds no key, revoked or not."""
+        return all(change.record is None for change in self._changes.values())
 
     async def verify(self, token: bytes, _: Request) -> Principal | None:
         """Returns the principal of the API key `token`, or None."""
@@ -176,6 +185,7 @@ class ApiKeyCache:
         self._changes[change.id] = change
         if change.record is not None and not self.is_used:
             self.is_used = True
+            self._remember_first_key()
             self._end(None)
         if change.record is not None and _is_good(change.record):
             self._principals[change.record.sha256] = _principal(change.record)
@@ -183,6 +193,15 @@ class ApiKeyCache:
                 self._end_later(change.record)
         else:
             self._end(change.id)
+
+    def _remember_first_key(self) -> None:
+        try:
+            if self._first_key_file is not None:
+                self._first_key_file.write_text(FIRST_KEY_TEXT, encoding="utf-8")
+        except OSError as error:
+            # The next start tries again.
+            message = "this file cannot be written: after a loss of all keys, requests may be served without one"
+            logger.error(message, path=str(self._first_key_file), why=error.strerror)  # noqa: TRY400
 
     def _end(self, key_id: str | None) -> None:
         for ended in self._watchers.pop(key_id, ()):

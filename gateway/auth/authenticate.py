@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import structlog
 from starlette.requests import Request
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
@@ -23,6 +24,8 @@ from tailrace.proto.errors import CredentialMissing, Refused
 from tailrace.proto.ownership import view_of, viewer_in, viewer_of
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
+
+logger = structlog.get_logger()
 
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without a key, so only the command line creates it.
@@ -69,7 +72,8 @@ class Authenticator:
         self.api_keys = api_keys
         self.verifiers = verifiers
         self._has_credentials = bool(self._static_keys or verifiers)
-        is_anonymous_allowed = settings.allow_anonymous or is_loopback(settings.host)
+        self._allowed = settings.allow_anonymous
+        is_anonymous_allowed = is_loopback(settings.host) if self._allowed == "loopback" else self._allowed
         self._is_open_without_keys = is_anonymous_allowed and not self._has_credentials
         self._origins = parse_origins(settings.origins)
         self.sources: list[CredentialSource] = [
@@ -84,15 +88,21 @@ class Authenticator:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests need no credential: none is configured, and the bucket KEYS has never held a key.
-
-        On an address other than loopback this also needs TAILRACE_ALLOW_ANONYMOUS.
-        """
+        """Whether requests need no credential: TAILRACE_ALLOW_ANONYMOUS permits it here, and none has ever existed."""
         return self._is_open_without_keys and not self.api_keys.is_used
 
     def require_credentials(self) -> None:
-        """Raises CredentialMissing if the gateway listens beyond loopback and no credential exists."""
-        if not (self._is_open_without_keys or self._has_credentials or self.api_keys.is_used):
+        """Raises CredentialMissing if the gateway listens beyond loopback and no credential exists.
+
+        Logs a warning if requests need a credential that must be created or restored first. With
+        TAILRACE_ALLOW_ANONYMOUS=false the gateway does not wait for it.
+        """
+        if self.is_open or self._has_credentials or not self.api_keys.is_empty:
+            return
+        if self.api_keys.is_used or self._allowed is False:
+            advice = "create a key with `tailrace keys create`, or restore a backup (docs/BACKUP.md)"
+            logger.warning("every request needs a credential, and no API key exists", do=advice)
+        else:
             raise CredentialMissing(
                 f"TAILRACE_HOST: {self._host} is reachable from other machines, and no API key exists. Do one of "
                 "these: create a key with `tailrace keys create` (with `tailrace up`, first on a loopback address); "
@@ -186,7 +196,8 @@ def credential_invalid() -> Refused:
     return Refused(
         "credential_invalid",
         "The credential is missing, not valid, expired or revoked. "
-        "Send one valid key or token as `Authorization: Bearer KEY` or as `x-api-key: KEY`.",
+        "Send one valid key or token as `Authorization: Bearer KEY` or as `x-api-key: KEY`. "
+        "The operator creates keys with `tailrace keys create`; lost keys are in a backup.",
     )
 
 

@@ -7,7 +7,7 @@ in capitals. `Annotated[..., Meta(description=...)]` gives the field's meaning i
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -102,6 +102,8 @@ def find_removed(environ: Mapping[str, str]) -> dict[str, str]:
 
 def describe_values(kind: object) -> str:
     """Describes the valid values of a setting of type `kind`."""
+    if get_origin(kind) is Union:
+        return " or ".join(map(describe_values, get_args(kind)))
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")  # type: ignore[call-overload,no-any-return]
@@ -145,6 +147,8 @@ def render(kind: type[msgspec.Struct]) -> str:
 
 
 def type_name(kind: object) -> str:
+    if get_origin(kind) is Union:
+        return " or ".join(map(type_name, get_args(kind)))
     text = kind.__name__ if isinstance(kind, type) else str(kind)
     return text.replace("typing.", "").replace("Literal", "").strip("[]").replace("'", "")
 

@@ -407,6 +407,14 @@ async def test_a_restored_up_has_its_turns_keys_and_log(
         assert client.get(f"{unfinished}?dialect=text", timeout=60).text == words(200)
 
 
+def test_a_backup_remembers_that_a_key_has_existed(backup_path: Path, tmp_path: Path) -> None:
+    """The keys may have been lost before the backup: then the restored system still requires one."""
+    (backup_path.parent / "data" / data_dir.FIRST_KEY).write_text("a key has existed")
+    backup.write(backup_path.parent / "data", tmp_path / "new.tar")
+    backup.restore(tmp_path / "new.tar", tmp_path / "restored", backup.check(tmp_path / "new.tar"))
+    assert (tmp_path / "restored" / data_dir.FIRST_KEY).read_text() == "a key has existed"
+
+
 @pytest.mark.parametrize("files", [("data/tailrace.db", "new.db"), ("new.db", "data/tailrace.db")])
 def test_a_migration_of_a_database_in_use_is_refused(
     backup_path: Path, tmp_path: Path, files: tuple[str, str], refuses: Refuses

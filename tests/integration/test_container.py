@@ -163,6 +163,18 @@ def test_each_service_has_only_its_own_secrets() -> None:
     }
 
 
+def test_the_page_closes_the_gateways_with_the_first_key() -> None:
+    """They serve requests without a key before, and none afterwards, also if all keys are lost."""
+    page = (CHECKOUT / "docs/CONTAINERS.md").read_text()
+    _, _, step = page.partition("keys create --tenant acme\n")
+    (line,) = re.findall(r"Add `(TAILRACE_ALLOW_ANONYMOUS=\w+)` to `\.env`", step)
+    name, _, value = line.partition("=")
+    kind = dict(SERVICES)["gateway"]
+    for given, allowed in ({}, True), ({name: value}, False):
+        environ = service(COMPOSE, "gateway-1", {**VARIABLES, **given})["environment"]
+        assert settings.read(kind, environ).allow_anonymous is allowed  # type: ignore[attr-defined]
+
+
 def test_the_base_image_is_pinned_by_its_digest() -> None:
     """A tag names another image after each of its builds."""
     bases = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (HERE / "Dockerfile").read_text(), re.MULTILINE)

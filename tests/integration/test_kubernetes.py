@@ -174,11 +174,12 @@ def check_settings(all_: list[Document], _: Path) -> None:
         assert set(environ) <= {settings.env_name(field) for field in kind.__struct_fields__}
         assert container(workload)["args"] == [f"tailrace.{name}"]
         assert container(workload)["image"] == f"tailrace:{VERSION.split('+')[0]}"
-    # Each process has its own secrets only.
+    # Each process has its own secrets only, and every request needs a credential, also without any key.
     for name, workload in services(all_).items():
         # kustomize adds a hash.
         secret_names = {one["secretRef"]["name"].rpartition("-")[0] for one in container(workload)["envFrom"]}
         assert secret_names <= {name, *MORE_SECRETS.get(name, ())}
+    assert environment(services(all_)["gateway"], all_)["TAILRACE_ALLOW_ANONYMOUS"] == "false"
     # Only a database on a server has several processes, and only a file has a volume.
     persistence = services(all_)["persistence"]
     is_file = not DATABASES.is_url(environment(persistence, all_)["TAILRACE_DATABASE"])

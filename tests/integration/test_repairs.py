@@ -8,9 +8,10 @@ import shutil
 import socket
 import sys
 from asyncio import TaskGroup
+from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGSTOP, SIGUSR1
+from signal import SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 import httpx2
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from tailrace.deploy.local import ports, readiness, watch
 from tailrace.deploy.local.check_environment import find_mistyped
 from tailrace.deploy.local.console import Console
+from tailrace.deploy.local.data_dir import FIRST_KEY, URL_FILE
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.deploy.local.readiness import HealthCheck, Response
 from tailrace.deploy.local.supervisor import ProcessSpec, Supervisor
@@ -28,13 +30,14 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
-from tailrace.proto.subjects import GENERATORS, PERSISTENCE, STREAM
+from tailrace.proto.subjects import GENERATORS, KEYS_STREAM, PERSISTENCE, STREAM
 from tests.harness import processes
 from tests.harness.disk import MIB, needs_mount, small_disk
+from tests.harness.forks import run_command
 from tests.harness.generator_in_loop import words
 from tests.harness.turn_builder import request
 from tests.harness.until import until
-from tests.harness.up import LEAN, run_refused_up, running
+from tests.harness.up import LEAN, STOP_S_MAX, Up, run_refused_up, running
 
 # Answers one request and then reads no other, as a process whose event loop is blocked.
 ANSWERS = """
@@ -125,6 +128,59 @@ async def test_up_recreates_deleted_parts_of_nats_and_a_truncated_database_and_w
             # The new database has what the log has: not the first turn, which was purged from it.
             await until(lambda: is_recorded(last), 20)
         assert up.process.poll() is None
+
+
+@pytest.mark.timeout(180)
+async def test_requests_need_a_key_after_the_loss_of_all_keys_and_restarts(tmp_path: Path) -> None:
+    """Until a new key is created: the data directory remembers the first key. Without its file, all is as new."""
+
+    def ask(client: httpx2.AsyncClient, key: str = "") -> Awaitable[httpx2.Response]:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return client.post("/v1/turns", json={"message": "#sim words=3"}, headers=headers)
+
+    async def has_status(client: httpx2.AsyncClient, status: int, key: str = "") -> bool:
+        return (await ask(client, key)).status_code == status
+
+    async def create_key(up: Up) -> str:
+        # Not only `--data` must close the gateway.
+        made = await run_command("keys", "create", "--tenant", "acme", TAILRACE_NATS_URL=nats_url(up))
+        return made.out.strip()
+
+    async def lose_keys_and_kill_the_gateway(up: Up) -> None:
+        repairs = up.text.count("creating it again")
+        admin = await Connection.open(nats_url(up), "test")
+        await admin.jetstream.delete_stream(KEYS_STREAM)
+        await admin.close()
+        await until(lambda: up.text.count("creating it again") > repairs)
+        again = re.findall(r"gateway-1 runs again, pid (\d+)", up.text)
+        os.kill(int(again[-1]) if again else up.pids()["gateway-1"], SIGKILL)
+        await until(lambda: len(re.findall(r"gateway-1 runs again, pid \d+", up.text)) > len(again))
+
+    with running(tmp_path, *LEAN) as up:
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:
+            assert await has_status(client, 202)
+            lost = await create_key(up)
+            await until(lambda: has_status(client, 401))
+            await lose_keys_and_kill_the_gateway(up)
+            refused = await ask(client)
+            assert (refused.status_code, "`tailrace keys create`" in refused.text) == (401, True)
+            assert "every request needs a credential, and no API key exists" in up.text
+        up.process.send_signal(SIGTERM)
+        assert up.process.wait(timeout=STOP_S_MAX) == 0
+    with running(tmp_path, *LEAN) as up:
+        async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=30) as client:
+            assert "Authorization: Bearer YOUR-KEY" in up.find_line("  curl ")
+            assert await has_status(client, 401)
+            key = await create_key(up)
+            await until(lambda: has_status(client, 202, key))
+            assert await has_status(client, 401, lost)
+            (up.folder / FIRST_KEY).unlink()
+            await lose_keys_and_kill_the_gateway(up)
+            assert await has_status(client, 202)
+
+
+def nats_url(up: Up) -> str:
+    return (up.folder / URL_FILE).read_text().strip()
 
 
 async def purge_log(data: Path) -> None:

@@ -101,6 +101,12 @@ def test_every_setting_exists_and_is_valid(module: str) -> None:
     assert section(UNITS[module])["ExecStart"].endswith(f"/python -m tailrace.{module}")
 
 
+@pytest.mark.parametrize("unit", [UNITS["gateway"], "tailrace.service"])
+def test_a_gateway_serves_no_request_without_a_credential(unit: str) -> None:
+    """Also before the first key, and after a loss of all keys."""
+    assert environment(unit)["TAILRACE_ALLOW_ANONYMOUS"] == "false"
+
+
 def test_each_process_reads_only_the_files_with_its_own_secrets() -> None:
     found = {
         module: re.findall(r"^EnvironmentFile=/etc/tailrace/(.*)$", (HERE / unit).read_text(), re.MULTILINE)

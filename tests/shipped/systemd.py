@@ -65,10 +65,9 @@ def run_one_machine(machine: Machine, wheels: Wheels, say: Say) -> list[Step]:
         "systemd with tailrace up", "http://127.0.0.1:8000", lambda: (data / "nats.url").read_text().strip(), say
     )
     step = journey.step
-    step("answer")
-    step("upgrade", partial(installed.upgrade, "systemctl reload tailrace"))
     journey.use_key(sh(create_key), "acme")
     step("answer with an API key")
+    step("upgrade", partial(installed.upgrade, "systemctl reload tailrace"))
     for process in PROCESSES:
         kill = f"pkill -KILL --cgroup /system.slice/tailrace.service --full {process}"
         step(f"kill -9 of {process}", partial(sh, kill))

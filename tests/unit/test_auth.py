@@ -1,11 +1,13 @@
 """Authentication: API keys from settings, anonymous access, and the checks at startup."""
 
 import hashlib
+from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
 from starlette.requests import Request
+from structlog.testing import capture_logs
 
 from tailrace.features.admin.new_key import new_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange, to_change
@@ -59,8 +61,8 @@ async def test_beyond_loopback_a_credential_or_allow_anonymous_is_needed(host: s
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-@pytest.mark.parametrize("allow_anonymous", [False, True])
-async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: bool) -> None:
+@pytest.mark.parametrize("allow_anonymous", ["loopback", True])
+async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anonymous: str | bool) -> None:
     """A credential of any kind closes it, also with allow_anonymous."""
     open_to_all = build(host=host, allow_anonymous=allow_anonymous)
     open_to_all.require_credentials()
@@ -68,6 +70,56 @@ async def test_loopback_is_open_until_a_credential_exists(host: str, allow_anony
     assert not build(host=host, allow_anonymous=allow_anonymous, api_keys=f"alice:{HASH}").is_open
     assert not build(AcceptingVerifier(ALICE), host=host, allow_anonymous=allow_anonymous).is_open
     assert not (await with_revoked_key(open_to_all)).is_open
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_with_allow_anonymous_false_the_gateway_starts_without_a_key_and_serves_no_request_without_one(
+    host: str,
+) -> None:
+    """It warns at the start, until a credential of any kind exists. The 401 says how the operator creates a key."""
+    closed = build(host=host, allow_anonymous=False)
+    with capture_logs() as logs:
+        closed.require_credentials()
+    assert [(line["log_level"], "tailrace keys create" in line["do"]) for line in logs] == [("warning", True)]
+    with pytest.raises(Refused, match="`tailrace keys create`") as refused:
+        await closed.authenticate(build_request())
+    assert refused.value.code == "credential_invalid"
+    for quiet in (
+        build(host=host, allow_anonymous=False, api_keys=f"alice:{HASH}"),
+        build(AcceptingVerifier(ALICE), host=host, allow_anonymous=False),
+        await with_revoked_key(build(host=host, allow_anonymous=False)),
+    ):
+        with capture_logs() as logs:
+            quiet.require_credentials()
+        assert (quiet.is_open, logs) == (False, [])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_a_gateway_remembers_the_first_key_in_its_file(host: str, tmp_path: Path) -> None:
+    """After the loss of the bucket, it serves no request without a key. Without the file, it is as new."""
+    file = tmp_path / "first-key"
+
+    def start() -> Authenticator:
+        settings = Settings(host=host, allow_anonymous=True, first_key_file=str(file))
+        return Authenticator(settings, ApiKeyCache(settings.first_key_file))
+
+    assert start().is_open
+    assert not file.exists()
+    await with_revoked_key(start())
+    restarted = start()
+    restarted.require_credentials()
+    assert not restarted.is_open
+    file.unlink()
+    assert start().is_open
+
+
+async def test_a_first_key_that_cannot_be_remembered_is_needed_nevertheless(tmp_path: Path) -> None:
+    """The gateway that has seen a key requires one, and logs that it cannot remember it."""
+    away = tmp_path / "away" / "first-key"
+    with capture_logs() as logs:
+        found = await with_revoked_key(Authenticator(Settings(), ApiKeyCache(str(away))))
+    assert not found.is_open
+    assert [(line["log_level"], line["path"]) for line in logs] == [("error", str(away))]
 
 
 def republished(name: str, data: bytes) -> RecordChange:

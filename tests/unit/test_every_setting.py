@@ -56,6 +56,7 @@ BY_TYPE = {
     ],
     "float": [("", "it is empty; expected a number"), *each("x", "nan", "inf", says="a number"), ("-1", "0")],
     "bool": each("", "maybe", says="true or false"),
+    "bool or loopback": each("", "maybe", says="true or false or one of loopback"),
 }
 BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_NATS_URL": NATS,
@@ -90,6 +91,7 @@ BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_PROXIES": each("proxy.example", "10.0.0.5/8", "*", says="neither an address"),
     "TAILRACE_FULL_AT": [("1.5", "<= 1"), ("0", "> 0")],
     "TAILRACE_DISK": [("/nowhere", "is not a directory")],
+    "TAILRACE_FIRST_KEY_FILE": [("/nowhere/first-key", "/nowhere is not a directory")],
     "TAILRACE_LIMITS_KEY": LIMITS,
     "TAILRACE_LIMITS_TENANT": LIMITS,
     "TAILRACE_SOFT_LIMITS": each("0", "7", "105", "80%", "1.5", says="from 5 to 100 in steps of 5"),
