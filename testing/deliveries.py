@@ -100,6 +100,9 @@ class MemoryDeliveries(Deliveries):
         await delivery.renew()
         return delivery
 
+    async def resume(self, seq: Seq) -> Delivery | None:
+        return next((last for (_, one), (_, last) in self._entries.items() if one == seq), None)
+
     async def backlog(self) -> Backlog:
         waiting = sum(last is None for _, last in self._entries.values())
         open_seqs = [seq for (_, seq), (_, last) in self._entries.items() if last is None or not last.is_acked]

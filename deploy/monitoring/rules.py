@@ -290,11 +290,20 @@ ALERTS = (
     ),
     Alert(
         "WebhooksWait",
-        "sum(tailrace_persistence_webhooks_waiting) > 10 and sum(deriv(tailrace_persistence_webhooks_waiting[1h])) > 0",
-        "2h",
+        "sum(tailrace_persistence_webhooks_late) > 10",
+        "1h",
         "ticket",
-        "Webhooks have waited for hours, and their number grows",
+        "More than ten webhooks have waited for hours",
         "A receiver is unavailable: the log of persistence gives the reason.",
+        panels.WEBHOOKS,
+    ),
+    Alert(
+        "WebhooksBeyondShare",
+        "sum(tailrace_persistence_webhooks_beyond_share) > 0",
+        "15m",
+        "ticket",
+        "A tenant has more webhooks waiting than its share: its others wait in the log",
+        "The log line of persistence names the tenant, whose receiver is unavailable or too slow.",
         panels.WEBHOOKS,
     ),
     Alert(

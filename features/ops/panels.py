@@ -655,10 +655,15 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Webhooks that wait",
             "short",
-            "Ended turns whose webhook is not delivered yet.",
+            "Ended turns whose webhook is not delivered yet; those that wait for over an hour, and those beyond the share "
+            "of their tenant.",
             Threshold(100, 1000),
             WEBHOOKS,
-            (Query(Gauge("tailrace_persistence_webhooks_waiting"), "waiting"),),
+            (
+                Query(Gauge("tailrace_persistence_webhooks_waiting"), "waiting"),
+                Query(Gauge("tailrace_persistence_webhooks_late"), "over an hour"),
+                Query(Gauge("tailrace_persistence_webhooks_beyond_share"), "beyond the share"),
+            ),
         ),
         Panel(
             "Webhooks",

@@ -61,6 +61,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=SECONDS_MAX, description="a webhook is given up when its turn ended longer ago than this"),
     ] = 24 * 3600.0
+    webhook_share: Annotated[
+        int,
+        Meta(
+            gt=0,
+            description="how many webhooks of a tenant may be in sending or wait for a retry; its others wait in the "
+            "log, so that a receiver that is down delays only the webhooks of its own tenant",
+        ),
+    ] = 1000
     webhook_requires_action: Annotated[
         bool,
         Meta(
@@ -106,7 +114,12 @@ async def _send(
             "give_up_s": settings.webhook_give_up_s,
         }
         urls, budget_urls = _urls(settings)
-        of_turns = {"urls": urls, "names_action": settings.webhook_requires_action, **common}
+        of_turns = {
+            "urls": urls,
+            "share": settings.webhook_share,
+            "names_action": settings.webhook_requires_action,
+            **common,
+        }
         build = partial(WebhookSender, services.log, services.tombstones, deliveries, client, **of_turns)
         notices = NoticeSender(services.store, client, urls=budget_urls, **common)
         is_sender, logged = asyncio.Event(), LoggedCauses()

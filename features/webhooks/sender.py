@@ -3,14 +3,18 @@
 It stores nothing. An `end` stays leased until its webhook is delivered or given up, and is acknowledged then. If this
 process is killed, the next one delivers the waiting webhooks under the same ids. Each attempt folds the turn from the
 log again, so a turn that was deleted meanwhile, or that the log keeps no longer, is not sent.
+
+A tenant's webhooks beyond its share have no task: their leases are extended by minutes, and the process remembers their
+sequences. The oldest one gets the next free slot.
 """
 
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -18,6 +22,7 @@ import structlog
 
 from tailrace.features.webhooks import metrics, payload, signature
 from tailrace.features.webhooks.http import Answer, WebhookClient
+from tailrace.features.webhooks.overflow import Overflow
 from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, WebhookFailed, WebhookRefused
@@ -25,16 +30,20 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
-from tailrace.proto.runtime.race import is_set_within, run_until
+from tailrace.proto.runtime.race import is_set_within
 
 logger = structlog.get_logger()
 
-# Each waiting webhook costs a task and the renewals of its lease. A tenant whose receiver is down for a day may have
-# half of them; its further webhooks are given up, because otherwise all tenants would wait. If the receiver
-# works, one of them ends within SLOT_WAIT_S, and its slot is free again: after an outage, more may wait.
+# Each waiting webhook of a tenant's share costs a task and the renewals of its lease. If all tenants together have this
+# many, each tenant has one slot, so that no tenant waits for another.
 WAITING_MAX = 10_000
-WAITING_TENANT_MAX = WAITING_MAX // 2
-SLOT_WAIT_S = 1.0
+# How long the lease of a webhook beyond the share is extended. Until then, a process that starts after a kill may not
+# know of it.
+EXTENDED_S_MAX = 300.0
+# Up to that time, so many of them are delivered and extended again in a second.
+EXTENSIONS_PER_S = 50
+OBSERVE_S = 1.0
+LATE_AFTER = timedelta(hours=1)
 # Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
 CONNECTIONS = 8
 BATCH_MAX = 100
@@ -51,7 +60,8 @@ class WebhookSender:
     One sender at a time: the order within a session is kept in its memory.
 
     `keys` are the operator's signing keys (signature.py). The wait before a retry is `first_wait_s` and doubles, until
-    the end is older than `give_up_s`. Each webhook is attempted at least once. See `payload.render` for `names_action`.
+    the end is older than `give_up_s`. Each webhook is attempted at least once. `share` is how many webhooks of a tenant
+    may be sent or wait for a retry; the others wait in the log. See `payload.render` for `names_action`.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class WebhookSender:
         urls: Mapping[Tenant, str],
         first_wait_s: float,
         give_up_s: float,
+        share: int,
         names_action: bool = False,
     ) -> None:
         self._log = log
@@ -75,6 +86,7 @@ class WebhookSender:
         self._urls = urls
         self._first_wait_s = first_wait_s
         self._give_up_s = give_up_s
+        self._share = share
         self._names_action = names_action
         self._held: dict[Seq, Delivery] = {}
         self._number = 0
@@ -82,63 +94,89 @@ class WebhookSender:
         self._tasks: dict[Seq, asyncio.Task[None]] = {}
         self._last: dict[Session, asyncio.Task[None]] = {}
         # A tenant without a webhook needs no memory: each user of a login may be a tenant.
-        self._slots: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
-        self._stuck: set[Tenant] = set()
-        """Tenants of which no webhook has ended for SLOT_WAIT_S, while all their slots were in use."""
+        self._used: Counter[Tenant] = Counter()
+        """The number of tasks of each tenant."""
+        self._overflows: dict[Tenant, Overflow] = {}
+        self._has_free = asyncio.Event()
+        self._starting = asyncio.Lock()
+        """Held while a task is started: fresh webhooks of a session do not overtake those from the overflow."""
         self._connections: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Delivers until `stop` is set, and returns the undelivered entries to the log then."""
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(self._deliveries.keep_renewed(self._held.values))
+            beside = [
+                group.create_task(self._deliveries.keep_renewed(self._held.values)),
+                group.create_task(self._resume(group)),
+                group.create_task(self._observe()),
+            ]
             while not stop.is_set():
-                free = WAITING_MAX - len(self._held)
-                if free <= 0:
-                    await run_until(stop.wait(), *self._tasks.values())
-                    continue
-                found, has_gap = await self._receive(free)
+                found, has_gap = await self._receive(BATCH_MAX)
+                is_complete = True
                 if has_gap:
-                    found += await self._receive_leased(found, stop)
+                    more, is_complete = await self._receive_leased(found, stop)
+                    found += more
                 await self._start(group, found, stop)
-                with suppress(LogUnavailable):
-                    metrics.WEBHOOKS_WAITING.set(len(self._held) + (await self._deliveries.backlog()).waiting)
-            for task in (renewing, *self._tasks.values()):
+                if not is_complete:
+                    self._expect_unknown()
+            for task in (*beside, *self._tasks.values()):
                 task.cancel()
         for seq in sorted(self._held):
             await self._held[seq].release()
+        metrics.WEBHOOKS_BEYOND_SHARE.set(0)
+        metrics.WEBHOOKS_LATE.set(0)
 
     async def _receive(self, most: int) -> tuple[list[Delivery], bool]:
         """Receives entries, at most BATCH_MAX, and returns whether others were delivered but did not arrive here.
 
-        The previous process may have them, or the connection to NATS was lost while they were on their way.
+        The previous process may have them, or the connection to NATS was lost while they were on their way. Extends
+        the leases of the webhooks in an overflow again.
         """
         found = await self._deliveries.next(min(most, BATCH_MAX))
         if not found:
             return [], False
         previous, self._number = self._number, found[-1].number
-        return found, self._number - previous != len(found)
+        has_gap = self._number - previous != len(found)
+        new = []
+        for delivery in found:
+            if delivery.seq in self._overflows.get(delivery.key.tenant, ()):
+                await delivery.extend(self._extension_s())
+            else:
+                new.append(delivery)
+        return new, has_gap
 
-    async def _receive_leased(self, received: Sequence[Delivery], stop: asyncio.Event) -> list[Delivery]:
+    async def _receive_leased(self, received: Sequence[Delivery], stop: asyncio.Event) -> tuple[list[Delivery], bool]:
         """Receives the leased entries that this process does not have, and entries that are delivered in between.
 
         The server delivers them again when their leases expire. `received` and newer entries must not be sent before
-        them.
+        them. Returns False as well if some are missing, because a process that was killed has extended their leases.
         """
         self._held.update((delivery.seq, delivery) for delivery in received)
         found: list[Delivery] = []
         deadline = _now() + 2 * self._deliveries.ack_wait_s
         while _now() < deadline and not stop.is_set():
             try:
-                missing = (await self._deliveries.backlog()).leased - len(self._held)
+                missing = (await self._deliveries.backlog()).leased - len(self._held) - self._count_beyond_share()
             except LogUnavailable:
                 # Nothing is delivered meanwhile.
                 missing, deadline = 1, _now() + 2 * self._deliveries.ack_wait_s
             if missing <= 0:
-                break
+                return found, True
             more, _ = await self._receive(missing)
             self._held.update((delivery.seq, delivery) for delivery in more)
             found += more
-        return found
+        return found, False
+
+    def _expect_unknown(self) -> None:
+        """Lets the overflow of each tenant wait until extended leases of a process that was killed have expired.
+
+        Such a tenant has used its share, and these leases were short: so they were delivered again at once. Half of it
+        is enough, because some may have ended right before the kill.
+        """
+        known_at = _now() + EXTENDED_S_MAX + self._deliveries.ack_wait_s
+        for tenant, used in self._used.items():
+            if tenant in self._overflows or 2 * used >= self._slots:
+                self._overflow_of(tenant).known_at = known_at
 
     async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery], stop: asyncio.Event) -> None:
         """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook.
@@ -147,45 +185,121 @@ class WebhookSender:
         """
         # An end whose lease expired meanwhile is delivered twice. The last delivery has the valid lease.
         latest = {delivery.seq: delivery for delivery in deliveries}
-        ordered = sorted(latest.values(), key=lambda delivery: delivery.seq)
         self._held.update(latest)
-        # A running webhook that is delivered again only gets the newer lease.
-        new = [delivery for delivery in ordered if delivery.seq not in self._tasks]
-        for delivery in new:
-            key = delivery.key
+        for _, delivery in sorted(latest.items()):
             while not stop.is_set():
                 try:
-                    request = await self._request(key)
+                    async with self._starting:
+                        await self._start_new(group, delivery)
                     break
                 except LogUnavailable:
                     # The end keeps its lease. An end that was returned while NATS is away would come after later ones.
                     await is_set_within(stop, LOG_WAIT_S)
             else:
                 return
-            # A turn with `store: false` leaves nothing behind (R109), also not at the tenant's receiver.
-            url = (request.webhook or self._urls.get(key.tenant)) if request is not None and request.store else None
-            slots = self._slots.setdefault(key.tenant, asyncio.Semaphore(WAITING_TENANT_MAX))
-            if request is None or url is None:
-                await self._ack(delivery.seq)
-            elif not await self._reserve(slots, key.tenant):
-                _give_up(key, "tenant_limit", f"{WAITING_TENANT_MAX} other webhooks of this tenant are waiting")
-                await self._ack(delivery.seq)
-            else:
-                session = (key.tenant, request.session)
-                task = group.create_task(self._run(key, delivery.seq, url, session, self._last.get(session), slots))
-                self._tasks[delivery.seq] = self._last[session] = task
 
-    async def _reserve(self, slots: asyncio.Semaphore, tenant: Tenant) -> bool:
-        """Reserves a slot of the tenant. Returns False if none is free within SLOT_WAIT_S, or the tenant is stuck."""
-        if slots.locked() and tenant in self._stuck:
-            return False
-        try:
-            async with asyncio.timeout(SLOT_WAIT_S):
-                await slots.acquire()
-        except TimeoutError:
-            self._stuck.add(tenant)
-            return False
-        return True
+    async def _start_new(self, group: asyncio.TaskGroup, delivery: Delivery) -> None:
+        """Starts the webhook's task, or adds the webhook to the overflow of its tenant. Raises LogUnavailable."""
+        tenant, seq = delivery.key.tenant, delivery.seq
+        if seq in self._tasks:
+            # A running webhook that is delivered again only gets the newer lease.
+            return
+        if tenant not in self._overflows:
+            if (target := await self._find_target(delivery.key)) is None:
+                await self._ack(seq)
+                return
+            if self._used[tenant] < self._slots:
+                self._start_task(group, delivery, *target)
+                return
+        self._overflow_of(tenant).add(seq)
+        del self._held[seq]
+        await delivery.extend(self._extension_s())
+
+    def _start_task(self, group: asyncio.TaskGroup, delivery: Delivery, url: str, session: Session) -> None:
+        task = group.create_task(self._run(delivery.key, delivery.seq, url, session, self._last.get(session)))
+        self._tasks[delivery.seq] = self._last[session] = task
+        self._used[delivery.key.tenant] += 1
+
+    async def _resume(self, group: asyncio.TaskGroup) -> None:
+        """Starts webhooks of the overflows while their tenants have free slots, until it is cancelled."""
+        while True:
+            await self._has_free.wait()
+            self._has_free.clear()
+            try:
+                while any([await self._resume_oldest(group, tenant) for tenant in tuple(self._overflows)]):
+                    pass
+            except LogUnavailable:
+                await asyncio.sleep(LOG_WAIT_S)
+                self._has_free.set()
+
+    async def _resume_oldest(self, group: asyncio.TaskGroup, tenant: Tenant) -> bool:
+        """Starts the oldest webhook of a tenant's overflow. Returns False if there is nothing to do now.
+
+        Raises LogUnavailable.
+        """
+        async with self._starting:
+            overflow = self._overflows[tenant]
+            if _now() < overflow.known_at or self._used[tenant] >= self._slots:
+                return False
+            if not overflow:
+                del self._overflows[tenant]
+                logger.info("the webhooks of a tenant use no more than their share again", tenant=tenant)
+                return False
+            seq = overflow.first
+            if (delivery := await self._deliveries.resume(seq)) is not None:
+                self._held[seq] = delivery
+                await delivery.renew()
+                if (target := await self._find_target(delivery.key)) is None:
+                    await self._ack(seq)
+                else:
+                    self._start_task(group, delivery, *target)
+            elif seq < await self._deliveries.first_seq():
+                metrics.WEBHOOKS_GIVEN_UP.labels("expired").inc()
+                why = "its turn left the log before other webhooks of the tenant had ended"
+                logger.warning("webhook given up", tenant=tenant, seq=seq, reason="expired", why=why)
+            overflow.remove_first()
+            return True
+
+    def _overflow_of(self, tenant: Tenant) -> Overflow:
+        """Returns the overflow of a tenant; a new one is logged."""
+        if tenant not in self._overflows:
+            self._overflows[tenant] = Overflow()
+            why = f"{self._used[tenant]} others of this tenant wait: is its receiver down?"
+            logger.warning("webhooks of a tenant wait in the log", tenant=tenant, why=why)
+        return self._overflows[tenant]
+
+    @property
+    def _slots(self) -> int:
+        """How many tasks a tenant may have now."""
+        return 1 if len(self._tasks) >= WAITING_MAX else self._share
+
+    def _count_beyond_share(self) -> int:
+        return sum(map(len, self._overflows.values()))
+
+    def _extension_s(self) -> float:
+        """Returns for how long the lease of a webhook in an overflow is extended."""
+        spread_s = self._count_beyond_share() / EXTENSIONS_PER_S
+        return max(self._deliveries.ack_wait_s, min(spread_s, EXTENDED_S_MAX))
+
+    async def _observe(self) -> None:
+        """Sets the metrics, and logs when all slots are in use, until it is cancelled."""
+        is_full = False
+        while True:
+            with suppress(LogUnavailable):
+                backlog, now = await self._deliveries.backlog(), await self._log.now()
+                metrics.WEBHOOKS_WAITING.set(backlog.waiting + backlog.leased)
+                metrics.WEBHOOKS_LATE.set(sum(now - held.at > LATE_AFTER for held in self._held.values()))
+            metrics.WEBHOOKS_BEYOND_SHARE.set(self._count_beyond_share())
+            if is_full != (is_full := len(self._tasks) >= WAITING_MAX):
+                if is_full:
+                    logger.warning(
+                        "the sender of webhooks is full: one webhook of each tenant", waiting=len(self._tasks)
+                    )
+                else:
+                    logger.info("the sender of webhooks is not full any more")
+            if self._overflows:
+                self._has_free.set()
+            await asyncio.sleep(OBSERVE_S)
 
     async def _run(
         self,
@@ -194,7 +308,6 @@ class WebhookSender:
         url: str,
         session: Session,
         previous: asyncio.Task[None] | None,
-        slots: asyncio.Semaphore,
     ) -> None:
         if previous is not None:
             await asyncio.wait({previous})
@@ -207,8 +320,11 @@ class WebhookSender:
         await self._ack(seq)
         if self._last.get(session) is self._tasks.pop(seq):
             del self._last[session]
-        self._stuck.discard(key.tenant)
-        slots.release()
+        self._used[key.tenant] -= 1
+        if not self._used[key.tenant]:
+            del self._used[key.tenant]
+        if self._overflows:
+            self._has_free.set()
 
     async def _deliver(self, key: TurnKey, seq: Seq, url: str) -> None:
         """Posts the webhook until it is delivered or given up."""
@@ -299,6 +415,14 @@ class WebhookSender:
         body = payload.render(record_from_fold(key, turn), names_action=self._names_action)
         secrets = [signature.derive_secret(operator_key, key.tenant) for operator_key in self._keys]
         return await self._client.post(url, signature.sign(key.turn, int(time.time()), body, secrets), body)
+
+    async def _find_target(self, key: TurnKey) -> tuple[str, Session] | None:
+        """Returns the URL of the turn's webhook, and its session; None if it has no webhook. Raises LogUnavailable."""
+        request = await self._request(key)
+        # A turn with `store: false` leaves nothing behind (R109), also not at the tenant's receiver.
+        if request is None or not request.store or not (url := request.webhook or self._urls.get(key.tenant)):
+            return None
+        return url, (key.tenant, request.session)
 
     async def _request(self, key: TurnKey) -> Request | None:
         """Returns the turn's request; None if the turn was deleted, or has left the log before its webhook was known.

@@ -135,10 +135,15 @@ def stored_at(reply: str) -> datetime:
     `metadata.timestamp` of nats-py is computed with floats, and may be a microsecond later.
     """
     tokens = reply.split(".")
-    # $JS.ACK.{stream}.{consumer}.{times}.{seq}.{consumer seq}.{ns}.{pending} has 9 tokens. The newer form has a domain
-    # and an account after ACK (ADR-15 of nats-architecture-and-design).
-    nanoseconds = int(tokens[7 if len(tokens) == 9 else 9])
-    return EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    return EPOCH + timedelta(microseconds=int(tokens[_first_number(tokens) + 3]) // 1000)
+
+
+def _first_number(tokens: Sequence[str]) -> int:
+    """Returns the index of `times` in $JS.ACK.{stream}.{consumer}.{times}.{seq}.{consumer seq}.{ns}.{pending}.
+
+    The newer form has a domain and an account after ACK (ADR-15 of nats-architecture-and-design).
+    """
+    return 4 if len(tokens) == 9 else 6
 
 
 class Lease(Protocol):
@@ -173,6 +178,8 @@ class Deliveries:
         self._pull = pull
         self._filters = filters
         self.ack_wait_s = ack_wait_s
+        self._reply = ""
+        """The reply subject of the last message."""
 
     @property
     def renew_every_s(self) -> float:
@@ -213,8 +220,26 @@ class Deliveries:
             logger.debug("no deliveries", durable=self._durable, why=str(error))
             await asyncio.sleep(AWAY_WAIT_S)
             return []
+        if messages:
+            self._reply = messages[-1].reply
         found = [Delivery(message, self.ack_wait_s, mark) for message in messages]
         return [delivery for delivery in found if not await _discard_invalid(delivery)]
+
+    async def resume(self, seq: Seq) -> Delivery | None:
+        """Returns a delivery that this process has received, extended and not kept, before it is delivered again.
+
+        None if the log does not have the entry any more. Raises LogUnavailable.
+        """
+        found = await Leader(self._connection, STREAM).first(subjects.EVERY_TURN, seq)
+        if found is None or found.seq != seq:
+            return None
+        # For the same entry, the subjects of two deliveries differ in numbers that nats-server does not compare
+        # (`processAckMsg` and `processNak` in consumer.go).
+        tokens = self._reply.split(".")
+        tokens[_first_number(tokens) + 1] = str(seq)
+        delivery = Delivery(Msg(self._connection.client, found.subject, ".".join(tokens)), self.ack_wait_s)
+        delivery.at = found.time
+        return delivery
 
     async def backlog(self) -> "Backlog":
         """Returns the consumer's backlog. Raises LogUnavailable."""

@@ -48,6 +48,32 @@ async def test_a_lease_is_extended_renewed_and_then_acknowledged(own: OwnSystem)
     await until(deliveries.is_drained)
 
 
+@pytest.mark.rule("R45")
+async def test_an_extended_lease_that_was_not_kept_is_renewed_released_and_acknowledged(own: OwnSystem) -> None:
+    """By the sequence of its entry alone. None for an entry that has left the log."""
+    await own.shorten_lease(0.2)
+    deliveries = await Deliveries.open(own.connection, GENERATORS)
+    keys = [await own.append_request("words=1") for _ in range(3)]
+    extended = await until(lambda: deliveries.next(3))
+    for one in extended:
+        await one.extend(10)
+    resumed = [await deliveries.resume(one.seq) for one in extended]
+    assert [(one.key, one.seq) for one in resumed if one] == [(one.key, one.seq) for one in extended]
+    first, second, third = (one for one in resumed if one)
+    await first.ack()
+    await second.release()
+    (again,) = await until(deliveries.next)
+    assert again.key == keys[1]
+    await again.ack()
+    await third.renew()
+    (again,) = await until(deliveries.next)
+    assert again.key == keys[2]
+    await again.ack()
+    await until(deliveries.is_drained)
+    await own.log.purge(keys[0])
+    assert await deliveries.resume(first.seq) is None
+
+
 async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lost(own: OwnSystem) -> None:
     """nats-py's `fetch` leaves a request open at its timeout: one of two requests would come to the idle process."""
     idle, busy = [await Deliveries.open(own.connection, GENERATORS) for _ in range(2)]

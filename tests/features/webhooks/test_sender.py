@@ -71,6 +71,7 @@ class Ended:
             urls={},
             first_wait_s=WAIT_S,
             give_up_s=GIVE_UP_S,
+            share=100,
         )
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))

@@ -10,7 +10,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGTERM, Signals
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +19,7 @@ from aiohttp.web import Request, Response
 from prometheus_client import REGISTRY
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
+from structlog.types import EventDict
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.webhooks import payload, sender, signature
@@ -30,7 +31,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.subjects import WEBHOOKS
+from tailrace.proto.subjects import STREAM, WEBHOOKS
 from tests.features.webhooks.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
 from tests.harness import processes
 from tests.harness.generator_in_loop import shorten_lease
@@ -253,69 +254,177 @@ async def test_webhooks_of_a_session_are_in_order_and_delay_no_other_session(
     assert of_session == [first.turn] * (len(of_session) - 1) + [second.turn]
 
 
-async def test_a_tenant_whose_receiver_is_down_leaves_capacity_to_others(
-    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.rule("R45")
+async def test_tenants_whose_receivers_are_down_do_not_delay_the_webhooks_of_others(
+    own: WebhookSystem, receiver: Receiver
 ) -> None:
-    """Webhooks beyond its share are given up; the waiting ones are delivered when its receiver is back."""
-    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 2)
-    before = count_given_up("tenant_limit")
+    """Beyond its share, a tenant's webhooks wait in the log, also beyond that of all tenants. None is given up.
+
+    A log line and a metric say so, once when it begins and once when it ends.
+    """
+    tenants = [Tenant(f"dead-{number}") for number in range(2)]
     receiver.answer = answer_with(500)
-    async with Receiver() as other, own.persistence():
-        waiting = [await own.write(receiver.url) for _ in range(2)]
-        await until(lambda: len(set(receiver.turns)) == 2)
-        await own.write(receiver.url)
-        theirs = await own.write(other.url, tenant=THEIRS)
-        await until(lambda: other.received)
-        assert other.turns == [theirs.turn]
-        assert count_given_up("tenant_limit") == before + 1
-        receiver.answer = answer_with(204)
-        await own.wait_until_drained()
-        # The share is free again.
-        waiting += [await own.write(receiver.url) for _ in range(2)]
-        await own.wait_until_drained()
-    assert set(receiver.turns) == set(turns(waiting))
+    with capture_logs() as lines:
+        async with Receiver() as other, own.persistence(webhook_share=2):
+            keys = [await own.write(receiver.url, tenant=tenant) for _ in range(6) for tenant in tenants]
+            await until(lambda: count_waiting("beyond_share") == 8)
+            assert set(receiver.turns) == set(turns(keys[:4]))
+            theirs = await own.write(other.url, tenant=THEIRS)
+            await until(lambda: other.received)
+            assert other.turns == [theirs.turn]
+            assert count_waiting("waiting") == 12
+            receiver.answer = answer_with(204)
+            await own.wait_until_drained()
+            await until(
+                lambda: has_events(lines, "the webhooks of a tenant use no more than their share again", tenants)
+            )
+            await until(lambda: count_waiting("beyond_share") == 0)
+    assert has_events(lines, "webhooks of a tenant wait in the log", tenants)
+    assert not [line for line in lines if line["event"] == "webhook given up"]
+    delivered = list(dict.fromkeys(receiver.turns))
+    for number in range(2):
+        assert [turn for turn in delivered if turn in turns(keys[number::2])][2:] == turns(keys[number::2])[2:]
 
 
-async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(
+def has_events(lines: list[EventDict], event: str, tenants: list[Tenant]) -> bool:
+    """Returns whether this was logged once for each of the tenants."""
+    return sorted(line["tenant"] for line in lines if line["event"] == event) == tenants
+
+
+def count_waiting(gauge: str) -> float:
+    return REGISTRY.get_sample_value(f"tailrace_persistence_webhooks_{gauge}") or 0.0
+
+
+@pytest.mark.rule("R45")
+async def test_many_tenants_whose_receivers_are_down_have_one_slot_each(
     own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example after persistence was away: it reads turns from the log faster than the receiver accepts them."""
-    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 10)
-    receiver.answer = answer_after(0.1)
-    keys = [await own.write(receiver.url) for _ in range(100)]
-    async with own.persistence():
-        await own.wait_until_drained()
-    assert sorted(receiver.turns) == sorted(turns(keys))
-
-
-async def test_a_sender_with_a_long_backlog_stops_at_once(
-    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It returns to the log what it has not begun. In all, the webhooks of this test take a minute."""
-    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 1)
-    receiver.answer = answer_after(0.6)
-    keys = [await own.write(receiver.url) for _ in range(100)]
-    async with asyncio.timeout(10):
-        async with own.persistence():
-            await until(lambda: receiver.received)
-    receiver.answer = answer_with(204)
-    monkeypatch.setattr(sender, "WAITING_TENANT_MAX", 100)
-    async with own.persistence():
-        await own.wait_until_drained()
+    """Each user of a login may be a tenant. Another tenant gets a slot at once, also when all are in use."""
+    monkeypatch.setattr(sender, "WAITING_MAX", 4)
+    receiver.answer = answer_with(500)
+    with capture_logs() as lines:
+        async with Receiver() as other, own.persistence():
+            keys = [await own.write(receiver.url, tenant=Tenant(f"dead-{number}")) for number in range(6) for _ in "ab"]
+            await until(lambda: count_waiting("beyond_share") == 4)
+            assert len(set(receiver.turns)) == 8
+            await own.write(other.url, tenant=THEIRS)
+            await until(lambda: other.received)
+            receiver.answer = answer_with(204)
+            await own.wait_until_drained()
+            await until(lambda: "the sender of webhooks is not full any more" in [line["event"] for line in lines])
+    assert [line["event"] for line in lines if "the sender" in line["event"]] == [
+        "the sender of webhooks is full: one webhook of each tenant",
+        "the sender of webhooks is not full any more",
+    ]
     assert set(receiver.turns) == set(turns(keys))
 
 
-async def test_at_the_limit_of_waiting_webhooks_others_stay_in_the_log(
+@pytest.mark.rule("R45")
+@pytest.mark.parametrize("signal", [SIGTERM, SIGKILL])
+async def test_webhooks_beyond_the_share_keep_the_order_of_their_session_after_a_stop(
+    own: WebhookSystem, receiver: Receiver, signal: Signals
+) -> None:
+    """Also before one that is written while no process runs, and one that is written afterwards. None is lost."""
+    await own.shorten_lease()
+    receiver.answer = answer_with(500)
+    async with Receiver() as other, own.process(TAILRACE_WEBHOOK_SHARE=2) as process:
+        blocked = [await own.write(receiver.url) for _ in range(2)]
+        keys = await own.write_session(receiver.url, 4)
+        await until(lambda: len(process.find_lines("webhooks of a tenant wait in the log")) == 1)
+        await until(lambda: set(receiver.turns) == set(turns(blocked)))
+        await process.stop(signal)
+        keys += await own.write_session(receiver.url, 1)
+        await process.start()
+        keys += await own.write_session(receiver.url, 1)
+        await own.write(other.url, tenant=THEIRS)
+        await until(lambda: other.received, 20)
+        assert set(receiver.turns) == set(turns(blocked))
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
+    assert [turn for turn in receiver.turns if turn not in turns(blocked)] == turns(keys)
+
+
+@pytest.mark.rule("R45")
+async def test_a_webhook_that_a_killed_process_has_left_in_the_log_for_longer_is_sent_before_later_ones(
     own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are delivered when earlier ones are done."""
-    monkeypatch.setattr(sender, "WAITING_MAX", 2)
+    """Of a tenant that had used its share; other tenants do not wait for it."""
+    await own.shorten_lease()
+    monkeypatch.setattr(sender, "EXTENDED_S_MAX", 4.0)
     receiver.answer = answer_with(500)
-    keys = [await own.write(receiver.url) for _ in range(5)]
-    async with own.persistence():
-        await until(lambda: len(receiver.received) > 4)
-        assert set(receiver.turns) == set(turns(keys[:2]))
+    keys = await own.write_session(receiver.url, 4)
+    first, second, third, _ = await until(lambda: own.ends.next(4))
+    # The process is killed when the third one has just arrived there.
+    await second.extend(4.0)
+    await third.renew()
+    async with Receiver() as other, own.persistence(webhook_share=1):
+        await own.write(other.url, tenant=THEIRS)
+        await until(lambda: other.received and receiver.received)
         receiver.answer = answer_with(204)
+        keys += await own.write_session(receiver.url, 1)
+        await own.wait_until_drained()
+    assert first.key == keys[0]
+    assert list(dict.fromkeys(receiver.turns)) == turns(keys)
+
+
+@pytest.mark.rule("R45")
+async def test_a_webhook_beyond_the_share_is_delivered_again_ever_less_often(
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number of deliveries is no number of attempts: its first attempt is delayed by nothing else."""
+    await own.shorten_lease()
+    monkeypatch.setattr(sender, "EXTENSIONS_PER_S", 1)
+    receiver.answer = answer_with(500)
+    async with own.persistence(webhook_share=1, webhook_wait_s=0.2):
+        keys = [await own.write(receiver.url) for _ in range(21)]
+        await until(lambda: count_waiting("beyond_share") == 20)
+        before = (await own.ends.backlog()).number
+        await asyncio.sleep(5)
+        # With leases of 0.6 s, it would be 160.
+        assert (await own.ends.backlog()).number - before <= 40
+        receiver.answer = answer_with(204)
+        await own.wait_until_drained()
+    assert list(dict.fromkeys(receiver.turns)) == turns(keys)
+
+
+@pytest.mark.rule("R45")
+async def test_turns_that_leave_the_log_while_they_wait_in_it_are_given_up_unless_they_were_deleted(
+    own: WebhookSystem, receiver: Receiver
+) -> None:
+    receiver.answer = answer_with(500)
+    with capture_logs() as lines:
+        async with own.persistence(webhook_share=1):
+            first, expired, kept, deleted, last = [await own.write(receiver.url) for _ in range(5)]
+            await until(lambda: count_waiting("beyond_share") == 4)
+            await own.delete(deleted)
+            upto = (await own.log.read_turn(expired)).chain.last
+            receiver.answer = answer_with(204)
+            await own.connection.jetstream.purge_stream(STREAM, seq=upto + 1)
+            await own.wait_until_drained()
+    assert list(dict.fromkeys(receiver.turns)) == turns([first, kept, last])
+    given_up = [line["seq"] for line in lines if line["event"] == "webhook given up" and "seq" in line]
+    assert given_up == [upto]
+
+
+async def test_a_long_backlog_is_delivered_to_a_receiver_that_works(own: WebhookSystem, receiver: Receiver) -> None:
+    """For example after persistence was away: it reads turns from the log faster than the receiver accepts them."""
+    receiver.answer = answer_after(0.1)
+    keys = [await own.write(receiver.url) for _ in range(100)]
+    async with own.persistence(webhook_share=10):
+        async with asyncio.timeout(stream_configs.WEBHOOKS_ACK_WAIT_S):
+            await own.wait_until_drained()
+    assert sorted(receiver.turns) == sorted(turns(keys))
+
+
+async def test_a_sender_with_a_long_backlog_stops_at_once(own: WebhookSystem, receiver: Receiver) -> None:
+    """It returns to the log what it has not begun. In all, the webhooks of this test take a minute."""
+    receiver.answer = answer_after(0.6)
+    keys = [await own.write(receiver.url) for _ in range(100)]
+    async with asyncio.timeout(10):
+        async with own.persistence(webhook_share=1):
+            await until(lambda: receiver.received)
+    receiver.answer = answer_with(204)
+    async with own.persistence():
         await own.wait_until_drained()
     assert set(receiver.turns) == set(turns(keys))
 
