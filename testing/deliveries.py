@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tailrace.proto.entries import KINDS, StoredEntry, encode
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
@@ -102,6 +102,11 @@ class MemoryDeliveries(Deliveries):
 
     async def resume(self, seq: Seq) -> Delivery | None:
         return next((last for (_, one), (_, last) in self._entries.items() if one == seq), None)
+
+    async def release(self, seqs: Iterable[Seq]) -> None:
+        for seq in seqs:
+            if (delivery := await self.resume(seq)) is not None:
+                await delivery.release()
 
     async def backlog(self) -> Backlog:
         waiting = sum(last is None for _, last in self._entries.values())

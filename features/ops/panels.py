@@ -655,8 +655,8 @@ LOG_AND_NATS = Dashboard(
         Panel(
             "Webhooks that wait",
             "short",
-            "Ended turns whose webhook is not delivered yet; those that wait for over an hour, and those beyond the share "
-            "of their tenant.",
+            "Ended turns whose webhook is not delivered yet, those that have waited for over an hour, and those "
+            "beyond their tenant's share.",
             Threshold(100, 1000),
             WEBHOOKS,
             (

@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
 from tailrace.proto.ids import Seq
 
@@ -18,6 +19,9 @@ class Overflow:
 
     def __len__(self) -> int:
         return len(self._seqs)
+
+    def __iter__(self) -> Iterator[Seq]:
+        return map(Seq, self._seqs)
 
     def __contains__(self, seq: Seq) -> bool:
         place = bisect_left(self._seqs, seq)

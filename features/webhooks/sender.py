@@ -123,6 +123,8 @@ class WebhookSender:
                 task.cancel()
         for seq in sorted(self._held):
             await self._held[seq].release()
+        for overflow in self._overflows.values():
+            await self._deliveries.release(overflow)
         metrics.WEBHOOKS_BEYOND_SHARE.set(0)
         metrics.WEBHOOKS_LATE.set(0)
 
@@ -226,39 +228,38 @@ class WebhookSender:
             await self._has_free.wait()
             self._has_free.clear()
             try:
-                while any([await self._resume_oldest(group, tenant) for tenant in tuple(self._overflows)]):
-                    pass
+                while ready := [tenant for tenant in self._overflows if self._is_ready(tenant)]:
+                    for tenant in ready:
+                        async with self._starting:
+                            await self._resume_oldest(group, tenant)
             except LogUnavailable:
                 await asyncio.sleep(LOG_WAIT_S)
                 self._has_free.set()
 
-    async def _resume_oldest(self, group: asyncio.TaskGroup, tenant: Tenant) -> bool:
-        """Starts the oldest webhook of a tenant's overflow. Returns False if there is nothing to do now.
+    def _is_ready(self, tenant: Tenant) -> bool:
+        """Returns whether the next webhook of a tenant's overflow may be started."""
+        return _now() >= self._overflows[tenant].known_at and self._used[tenant] < self._slots
 
-        Raises LogUnavailable.
-        """
-        async with self._starting:
-            overflow = self._overflows[tenant]
-            if _now() < overflow.known_at or self._used[tenant] >= self._slots:
-                return False
-            if not overflow:
-                del self._overflows[tenant]
-                logger.info("the webhooks of a tenant use no more than their share again", tenant=tenant)
-                return False
-            seq = overflow.first
-            if (delivery := await self._deliveries.resume(seq)) is not None:
-                self._held[seq] = delivery
-                await delivery.renew()
-                if (target := await self._find_target(delivery.key)) is None:
-                    await self._ack(seq)
-                else:
-                    self._start_task(group, delivery, *target)
-            elif seq < await self._deliveries.first_seq():
-                metrics.WEBHOOKS_GIVEN_UP.labels("expired").inc()
-                why = "its turn left the log before other webhooks of the tenant had ended"
-                logger.warning("webhook given up", tenant=tenant, seq=seq, reason="expired", why=why)
-            overflow.remove_first()
-            return True
+    async def _resume_oldest(self, group: asyncio.TaskGroup, tenant: Tenant) -> None:
+        """Starts the oldest webhook of a tenant's overflow, or removes an empty overflow. Raises LogUnavailable."""
+        overflow = self._overflows[tenant]
+        if not overflow:
+            del self._overflows[tenant]
+            logger.info("the webhooks of a tenant use no more than their share again", tenant=tenant)
+            return
+        seq = overflow.first
+        if (delivery := await self._deliveries.resume(seq)) is not None:
+            self._held[seq] = delivery
+            await delivery.renew()
+            if (target := await self._find_target(delivery.key)) is None:
+                await self._ack(seq)
+            else:
+                self._start_task(group, delivery, *target)
+        elif seq < await self._deliveries.first_seq():
+            metrics.WEBHOOKS_GIVEN_UP.labels("expired").inc()
+            why = "its turn left the log before other webhooks of the tenant had ended"
+            logger.warning("webhook given up", tenant=tenant, seq=seq, reason="expired", why=why)
+        overflow.remove_first()
 
     def _overflow_of(self, tenant: Tenant) -> Overflow:
         """Returns the overflow of a tenant; a new one is logged."""
@@ -290,13 +291,12 @@ class WebhookSender:
                 metrics.WEBHOOKS_WAITING.set(backlog.waiting + backlog.leased)
                 metrics.WEBHOOKS_LATE.set(sum(now - held.at > LATE_AFTER for held in self._held.values()))
             metrics.WEBHOOKS_BEYOND_SHARE.set(self._count_beyond_share())
-            if is_full != (is_full := len(self._tasks) >= WAITING_MAX):
-                if is_full:
-                    logger.warning(
-                        "the sender of webhooks is full: one webhook of each tenant", waiting=len(self._tasks)
-                    )
-                else:
-                    logger.info("the sender of webhooks is not full any more")
+            if not is_full and len(self._tasks) >= WAITING_MAX:
+                is_full = True
+                logger.warning("the sender of webhooks is full: one webhook of each tenant", limit=WAITING_MAX)
+            elif is_full and len(self._tasks) < WAITING_MAX / 2:
+                is_full = False
+                logger.info("the sender of webhooks is not full any more")
             if self._overflows:
                 self._has_free.set()
             await asyncio.sleep(OBSERVE_S)

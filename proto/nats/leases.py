@@ -233,13 +233,30 @@ class Deliveries:
         found = await Leader(self._connection, STREAM).first(subjects.EVERY_TURN, seq)
         if found is None or found.seq != seq:
             return None
-        # For the same entry, the subjects of two deliveries differ in numbers that nats-server does not compare
-        # (`processAckMsg` and `processNak` in consumer.go).
-        tokens = self._reply.split(".")
-        tokens[_first_number(tokens) + 1] = str(seq)
-        delivery = Delivery(Msg(self._connection.client, found.subject, ".".join(tokens)), self.ack_wait_s)
+        delivery = Delivery(Msg(self._connection.client, found.subject, self._reply_of(seq)), self.ack_wait_s)
         delivery.at = found.time
         return delivery
+
+    async def release(self, seqs: Iterable[Seq]) -> None:
+        """Gives up leases that this process has extended: the entries are delivered again at once, in this order.
+
+        A failure is only logged: the other leases then expire.
+        """
+        try:
+            for seq in seqs:
+                await self._connection.publish(self._reply_of(seq), b"-NAK")
+        except LogUnavailable as error:
+            logger.debug("leases not given up, will expire", durable=self._durable, why=str(error))
+
+    def _reply_of(self, seq: Seq) -> str:
+        """Returns a reply subject for a delivery of the entry.
+
+        Two deliveries of an entry have different numbers in it, which nats-server does not compare (`processAckMsg` and
+        `processNak` in consumer.go).
+        """
+        tokens = self._reply.split(".")
+        tokens[_first_number(tokens) + 1] = str(seq)
+        return ".".join(tokens)
 
     async def backlog(self) -> "Backlog":
         """Returns the consumer's backlog. Raises LogUnavailable."""

@@ -61,7 +61,7 @@ async def test_an_extended_lease_that_was_not_kept_is_renewed_released_and_ackno
     assert [(one.key, one.seq) for one in resumed if one] == [(one.key, one.seq) for one in extended]
     first, second, third = (one for one in resumed if one)
     await first.ack()
-    await second.release()
+    await deliveries.release([second.seq])
     (again,) = await until(deliveries.next)
     assert again.key == keys[1]
     await again.ack()
