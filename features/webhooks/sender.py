@@ -30,6 +30,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.records import record_from_fold
+from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.runtime.race import is_set_within
 
 logger = structlog.get_logger()
@@ -46,6 +47,12 @@ OBSERVE_S = 1.0
 LATE_AFTER = timedelta(hours=1)
 # Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
 CONNECTIONS = 8
+# Turns that are read and folded at once. A turn may be 8 MiB of request and more of answer, and its fold several times
+# as large.
+FOLDS_MAX = 2
+# A larger body is posted when its bytes are free, so that others do not wait for receivers of large ones.
+BODY_BYTES = 64 * 1024
+LARGE_BODIES_BYTES_MAX = 64 * 1024 * 1024
 BATCH_MAX = 100
 # Attempts that do not find the turn. A deletion removes a turn from the log seconds before it sets the tombstone.
 MISSING_MAX = 3
@@ -101,6 +108,8 @@ class WebhookSender:
         self._starting = asyncio.Lock()
         """Held while a task is started: fresh webhooks of a session do not overtake those from the overflow."""
         self._connections: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
+        self._folds = FairSemaphore(FOLDS_MAX)
+        self._large_bodies = FairSemaphore(LARGE_BODIES_BYTES_MAX)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Delivers until `stop` is set, and returns the undelivered entries to the log then."""
@@ -330,20 +339,14 @@ class WebhookSender:
         """Posts the webhook until it is delivered or given up."""
         missing = 0
         for attempts in count(1):
-            ended_at, retry_after_s = None, None
+            ended_at: datetime | None = self._held[seq].at
+            retry_after_s = None
             try:
                 async with self._connections.setdefault(key.tenant, asyncio.Semaphore(CONNECTIONS)):
-                    turn = await self._find_turn(key, seq)
-                    if turn is None:
-                        logger.debug("webhook dropped: its turn was deleted", turn=key.turn)
+                    if (answer := await self._post(key, seq, url)) is None:
                         return
-                    if turn.chain.last != seq:
-                        # A fork's `end`. The turn's valid one is delivered separately.
-                        return
-                    ended_at = turn.ended_at
-                    answer = await self._post(key, turn, url)
             except TurnUnknown:
-                missing += 1
+                missing, ended_at = missing + 1, None
                 why = "the log does not keep its turn any more"
                 if missing == MISSING_MAX:
                     _give_up(key, "expired", why)
@@ -369,8 +372,6 @@ class WebhookSender:
                 return
             wait_s = payload.next_wait_s(attempts, self._first_wait_s, retry_after_s, random.random())  # noqa: S311  # spreads load, hides nothing
             logger.info("webhook will be retried", turn=key.turn, attempts=attempts, why=why, wait_s=round(wait_s, 1))
-            # Thousands of webhooks may wait for an hour: their conversations need not stay in memory.
-            turn = None
             await asyncio.sleep(wait_s)
 
     async def _is_expired(self, ended_at: datetime | None) -> bool:
@@ -411,10 +412,34 @@ class WebhookSender:
             return False
         return await self._tombstones.is_deletion_marked(TurnKey(key.tenant, batch))
 
-    async def _post(self, key: TurnKey, turn: Turn, url: str) -> Answer:
-        body = payload.render(record_from_fold(key, turn), names_action=self._names_action)
+    async def _post(self, key: TurnKey, seq: Seq, url: str, reserved_bytes: int = BODY_BYTES) -> Answer | None:
+        """Posts the webhook once; None if it must not be sent. Raises as `_render` and WebhookClient.post do."""
+        body = await self._render(key, seq)
+        if body is None:
+            return None
+        if (size := len(body)) > reserved_bytes:
+            # It is not kept while it waits for other large ones.
+            del body
+            async with self._large_bodies.reserve(size, tenant=key.tenant):
+                return await self._post(key, seq, url, size)
         secrets = [signature.derive_secret(operator_key, key.tenant) for operator_key in self._keys]
         return await self._client.post(url, signature.sign(key.turn, int(time.time()), body, secrets), body)
+
+    async def _render(self, key: TurnKey, seq: Seq) -> bytes | None:
+        """Returns the body of the webhook. None if the turn was deleted, or if its `end` at `seq` is not valid.
+
+        Does not keep the turn, which needs several times as much memory, and a receiver may be slow. Raises
+        TurnUnknown, LogUnavailable.
+        """
+        async with self._folds.reserve(tenant=key.tenant):
+            turn = await self._find_turn(key, seq)
+            if turn is None:
+                logger.debug("webhook dropped: its turn was deleted", turn=key.turn)
+                return None
+            if turn.chain.last != seq:
+                # A fork's `end`. The turn's valid one is delivered separately.
+                return None
+            return payload.render(record_from_fold(key, turn), names_action=self._names_action)
 
     async def _find_target(self, key: TurnKey) -> tuple[str, Session] | None:
         """Returns the URL of the turn's webhook, and its session; None if it has no webhook. Raises LogUnavailable."""
