@@ -68,7 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="how many webhooks of a tenant may be in sending or wait for a retry; its others wait in the "
             "log, so that a receiver that is down delays only the webhooks of its own tenant",
         ),
-    ] = 1000
+    ] = 200
     webhook_requires_action: Annotated[
         bool,
         Meta(

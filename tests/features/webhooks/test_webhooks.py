@@ -41,7 +41,7 @@ from tests.harness.postgresql import PostgreSQLServer
 from tests.harness.processes import Process
 from tests.harness.turn_writer import OURS, Writer, new_writer, write_turn
 from tests.harness.until import until
-from tests.harness.webhook_receiver import ReceivedWebhook, Receiver, answer_after, answer_with, hang
+from tests.harness.webhook_receiver import Answer, ReceivedWebhook, Receiver, answer_after, answer_with, hang
 from tests.integration.conftest import NewGateway
 
 KEY = "a-key-that-only-this-test-has-0123"
@@ -555,10 +555,13 @@ async def test_the_end_of_a_fork_is_not_posted(own: WebhookSystem, receiver: Rec
 # Leases, kills and stops
 
 
-async def test_a_stopped_process_returns_its_entries_at_once_in_order(own: WebhookSystem, receiver: Receiver) -> None:
+@pytest.mark.parametrize("share", [1, 3])
+async def test_a_stopped_process_returns_its_entries_at_once_in_order(
+    own: WebhookSystem, receiver: Receiver, share: int
+) -> None:
     """The next process does not wait for leases to expire."""
     receiver.answer = hang
-    async with own.persistence():
+    async with own.persistence(webhook_share=share):
         keys = await own.write_session(receiver.url, 3)
         await until(lambda: receiver.received)
         await until(lambda: has_backlog(own, 0, 3))
@@ -823,17 +826,45 @@ async def test_a_tenant_without_waiting_webhooks_needs_no_memory(own: WebhookSys
         assert await semaphores_after(30) <= first + 5
 
 
-async def test_waiting_webhooks_keep_no_turn_in_memory(own: WebhookSystem, receiver: Receiver) -> None:
-    """Thousands of them wait for hours while a receiver is down, each for a whole conversation."""
-    receiver.answer = answer_with(500)
+@pytest.mark.parametrize("answer", [answer_with(500), hang])
+async def test_webhooks_keep_no_turn_in_memory(own: WebhookSystem, receiver: Receiver, answer: Answer) -> None:
+    """Thousands wait for hours while a receiver is down, or for slow responses, each for a whole conversation."""
+    receiver.answer = answer
+    count = 20 if answer is not hang else sender.CONNECTIONS
 
     def turns_in_memory() -> int:
         gc.collect()
         return sum(isinstance(one, Turn) for one in gc.get_objects())
 
-    async with own.persistence(webhook_wait_s=60):
+    async with own.persistence(webhook_wait_s=60, webhook_timeout_s=60.0):
         before = turns_in_memory()
-        for _ in range(20):
+        for _ in range(count):
             await own.write(receiver.url)
-        await until(lambda: len(receiver.turns) == 20)
+        await until(lambda: len(receiver.turns) == count)
         await until(lambda: turns_in_memory() <= before + 3)
+
+
+async def test_large_bodies_wait_for_one_another_and_small_ones_do_not_wait_for_them(
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bodies that are being sent to slow receivers are in memory."""
+    monkeypatch.setattr(sender, "LARGE_BODIES_BYTES_MAX", 200_000)
+    may_answer = asyncio.Event()
+
+    async def answer_later(_: ReceivedWebhook, __: Request) -> Response:
+        await may_answer.wait()
+        return Response(status=204)
+
+    receiver.answer = answer_later
+    text = "a" * 70_000
+    async with Receiver() as other, own.persistence(webhook_timeout_s=60.0):
+        # Each has the text twice.
+        large = [await own.write(receiver.url, tenant=Tenant(f"t-{number}"), text=text) for number in range(3)]
+        await until(lambda: receiver.received)
+        small = await own.write(other.url, tenant=Tenant("t-1"))
+        await until(lambda: other.received)
+        assert other.turns == [small.turn]
+        assert len(receiver.turns) == 1
+        may_answer.set()
+        await own.wait_until_drained()
+    assert sorted(receiver.turns) == sorted(turns(large))
