@@ -105,8 +105,6 @@ class WebhookSender:
         """The number of tasks of each tenant."""
         self._overflows: dict[Tenant, Overflow] = {}
         self._has_free = asyncio.Event()
-        self._starting = asyncio.Lock()
-        """Held while a task is started: fresh webhooks of a session do not overtake those from the overflow."""
         self._connections: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
         self._folds = FairSemaphore(FOLDS_MAX)
         self._large_bodies = FairSemaphore(LARGE_BODIES_BYTES_MAX)
@@ -200,8 +198,7 @@ class WebhookSender:
         for _, delivery in sorted(latest.items()):
             while not stop.is_set():
                 try:
-                    async with self._starting:
-                        await self._start_new(group, delivery)
+                    await self._start_new(group, delivery)
                     break
                 except LogUnavailable:
                     # The end keeps its lease. An end that was returned while NATS is away would come after later ones.
@@ -215,6 +212,7 @@ class WebhookSender:
         if seq in self._tasks:
             # A running webhook that is delivered again only gets the newer lease.
             return
+        # A free slot is for the oldest webhook of the overflow, which may be of the same session.
         if tenant not in self._overflows:
             if (target := await self._find_target(delivery.key)) is None:
                 await self._ack(seq)
@@ -239,8 +237,7 @@ class WebhookSender:
             try:
                 while ready := [tenant for tenant in self._overflows if self._is_ready(tenant)]:
                     for tenant in ready:
-                        async with self._starting:
-                            await self._resume_oldest(group, tenant)
+                        await self._resume_oldest(group, tenant)
             except LogUnavailable:
                 await asyncio.sleep(LOG_WAIT_S)
                 self._has_free.set()

@@ -320,6 +320,34 @@ async def test_many_tenants_whose_receivers_are_down_have_one_slot_each(
 
 
 @pytest.mark.rule("R45")
+async def test_a_free_slot_is_for_the_oldest_webhook_beyond_the_share(
+    own: WebhookSystem, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the log does not answer, and a later webhook of the session arrives."""
+    monkeypatch.setattr(sender, "LOG_WAIT_S", 0.05)
+    resume = Deliveries.resume
+    may_read = asyncio.Event()
+
+    async def fail_at_first(deliveries: Deliveries, seq: Seq) -> Delivery | None:
+        if not may_read.is_set():
+            raise LogUnavailable("the log does not answer")
+        return await resume(deliveries, seq)
+
+    monkeypatch.setattr(Deliveries, "resume", fail_at_first)
+    receiver.answer = answer_with(500)
+    async with own.persistence(webhook_share=1):
+        keys = await own.write_session(receiver.url, 2)
+        await until(lambda: count_waiting("beyond_share") == 1)
+        receiver.answer = answer_with(204)
+        await until(lambda: has_backlog(own, 0, 1))
+        keys += await own.write_session(receiver.url, 1)
+        await until(lambda: count_waiting("beyond_share") == 2)
+        may_read.set()
+        await own.wait_until_drained()
+    assert list(dict.fromkeys(receiver.turns)) == turns(keys)
+
+
+@pytest.mark.rule("R45")
 @pytest.mark.parametrize("signal", [SIGTERM, SIGKILL])
 async def test_webhooks_beyond_the_share_keep_the_order_of_their_session_after_a_stop(
     own: WebhookSystem, receiver: Receiver, signal: Signals
