@@ -177,10 +177,10 @@ class WebhookSender:
         return found, False
 
     def _expect_unknown(self) -> None:
-        """Lets the overflow of each tenant wait until extended leases of a process that was killed have expired.
+        """Lets the overflows wait until the leases that a killed process has extended have expired.
 
-        Such a tenant has used its share, and these leases were short: so they were delivered again at once. Half of it
-        is enough, because some may have ended right before the kill.
+        A tenant with an overflow used its share, and the leases of the share were not extended: they have come back.
+        Half of it is enough, because some webhooks may have ended right before the kill.
         """
         known_at = _now() + EXTENDED_S_MAX + self._deliveries.ack_wait_s
         for tenant, used in self._used.items():
