@@ -290,7 +290,7 @@ ALERTS = (
     ),
     Alert(
         "WebhooksWait",
-        "sum(tailrace_persistence_webhooks_late) > 10",
+        f"sum({_fresh('tailrace_persistence_webhooks_late')}) > 10",
         "1h",
         "ticket",
         "More than ten webhooks have waited for hours",
@@ -299,7 +299,7 @@ ALERTS = (
     ),
     Alert(
         "WebhooksBeyondShare",
-        "sum(tailrace_persistence_webhooks_beyond_share) > 0",
+        f"sum({_fresh('tailrace_persistence_webhooks_beyond_share')}) > 0",
         "15m",
         "ticket",
         "A tenant has more webhooks waiting than its share: its others wait in the log",
