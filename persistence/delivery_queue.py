@@ -1,7 +1,7 @@
 """DeliveryQueue: the delivered entries that are not recorded yet, in a fair order, and which tenants are recorded."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnKey
@@ -11,6 +11,9 @@ from tailrace.proto.runtime.race import is_set_within
 
 # Their payloads together. The payload of a further entry is read from the log when the entry is recorded.
 KEPT_BYTES_MAX = 64 * 1024 * 1024
+# The turns of the smallest batch: the oldest one, and one of the next tenant, which would otherwise wait for all older
+# turns of another.
+TURNS_MIN = 2
 
 
 class DeliveryQueue:
@@ -44,11 +47,12 @@ class DeliveryQueue:
         """Returns how many entries this process leases."""
         return len(self._taken) + sum(len(entries) for turns in self._waiting.values() for entries in turns.values())
 
-    async def wait(self, timeout_s: float) -> None:
-        """Returns when an entry waits, or after `timeout_s`."""
+    async def wait(self, timeout_s: float) -> bool:
+        """Returns whether an entry waits, as soon as one does, or after `timeout_s`."""
         if not self._waiting:
             self._added.clear()
             await is_set_within(self._added, timeout_s)
+        return bool(self._waiting)
 
     def leases(self) -> Iterable[Delivery]:
         """Returns the waiting deliveries, and those that `take` has returned and that are not settled."""
@@ -79,34 +83,34 @@ class DeliveryQueue:
             self._kept_bytes += delivery.kept_bytes
             self._added.set()
 
-    def take(self, most: int) -> list[Delivery]:
-        """Returns at most `most` waiting entries, or those of two turns: of the oldest, then of the tenants in turn."""
-        batch: list[Delivery] = []
-        if self._waiting:
-            # Each batch has the oldest entry, so that `reached_with` grows with each batch.
-            batch += self._take_turn(min(self._waiting, key=self._head))
-        is_second = True
+    def take(self, most: int) -> Iterator[list[Delivery]]:
+        """Yields the waiting entries turn by turn: those of the oldest turn, then of the tenants in turn.
+
+        At most `most` entries, or those of two turns, and no more than wait at the first step. Entries that are not
+        yielded wait for the next call. Ends before a turn that it has yielded already: its end has arrived meanwhile.
+        """
+        self._taken = {}
+        left, yielded = min(most, len(self)), set[TurnKey]()
         while self._waiting:
-            tenant, turns = next(iter(self._waiting.items()))
-            if len(batch) + len(next(iter(turns.values()))) > most and not is_second:
-                break
-            batch += self._take_turn(tenant)
-            is_second = False
-        self._taken = {one.seq: one for one in batch}
-        return batch
+            # Each batch has the oldest entry, so that `reached_with` grows with each batch.
+            tenant = next(iter(self._waiting)) if yielded else min(self._waiting, key=self._head)
+            turns = self._waiting[tenant]
+            key, entries = next(iter(turns.items()))
+            if key in yielded or (len(yielded) >= TURNS_MIN and len(entries) > left):
+                return
+            left -= len(entries)
+            yielded.add(key)
+            del turns[key], self._waiting[tenant]
+            if turns:
+                # The tenant goes to the end of the round.
+                self._waiting[tenant] = turns
+            self._kept_bytes -= sum(one.kept_bytes for one in entries.values())
+            self._taken |= entries
+            yield list(entries.values())
 
     def _head(self, tenant: Tenant) -> Seq:
         """Returns the first entry of the turn of `tenant` that has waited longest."""
         return next(iter(next(iter(self._waiting[tenant].values()))))
-
-    def _take_turn(self, tenant: Tenant) -> list[Delivery]:
-        """Removes and returns the entries of the tenant's next turn. The tenant goes to the end of the round."""
-        turns = self._waiting.pop(tenant)
-        entries = list(turns.pop(next(iter(turns))).values())
-        if turns:
-            self._waiting[tenant] = turns
-        self._kept_bytes -= sum(one.kept_bytes for one in entries)
-        return entries
 
     def reached_with(self, batch: Iterable[Delivery]) -> Seq:
         """Returns the entry up to which this process has recorded its deliveries when it has recorded `batch`."""

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import itemgetter
 
 import msgspec
 import structlog
 
 from tailrace.persistence import metrics
-from tailrace.persistence.delivery_queue import DeliveryQueue
+from tailrace.persistence.delivery_queue import TURNS_MIN, DeliveryQueue
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
@@ -35,8 +36,11 @@ from tailrace.proto.runtime.race import is_set_within
 
 logger = structlog.get_logger()
 
-# Concurrent folds. A fold mostly waits for the log, so more would use memory without being faster.
+# Concurrent folds. A fold of a small turn mostly waits for the log, so more would use memory without being faster.
 FOLDS_MAX = 16
+# How long a batch may begin folds. Queries of all tenants wait for it, and its leases last as long. A bound in entries
+# or bytes would not hold on a busy machine, and an `end` does not show how long its request is.
+FOLD_S = 0.25
 # Entries that wait to be recorded. While fewer wait, an entry of another tenant is delivered at once. And nats-server
 # finds the next entry of a consumer with two filters fast only near the end of the log (`firstMatchingMulti` in
 # filestore.go). Each entry costs a renewal of its lease every three seconds.
@@ -86,7 +90,8 @@ class Recorder:
         self._batch_max = batch_max
         self._retry_wait_s = retry_wait_s
         self._lost_turns = LostTurnFinder(log, deliveries, store)
-        self._fold_slots = asyncio.Semaphore(FOLDS_MAX)
+        self._is_cut = False
+        """Whether FOLD_S has ended the last batch."""
         self._spans = RecordSpans(store.system)
         self._batch_failure = ""
         self._check_failure = ""
@@ -136,16 +141,16 @@ class Recorder:
     async def _record_until(self, stop: asyncio.Event, beside: Sequence[asyncio.Task[None]]) -> None:
         loop, next_count = asyncio.get_running_loop(), 0.0
         while not stop.is_set():
-            await self._queue.wait(PULL_S)
+            is_waiting = await self._queue.wait(PULL_S)
             for task in beside:
                 if task.done():
                     # Raises its error.
                     await task
             began = loop.time()
-            if batch := self._queue.take(self._batch_max):
-                await self._record(batch, stop)
-            # While a full batch waits, a pause could not make it larger.
-            is_full = len(self._queue) >= self._batch_max
+            if is_waiting:
+                await self._record(stop)
+            # While a full batch waits, or one of as much work as FOLD_S allows, a pause could not make it larger.
+            is_full = self._is_cut or len(self._queue) >= self._batch_max
             pause_s = 0.0 if is_full else (loop.time() - began) * (1 / WRITING_SHARE - 1)
             self._store.raise_if_damaged()
             await self._find_lost_turns()
@@ -170,10 +175,11 @@ class Recorder:
         )
         return msgspec.json.encode(health)
 
-    async def _record(self, batch: Sequence[Delivery], stop: asyncio.Event) -> None:
+    async def _record(self, stop: asyncio.Event) -> None:
         try:
             with metrics.BATCH_S.time():
-                rows = await self._write(await self._fold(batch), self._queue.reached_with(batch))
+                batch, folded = await self._fold()
+                rows = await self._write(folded, self._queue.reached_with(batch))
                 self._spans.end()
                 for delivery in batch:
                     await delivery.ack()
@@ -255,35 +261,65 @@ class Recorder:
             return []
         return rows
 
-    async def _fold(self, batch: Sequence[Delivery]) -> list[TurnRow]:
-        self._outcomes = []
-        last = {delivery.key: delivery for delivery in sorted(batch, key=lambda delivery: delivery.seq)}
-        requested = {delivery.key for delivery in batch if delivery.kind == "request"}
-        folded = await asyncio.gather(
-            *(self._fold_turn(delivery, has_request=key in requested) for key, delivery in last.items()),
-            return_exceptions=True,
-        )
-        for failed in folded:
-            if isinstance(failed, BaseException):
-                raise failed
-        return [row for row in folded if isinstance(row, TurnRow)]
+    async def _fold(self) -> tuple[list[Delivery], list[TurnRow]]:
+        """Takes entries and folds their turns, until FOLD_S is over; returns the entries, and the rows in their order.
 
-    async def _fold_turn(self, last: Delivery, *, has_request: bool) -> TurnRow | None:
-        """Returns the row of the turn of `last`, folded at least up to this entry; None if it cannot be recorded.
+        Raises the error of a fold when all folds have ended.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + FOLD_S
+        turns, rows = self._queue.take(self._batch_max), list[tuple[Seq, TurnRow]]()
+        batch, errors, workers = list[Delivery](), list[Exception](), 0
+        self._outcomes, self._is_cut = [], False
+
+        async def fold_some() -> None:
+            for entries in turns:
+                batch.extend(entries)
+                try:
+                    row = await self._fold_turn(entries)
+                except Exception as error:  # noqa: BLE001  # raised below: the group would cancel the other folds
+                    errors.append(error)
+                    turns.close()
+                    return
+                if row is not None:
+                    rows.append((min(one.seq for one in entries), row))
+                if loop.time() >= deadline:
+                    self._is_cut = True
+                    turns.close()
+                    return
+                if workers < FOLDS_MAX:
+                    # Large turns, which take long, are folded by few workers: all of them hold up the event loop, and
+                    # their folds end after FOLD_S.
+                    add_worker()
+
+        def add_worker() -> None:
+            nonlocal workers
+            workers += 1
+            group.create_task(fold_some())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(TURNS_MIN):
+                add_worker()
+        if errors:
+            raise errors[0]
+        return batch, [row for _, row in sorted(rows, key=itemgetter(0))]
+
+    async def _fold_turn(self, delivered: Sequence[Delivery]) -> TurnRow | None:
+        """Returns the row of the turn of `delivered`, folded at least up to them; None if it cannot be recorded.
 
         Removes an orphan (see `_is_orphan`) and returns None. An error of one turn does not stop the others in the
-        batch. `has_request`: the batch contains the turn's request.
+        batch.
         """
+        last = max(delivered, key=lambda one: one.seq)
         key = last.key
         try:
-            async with self._fold_slots:
-                turn = await self._read_turn(last)
-                if has_request and await self._is_orphan(key, turn):
-                    # Release its blobs first; after the purge they are unknown.
-                    await self._store.release_blobs(key.tenant, blobs_of(turn))
-                    await self._remove(key)
-                    logger.info("turn purged: its parent was deleted", turn=key.turn)
-                    return None
+            turn = await self._read_turn(last)
+            if any(one.kind == "request" for one in delivered) and await self._is_orphan(key, turn):
+                # Release its blobs first; after the purge they are unknown.
+                await self._store.release_blobs(key.tenant, blobs_of(turn))
+                await self._remove(key)
+                logger.info("turn purged: its parent was deleted", turn=key.turn)
+                return None
             if last.kind == "end":
                 self._outcomes.append(turn.outcome)
             for one in self._unrecorded:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -41,10 +42,15 @@ def seqs(batch: Sequence[Delivery]) -> list[int]:
     return [one.seq for one in batch]
 
 
+def take(queue: DeliveryQueue, most: int) -> list[Delivery]:
+    """Takes a whole batch."""
+    return list(chain.from_iterable(queue.take(most)))
+
+
 def batches(queue: DeliveryQueue, most: int) -> list[list[int]]:
     """Records all that waits; returns the batches."""
     found = []
-    while batch := queue.take(most):
+    while batch := take(queue, most):
         found.append(seqs(batch))
         queue.settle(batch)
     return found
@@ -86,7 +92,7 @@ def test_the_recorded_sequence_grows_with_each_batch_and_is_never_too_high(
     """A lost commit is noticed by it, and a restored database must not claim what it lacks."""
     queue, left, last = DeliveryQueue(), set(range(1, len(entries) + 1)), 0
     queue.add(entry(seq, tenant, turn) for seq, (tenant, turn) in enumerate(entries, 1))
-    while batch := queue.take(most):
+    while batch := take(queue, most):
         reached = queue.reached_with(batch)
         queue.settle(batch)
         left -= set(seqs(batch))
@@ -165,9 +171,9 @@ def test_entries_that_are_given_back_are_not_recorded_yet() -> None:
     """Until another process has recorded them."""
     queue = DeliveryQueue()
     queue.add([entry(1, LOUD, 1), entry(2, QUIET, 1)])
-    queue.take(1)
+    take(queue, 1)
     assert seqs(queue.give_back()) == [1, 2]
-    assert (len(queue), queue.take(9)) == (0, [])
+    assert (len(queue), take(queue, 9)) == (0, [])
     assert not queue.has_recorded(QUIET, Seq(2), progress(2))
     assert queue.has_recorded(QUIET, Seq(2), progress(2, floor=2))
 
@@ -179,7 +185,7 @@ def test_the_memory_for_waiting_entries_is_limited(monkeypatch: pytest.MonkeyPat
     queue = DeliveryQueue()
     queue.add([first, second])
     assert (bool(first.kept_bytes), second.kept_bytes) == (True, 0)
-    queue.take(1)
+    take(queue, 1)
     queue.add([third])
     assert third.kept_bytes
 
