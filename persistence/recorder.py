@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from tailrace.persistence import metrics
-from tailrace.persistence.delivery_queue import TURNS_MIN, DeliveryQueue
+from tailrace.persistence.delivery_queue import DeliveryQueue
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.lost_turns import LostTurnFinder
 from tailrace.persistence.record_spans import RecordSpans
@@ -36,10 +36,11 @@ from tailrace.proto.runtime.race import is_set_within
 
 logger = structlog.get_logger()
 
-# Concurrent folds. A fold of a small turn mostly waits for the log, so more would use memory without being faster.
-FOLDS_MAX = 16
-# How long a batch may begin folds. Queries of all tenants wait for it, and its leases last as long. A bound in entries
-# or bytes would not hold on a busy machine, and an `end` does not show how long its request is.
+# Concurrent folds, which hide the round trip to the log. Their work is done by one event loop: with more folds of large
+# turns, leases would be renewed late, and folds would go on long after FOLD_S.
+FOLDS_MAX = 4
+# How long a batch may begin folds. Queries of all tenants wait for the batch. A bound in entries or bytes would not
+# hold on a busy machine, and an `end` does not show how large its request is.
 FOLD_S = 0.25
 # Entries that wait to be recorded. While fewer wait, an entry of another tenant is delivered at once. And nats-server
 # finds the next entry of a consumer with two filters fast only near the end of the log (`firstMatchingMulti` in
@@ -269,7 +270,7 @@ class Recorder:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + FOLD_S
         turns, rows = self._queue.take(self._batch_max), list[tuple[Seq, TurnRow]]()
-        batch, errors, workers = list[Delivery](), list[Exception](), 0
+        batch, errors = list[Delivery](), list[Exception]()
         self._outcomes, self._is_cut = [], False
 
         async def fold_some() -> None:
@@ -277,29 +278,16 @@ class Recorder:
                 batch.extend(entries)
                 try:
                     row = await self._fold_turn(entries)
-                except Exception as error:  # noqa: BLE001  # raised below: the group would cancel the other folds
+                except Exception as error:  # noqa: BLE001  # raised below: a group would cancel the other folds
                     errors.append(error)
+                else:
+                    if row is not None:
+                        rows.append((min(one.seq for one in entries), row))
+                self._is_cut = self._is_cut or loop.time() >= deadline
+                if errors or self._is_cut:
                     turns.close()
-                    return
-                if row is not None:
-                    rows.append((min(one.seq for one in entries), row))
-                if loop.time() >= deadline:
-                    self._is_cut = True
-                    turns.close()
-                    return
-                if workers < FOLDS_MAX:
-                    # Large turns, which take long, are folded by few workers: all of them hold up the event loop, and
-                    # their folds end after FOLD_S.
-                    add_worker()
 
-        def add_worker() -> None:
-            nonlocal workers
-            workers += 1
-            group.create_task(fold_some())
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(TURNS_MIN):
-                add_worker()
+        await asyncio.gather(*(fold_some() for _ in range(FOLDS_MAX)))
         if errors:
             raise errors[0]
         return batch, [row for _, row in sorted(rows, key=itemgetter(0))]

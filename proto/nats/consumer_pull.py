@@ -17,6 +17,9 @@ from tailrace.proto.nats.connection import Connection
 
 # The server ends a request without a message after its timeout, and its answer takes this long at most.
 ANSWER_S = 0.25
+# The messages of the largest size that one request returns. All of them are in memory at once, and replies to other
+# requests come after them. One message with its subject and headers is larger than `max_payload`, and must fit.
+LARGEST_MAX = 2
 # The codes that end a request: no further message, and no message in time.
 NOTHING_MORE = ("404", "408")
 
@@ -42,7 +45,8 @@ class Pull:
         return pull
 
     async def fetch(self, most: int, timeout_s: float) -> list[Msg]:
-        """Returns the messages that the server has now, at most `most`; without any, waits for the first one.
+        """Returns the messages that the server has now, at most `most`, and no more than LARGEST_MAX large ones;
+        without any, waits for the first one.
 
         An empty list after `timeout_s`. The next call returns what arrives after a timeout, or during a cancelled
         call. Raises LogUnavailable.
@@ -58,7 +62,12 @@ class Pull:
         self._answered = asyncio.get_running_loop().create_future()
         # With `expires`, a request with `no_wait` waits for the first messages instead of ending at once
         # (`processNextMsgReq` of nats-server).
-        query = {"batch": most, "expires": int(timeout_s * 1e9), "no_wait": True}
+        query = {
+            "batch": most,
+            "max_bytes": LARGEST_MAX * self._connection.client.max_payload,
+            "expires": int(timeout_s * 1e9),
+            "no_wait": True,
+        }
         await self._connection.publish(self._subject, msgspec.json.encode(query), reply=self._reply.decode())
         try:
             async with asyncio.timeout(timeout_s + ANSWER_S):

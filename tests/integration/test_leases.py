@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
+from tailrace.proto.entries import Message
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.nats.leases import stored_at
-from tailrace.proto.subjects import GENERATORS, WEBHOOKS
+from tailrace.proto.subjects import GENERATORS, PERSISTENCE, WEBHOOKS
 from tests.harness.own_system import OwnSystem
+from tests.harness.turn_writer import new_writer
 from tests.harness.until import until
 
 
@@ -91,6 +93,20 @@ async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lo
         assert [delivery.key for delivery in await waiting] == [key]
         waiting = asyncio.create_task(busy.next(16))
     assert await waiting == []
+
+
+async def test_one_request_returns_few_large_entries_and_each_is_delivered_once(own: OwnSystem) -> None:
+    """Hundreds of them would need gigabytes, and replies to other requests would come after them."""
+    deliveries = await Deliveries.open(own.connection, PERSISTENCE)
+    largest = "x" * (own.connection.client.max_payload - 1000)
+    writers = [new_writer(own.log) for _ in range(5)]
+    for writer, text in zip(writers, (largest, largest, largest, "short", "short"), strict=True):
+        await writer.store_request(messages=[Message("user", text)])
+    found = [await until(lambda: deliveries.next(512)) for _ in range(2)]
+    assert [len(some) for some in found] == [2, 3]
+    assert [one.key for some in found for one in some] == [writer.key for writer in writers]
+    assert {one.times for some in found for one in some} == {1}
+    assert own.connection.disconnects == 0
 
 
 async def test_a_reset_delivers_all_entries_again(own: OwnSystem) -> None:

@@ -1,6 +1,7 @@
 """In which order entries are recorded, and which tenants' queries may be answered meanwhile."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from tailrace.persistence import delivery_queue
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.delivery_queue import DeliveryQueue
-from tailrace.persistence.recorder import Recorder
+from tailrace.persistence.recorder import FOLD_S, FOLDS_MAX, Recorder
+from tailrace.persistence.rows import TurnRow
 from tailrace.proto.entries import End, Request
 from tailrace.proto.errors import Refused, StoreBusy
-from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.leases import Delivery, Progress
 from tailrace.testing import MemoryDeliveries, MemoryDelivery, MemoryLog, MemoryStore, MemoryTombstones
 from tests.harness.turn_builder import completed_turn, request
@@ -221,6 +224,64 @@ def test_a_query_does_not_wait_for_the_backlog_of_another_tenant() -> None:
         return behind, transactions, refused
 
     assert run(record()) == (20, 2, ["persistence_unavailable"] * 2)
+
+
+class LargeTurns(MemoryLog):
+    """A log whose loud turns take `fold_s` each, one after the other: their folds need the CPU."""
+
+    fold_s = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cpu = asyncio.Lock()
+
+    async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
+        if key.tenant == LOUD:
+            async with self._cpu:
+                await asyncio.sleep(self.fold_s)
+        return await super().read_turn_upto(key, reached, enough)
+
+
+@pytest.mark.parametrize("fold_s", [0.1, 0.4])
+def test_no_query_waits_for_a_batch_of_large_turns_and_each_turn_is_recorded_once(
+    monkeypatch: pytest.MonkeyPatch, fold_s: float
+) -> None:
+    """A batch of 100 of them would take 10 or 40 s. One turn may take longer than FOLD_S."""
+    monkeypatch.setattr(LargeTurns, "fold_s", fold_s)
+
+    async def record() -> tuple[list[float], Counter[TurnKey], int]:
+        log, deliveries, store, queue = LargeTurns(), MemoryDeliveries(), MemoryStore(), DeliveryQueue()
+        database: Any = store
+        written = Counter[TurnKey]()
+
+        async def record_rows(rows: Sequence[TurnRow], reached: Seq = BEFORE_FIRST) -> None:
+            written.update(TurnKey(Tenant(row.tenant), TurnId(row.turn)) for row in rows)
+            await MemoryStore.record(store, rows, reached)
+
+        database.record = record_rows
+        for number in range(100):
+            deliveries.add(key(LOUD, number), log.store(key(LOUD, number), request()))
+        recorder = Recorder(log, MemoryTombstones(), deliveries, database, (), queue, batch_max=100, retry_wait_s=1)
+        catch_up = SharedCatchUp(deliveries, queue.has_recorded, lambda: recorder.failure, 3.0)
+        stop, waited = asyncio.Event(), list[float]()
+        recording = asyncio.create_task(recorder.run(stop))
+        for number in range(5):
+            await asyncio.sleep(0.5)
+            deliveries.add(key(QUIET, number), log.store(key(QUIET, number), request()))
+            began = asyncio.get_running_loop().time()
+            await catch_up.wait(QUIET)
+            assert key(QUIET, number) in store.rows
+            waited.append(asyncio.get_running_loop().time() - began)
+        assert not deliveries.is_done
+        await until(lambda: deliveries.is_done, 200)
+        stop.set()
+        await recording
+        return waited, written, max(one.times for one in deliveries.delivered)
+
+    waited, written, times = run(record())
+    assert max(waited) < 2 * (FOLD_S + FOLDS_MAX * fold_s)
+    assert set(written.values()) == {1}
+    assert (len(written), times) == (105, 1)
 
 
 def test_what_cannot_be_recorded_is_given_back_with_all_that_waits() -> None:
