@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tailrace.persistence import sqlite
+from tailrace.persistence.rpc import RowBudget
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime.feature_parts import join_distinct
 
@@ -86,8 +87,11 @@ class Database(Protocol):
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. Raises StoreError."""
 
-    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Like `read`, for a query that may take long: `read` does not wait for it, and a cancellation ends it.
+    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
+        """Returns the first rows of a query that returns turns, up to the one that ends `budget`. Raises StoreError."""
+
+    async def search(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
+        """Like `read_turns`, for a query that may take long: `read` does not wait for it, and a cancellation ends it.
 
         Callers run one at a time. Raises StoreError.
         """

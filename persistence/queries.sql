@@ -376,12 +376,13 @@ ORDER BY cursor LIMIT 500
 INDEXED BY turns_running
 
 -- name: running
--- The running turns after a cursor, oldest first, of one session or of all, and of one owner unless it is null.
-SELECT * FROM turns {by_running} JOIN usage USING (tenant, session, turn)
+-- The ids of the running turns after a cursor, oldest first, of one session or of all, and of one owner unless it is
+-- null.
+SELECT turn FROM turns {by_running}
 WHERE tenant = :tenant AND outcome = 'running' AND (:session IS NULL OR session = :session)
   AND (:owner IS NULL OR owner = :owner)
-  AND (turns.asked_at, turn) > (:after_at, :after)
-ORDER BY turns.asked_at, turn LIMIT :limit
+  AND (asked_at, turn) > (:after_at, :after)
+ORDER BY asked_at, turn LIMIT :limit
 
 -- fragment: has_labels
 -- Whether a row `one` of a turn has all labels of the JSON object `others`.
@@ -416,14 +417,13 @@ ORDER BY one.asked_at DESC, one.turn DESC LIMIT :limit
 {newest_of_page}
 
 -- name: slowest_turns
--- Among the newest :offset turns of a range, those with all labels and the outcome whose first token took longest.
-SELECT one.*, usage.* FROM (
-    SELECT tenant, session, turn, asked_at, first_token_at - asked_at AS waited FROM turns
+-- The ids: among the newest :offset turns of a range, those with all labels and the outcome whose first token took longest.
+SELECT one.turn FROM (
+    SELECT turn, first_token_at - asked_at AS waited FROM turns
     WHERE tenant = :tenant AND (asked_at, turn) >= (:from_at, :start) AND (asked_at, turn) < (:before_at, :before)
     ORDER BY asked_at DESC, turn DESC LIMIT :offset
 ) AS found
 {join} turns AS one ON one.tenant = :tenant AND one.turn = found.turn
-{join} usage ON usage.tenant = :tenant AND usage.session = one.session AND usage.turn = one.turn
 WHERE found.waited IS NOT NULL AND {has_labels} AND {has_outcome}
 ORDER BY found.waited DESC, one.turn LIMIT :limit
 

@@ -1,6 +1,6 @@
 """NATS request handlers of persistence: decode, wait until the database has caught up, run the query, encode."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ from tailrace.proto.records import Query
 
 # A response is one NATS message, which is 1 MiB at most by default. Pages of long turns are shortened to fit.
 PAGE_BYTES_MAX = 512 * 1024
+# The columns of a turn that may be long.
+LONG_COLUMNS = ("input", "content", "text")
 
 A = TypeVar("A", bound=msgspec.Struct)
 T = TypeVar("T", bound=msgspec.Struct)
@@ -21,6 +23,25 @@ CatchUp = Callable[[Tenant | None], Awaitable[None]]
 """Waits until all stored entries of a tenant are recorded; None: of all tenants."""
 QueryHandler = tuple[type[Query[Any]], Callable[[Tenant, Any], Awaitable[Any]]]
 """A query, and the method that answers it for a tenant."""
+
+
+class RowBudget:
+    """How many rows of turns one page reads: those that fill a message, and the next one.
+
+    A turn may have megabytes: 200 of them would fill the memory, and the queries of all tenants would wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._left = PAGE_BYTES_MAX
+
+    def ends_with(self, row: Mapping[str, Any]) -> bool:
+        """Counts the next row, and returns whether no further one is needed.
+
+        In `fit_in_message`, a record is at least as long as its columns, so that the page ends before this row.
+        """
+        is_last = self._left < 0
+        self._left -= sum(len(row[name]) for name in LONG_COLUMNS)
+        return is_last
 
 
 def handler(

@@ -24,6 +24,7 @@ import aiosqlite
 
 from tailrace.persistence import metrics
 from tailrace.persistence.migrations import migrations, require_known_version
+from tailrace.persistence.rpc import RowBudget
 from tailrace.proto.errors import (
     SettingsInvalid,
     StoreBusy,
@@ -231,19 +232,29 @@ class SQLite:
 
     async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a query. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
+        with self._note_damage():
+            return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
+
+    @contextmanager
+    def _note_damage(self) -> Iterator[None]:
         try:
             with _map_errors():
-                return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
+                yield
         except StoreCorrupt as error:
             self._damage = error
             raise
 
-    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
+        """See Database.read_turns. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
+        with self._note_damage():
+            return await _read_turns(self._reader, statement, values, budget)
+
+    async def search(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
         """Returns the rows of a long query, on its own connection; a cancellation interrupts it.
 
         One search runs at a time: an interruption ends all queries of the connection. Raises StoreError.
         """
-        searching = asyncio.ensure_future(self._searcher.execute_fetchall(statement, values))
+        searching = asyncio.ensure_future(_read_turns(self._searcher, statement, values, budget))
         try:
             await asyncio.wait({searching})
         finally:
@@ -254,7 +265,7 @@ class SQLite:
                 await asyncio.wait({searching}, timeout=INTERRUPT_S)
             searching.exception()
         with _map_errors():
-            return [dict(row) for row in await searching]
+            return await searching
 
     async def raise_if_too_new(self) -> None:
         """See Database.raise_if_too_new."""
@@ -289,6 +300,25 @@ class SQLite:
         if ours.st_size < self._bytes_seen and ours.st_size < _size_in_header(self._file):
             raise StoreCorrupt(f"the database {self._path} was truncated while it was open")
         self._bytes_seen = ours.st_size
+
+
+async def _read_turns(
+    connection: aiosqlite.Connection, statement: str, values: Mapping[str, Any], budget: RowBudget
+) -> list[dict[str, Any]]:
+    """Returns rows of a query until `budget` ends. SQLite reads a row when it is fetched."""
+
+    def run(own: sqlite3.Connection) -> list[dict[str, Any]]:
+        rows = list[dict[str, Any]]()
+        with closing(own.execute(statement, values)) as found:
+            for row in found:
+                rows.append(dict(row))
+                if budget.ends_with(row):
+                    break
+        return rows
+
+    # As in SQLiteTransaction.execute_all.
+    rows: list[dict[str, Any]] = await connection._execute(run, connection._conn)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return rows
 
 
 def back_up(path: Path, copy: Path) -> int:

@@ -24,9 +24,10 @@ from tailrace.persistence.rows import (
     session_record,
     turn_record,
 )
+from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.sql import statements
 from tailrace.persistence.tables import Deletion, Tables
-from tailrace.persistence.turn_list import TurnListReader
+from tailrace.persistence.turn_list import TurnListReader, read_listed
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.fold import Turn
@@ -128,7 +129,7 @@ class Store:
         self._is_queued = True
         self._recorded_upto = BEFORE_FIRST
         self.system = database.system
-        self.turn_list = TurnListReader(self.read)
+        self.turn_list = TurnListReader(self.read, self.read_turns)
         self.answered_at = 0.0
         """When the database last answered a statement of a transaction, by the event loop's clock."""
 
@@ -468,20 +469,26 @@ class Store:
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
     ) -> list[TurnRecord]:
-        """Returns turns of a session after `after`, oldest first; if `is_newest_first`, turns before it."""
+        """Returns turns of a session after `after`, oldest first; if `is_newest_first`, turns before it.
+
+        Fewer than `limit` if they are large, see `read_turns`.
+        """
         statement = "session_turns_newest" if is_newest_first else "session_turns"
         page = {"after_at": after.at, "after": after.name, "limit": limit}
-        rows = await self.read(statement, tenant=tenant, session=session, **page)
+        rows = await self.read_turns(statement, tenant=tenant, session=session, **page)
         return [turn_record(row) for row in rows]
 
     async def list_running(
         self, tenant: Tenant, session: str | None, after: PageCursor, limit: int, owner: str | None = None
     ) -> list[TurnRecord]:
-        """Returns running turns after `after`, oldest first. `session` and `owner` are None for those of all."""
-        rows = await self.read(
+        """Returns running turns after `after`, oldest first. `session` and `owner` are None for those of all.
+
+        Fewer than `limit` if they are large, see `read_turns`.
+        """
+        listed = await self.read(
             "running", tenant=tenant, session=session, owner=owner, after_at=after.at, after=after.name, limit=limit
         )
-        return [turn_record(row) for row in rows]
+        return [turn_record(row) for row in await read_listed(self.read, tenant, listed)]
 
     async def turns_since(self, tenant: Tenant, session: str, since: Seq) -> list[TurnPosition]:
         """Returns the turns of a session that run, or whose last entry is after `since`, ordered by it."""
@@ -513,6 +520,11 @@ class Store:
         """Returns the rows of a named query. Waiting tenants take turns: a tenant may have hundreds of slow queries."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
             return await self.database.read(self.sql[name], values)
+
+    async def read_turns(self, name: str, /, **values: Any) -> list[dict[str, Any]]:
+        """Like `read`, for a page of turns: returns no more rows than a message needs, and the next one."""
+        async with self._reads.reserve(tenant=values.get("tenant", "")):
+            return await self.database.read_turns(self.sql[name], values, RowBudget())
 
     @asynccontextmanager
     async def write(self, tenant: str = "") -> AsyncIterator[Writer]:

@@ -8,6 +8,7 @@ import msgspec
 
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.rows import micros, turn_record
+from tailrace.persistence.rpc import RowBudget
 from tailrace.proto.entries import Outcome
 from tailrace.proto.ids import Tenant
 from tailrace.proto.records import TurnRecord
@@ -81,8 +82,10 @@ Page = tuple[list[TurnRecord], PageCursor | None]
 class TurnListReader:
     """Reads pages of turns."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, read_turns: Read) -> None:
+        """`read_turns` reads a page of turns, see Store."""
         self._read = read
+        self._read_turns = read_turns
 
     async def read_page(self, query: TurnPageQuery) -> Page:
         """Returns a page. Reads at most `SCAN_MAX` turns, by the index of the rarest label or outcome."""
@@ -92,13 +95,14 @@ class TurnListReader:
             if scan.end == NEWEST:
                 # The statement `turns` does not check labels.
                 scan = await self.scan("turns", query.values)
-        rows = await self._read(scan.statement, **query.values_of(scan))
+        rows = await self._read_turns(scan.statement, **query.values_of(scan))
         return page_of_scan(scan, rows)
 
     async def read_slowest(self, query: TurnPageQuery) -> Page:
         """Returns the turns whose first token took longest, among the newest COMPARED_MAX of the query's days."""
         values = query.values | {"others": msgspec.json.encode(query.labels).decode(), "offset": COMPARED_MAX}
-        return [turn_record(row) for row in await self._read("slowest_turns", **values)][: query.limit - 1], None
+        slowest = (await self._read("slowest_turns", **values))[: query.limit - 1]
+        return [turn_record(row) for row in await read_listed(self._read, query.tenant, slowest)], None
 
     async def best_scan(self, query: TurnPageQuery) -> Scan:
         """Returns the scan whose `end` is the oldest (of the rarest label or outcome), or NEWEST without scans.
@@ -121,6 +125,20 @@ class TurnListReader:
         """Returns the scan of a statement `x`, whose end the statement `end_of_x` finds."""
         rows = await self._read(f"end_of_{statement}", **{**page, **values, "offset": SCAN_MAX - 1})
         return Scan(statement, values, PageCursor(rows[0]["asked_at"], rows[0]["turn"]) if rows else OLDEST)
+
+
+async def read_listed(read: Read, tenant: Tenant, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the turns whose ids `listed` has, as far as a page needs them.
+
+    If the statement that sorts the turns returned their rows, the database would sort all rows.
+    """
+    rows, budget = list[dict[str, Any]](), RowBudget()
+    for one in listed:
+        for row in await read("turn", tenant=tenant, turn=one["turn"]):
+            rows.append(row)
+            if budget.ends_with(row):
+                return rows
+    return rows
 
 
 def page_of_scan(scan: Scan, rows: Sequence[Mapping[str, Any]]) -> Page:

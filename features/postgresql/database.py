@@ -23,6 +23,7 @@ from asyncpg.pool import PoolConnectionProxy
 from tailrace.features.postgresql.url import display
 from tailrace.persistence import metrics
 from tailrace.persistence.migrations import NEWEST, migrations, require_known_version
+from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.sql import read_queries
 from tailrace.proto.errors import SettingsInvalid, StoreBusy, StoreError, StoreRefused, StoreUnwritable
 from tailrace.proto.runtime.tcp_options import keep_alive
@@ -30,6 +31,8 @@ from tailrace.proto.runtime.tcp_options import keep_alive
 # The oldest version that the tests run with.
 SERVER_VERSION_MIN = 15
 CONNECTIONS_MAX = 8
+# The rows of turns that the server sends at once.
+ROWS_AT_ONCE = 8
 CONNECT_TIMEOUT_S = 10.0  # in all, over the hosts of a URL
 # No statement of ours takes this long. Without a limit, a query would wait forever for a server that is gone.
 STATEMENT_TIMEOUT_S = 60.0
@@ -296,8 +299,20 @@ class PostgreSQL:
         with _map_errors(self._url):
             return await _read(self._pool, statement, values)
 
+    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
+        """See Database.read_turns. Raises StoreError."""
+        text, names = to_positional(statement)
+        rows = list[dict[str, Any]]()
+        with _map_errors(self._url):
+            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                async for row in connection.cursor(text, *(values[name] for name in names), prefetch=ROWS_AT_ONCE):
+                    rows.append(dict(row))
+                    if budget.ends_with(row):
+                        break
+        return rows
+
     # Queries run in parallel, and asyncpg ends a cancelled query.
-    search = read
+    search = read_turns
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:

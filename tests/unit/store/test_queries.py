@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from itertools import product
 from operator import attrgetter
@@ -30,10 +30,11 @@ from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.paging import NEWEST, OLDEST, PageCursor
 from tailrace.persistence.queries import Queries
 from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, moment, turn_record
+from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
-from tailrace.proto.entries import Outcome
+from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.records import ListRunning, ListSessions, ListSessionTurns, ListTurns, TurnRecord
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, DeleteResource, Kind, ListBranches
@@ -241,6 +242,48 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
         assert len(read) <= len(page.branches) + 1
         read.clear()
     assert [(one.turn, one.turns) for one in found] == [(leaf, ["root", leaf]) for leaf in reversed(leaves)]
+
+
+@pytest.mark.parametrize("of", ["session", "running", "tenant", "label", "words", "slowest"])
+async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    """200 of them would fill the memory, and the queries of all tenants would wait. The pages have all of them."""
+    monkeypatch.setattr("tailrace.persistence.rpc.PAGE_BYTES_MAX", 5000)
+    names = [f"turn-{number:02}" for number in range(20)]
+    large = [Message("user", "light " * 500)]
+    rows = [running_row(name, step=step, messages=large) for step, name in enumerate(names, 1)]
+    if of != "running":
+        ended = {
+            "outcome": "completed",
+            "first_token_at": micros(NOON + timedelta(days=1)),
+            "added": words_row(hash_text("light")),
+        }
+        rows = [msgspec.structs.replace(row, **ended) for row in rows]
+    await store.record(rows)
+    queries, searches, read = Queries(store, 60), SearchQueries(store, Queries(store, 60)), list[int]()
+    first = NOON.date()
+    run, ask = {
+        "session": (queries.session_turns, ListSessionTurns("session-1")),
+        "running": (queries.list_running, ListRunning()),
+        "tenant": (queries.turns, ListTurns()),
+        "label": (queries.turns, ListTurns(labels={"model": MODEL})),
+        "words": (searches.turns, ListTurns(text="light")),
+        "slowest": (queries.turns, ListTurns(order="first_token_s", first=first)),
+    }[of]
+    ends_with = RowBudget.ends_with
+
+    def count(budget: RowBudget, row: Mapping[str, Any]) -> bool:
+        read.append(1)
+        return ends_with(budget, row)
+
+    monkeypatch.setattr(RowBudget, "ends_with", count)
+    found, after = list[str](), None
+    while not found or (after and of != "slowest"):
+        page = await run(OURS, msgspec.structs.replace(ask, after=after, limit=50))
+        found, after = [*found, *(one.turn for one in page.turns)], page.next
+        # The next one, and one whose text fits although its record does not.
+        assert len(page.turns) <= len(read) <= len(page.turns) + 2
+        read.clear()
+    assert sorted(found) == (names[: len(found)] if of == "slowest" else names)
 
 
 async def test_a_page_of_the_turns_of_a_batch_reads_only_those_that_fit_in_a_message(
