@@ -1,7 +1,7 @@
 """DeliveryQueue: the delivered entries that are not recorded yet, in a fair order, and which tenants are recorded."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import chain
 
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnKey
@@ -83,7 +83,7 @@ class DeliveryQueue:
             self._kept_bytes += delivery.kept_bytes
             self._added.set()
 
-    def take(self, most: int) -> Iterator[list[Delivery]]:
+    def take(self, most: int) -> Generator[list[Delivery], None, None]:
         """Yields the waiting entries turn by turn: those of the oldest turn, then of the tenants in turn.
 
         At most `most` entries, or those of two turns, and no more than wait at the first step. Entries that are not

@@ -50,6 +50,8 @@ BRANCH_TURNS_MAX = 10_000
 # Converting a turn takes up to 0.05 ms.
 CONVERT_IN_LOOP_MAX = 100
 DELETE_TURNS_MAX = 1_000
+# Turns that one transaction deletes. Each may have megabytes, which SQLite overwrites, and the recorder waits.
+DELETED_AT_ONCE = 16
 RELEASED_MAX = 200
 # Greater than every name that totals have.
 LAST_NAME = "\U0010ffff"
@@ -307,9 +309,15 @@ class Store:
 
         The usage of these turns stays in the totals of the tenant and project, because it was paid for. The blobs that
         these turns referred to are released: `BlobCollector` purges blobs without other references.
+
+        The turns are deleted in order, some in each transaction. The caller repeats a deletion that is interrupted.
         """
-        async with self.write(tenant) as writer:
-            return await self.delete_rows(writer, tenant, what)
+        rows = DeletedRows()
+        for first in range(0, max(1, len(what.purged)), DELETED_AT_ONCE):
+            part = msgspec.structs.replace(what, purged=what.purged[first : first + DELETED_AT_ONCE])
+            async with self.write(tenant) as writer:
+                rows += await self.delete_rows(writer, tenant, part)
+        return rows
 
     async def delete_rows(self, writer: Writer, tenant: Tenant, what: DeleteResource) -> DeletedRows:
         """Deletes as `delete` does, in a transaction of the caller."""

@@ -17,7 +17,7 @@ from tailrace.persistence.rows import micros
 from tailrace.persistence.run_every import run_beside, run_every
 from tailrace.persistence.settings import DAYS_MAX
 from tailrace.persistence.sql import read_queries
-from tailrace.persistence.store import DELETE_TURNS_MAX, Store
+from tailrace.persistence.store import DELETED_AT_ONCE, Store
 from tailrace.persistence.tables import Tables
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Deliveries
@@ -120,10 +120,10 @@ class Retention:
             turns = await self._store.turns_to_delete(tenant, what)
             if has_more and not turns:
                 return True
-            purged = msgspec.structs.replace(what, purged=tuple(turn.turn for turn in turns))
+            purged = msgspec.structs.replace(what, purged=tuple(turn.turn for turn in turns[:DELETED_AT_ONCE]))
             if not await self._sessions.delete(tenant, purged, age):
                 return False
-            has_more = len(turns) == DELETE_TURNS_MAX
+            has_more = len(turns) > DELETED_AT_ONCE
             if not has_more:
                 return True
 

@@ -261,14 +261,15 @@ async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch
     await store.record(rows)
     queries, searches, read = Queries(store, 60), SearchQueries(store, Queries(store, 60)), list[int]()
     first = NOON.date()
-    run, ask = {
+    lists: dict[str, tuple[Callable[[Tenant, Any], Awaitable[Any]], Any]] = {
         "session": (queries.session_turns, ListSessionTurns("session-1")),
         "running": (queries.list_running, ListRunning()),
         "tenant": (queries.turns, ListTurns()),
         "label": (queries.turns, ListTurns(labels={"model": MODEL})),
         "words": (searches.turns, ListTurns(text="light")),
         "slowest": (queries.turns, ListTurns(order="first_token_s", first=first)),
-    }[of]
+    }
+    run, ask = lists[of]
     ends_with = RowBudget.ends_with
 
     def count(budget: RowBudget, row: Mapping[str, Any]) -> bool:
@@ -284,6 +285,20 @@ async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch
         assert len(page.turns) <= len(read) <= len(page.turns) + 2
         read.clear()
     assert sorted(found) == (names[: len(found)] if of == "slowest" else names)
+
+
+async def test_the_recorder_writes_between_the_turns_of_a_deletion(store: Store) -> None:
+    """Each may have megabytes: a transaction that deletes a thousand of them would take minutes."""
+    names = [f"turn-{number:02}" for number in range(40)]
+    await store.record([running_row(name) for name in names])
+    deleting = asyncio.create_task(
+        store.delete(OURS, DeleteResource("session", "session-1", tuple(map(TurnId, names))))
+    )
+    await asyncio.sleep(0)
+    await store.without_queue().record([running_row("other", session="session-2")])
+    assert not deleting.done()
+    assert (await deleting).turns == 40
+    assert await store.turn(key("other")) is not None
 
 
 async def test_a_page_of_the_turns_of_a_batch_reads_only_those_that_fit_in_a_message(
