@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from tailrace.deploy.cli.arguments import add_json, add_number
 from tailrace.deploy.cli.result import print_result
 from tailrace.deploy.local.data_dir import write_private
-from tailrace.deploy.local.nats_server import GIB, LAME_DUCK, PAYLOAD_BYTES_MAX, accounts, is_of_single_server, render
+from tailrace.deploy.local.nats_server import (
+    GIB,
+    LAME_DUCK,
+    PAYLOAD_BYTES_MAX,
+    PENDING_BYTES_MAX,
+    accounts,
+    is_of_single_server,
+    render,
+)
 from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.proto.runtime.exit_status import EXIT_ERROR, EXIT_USAGE
 from tailrace.proto.runtime.ip_address import is_loopback
@@ -173,6 +181,7 @@ def config(
         "listen": own.listen(own.port),
         "http": f"127.0.0.1:{own.port + TO_MONITORING}",
         "max_payload": PAYLOAD_BYTES_MAX,
+        "max_pending": PENDING_BYTES_MAX,
         # `always`: an acknowledged entry is on the disk (docs/adr/0009-sync-every-write-to-disk.md).
         "jetstream": {"store_dir": str(store), "sync_interval": "always", "max_file_store": gib * GIB},
         **LAME_DUCK,

@@ -53,6 +53,9 @@ STORE = "nats"
 LAME_DUCK = {"lame_duck_duration": "30s", "lame_duck_grace_period": "1s"}
 # A request with pictures is one entry.
 PAYLOAD_BYTES_MAX = streams.PAYLOAD_BYTES
+# nats-server closes a connection that has more unsent bytes, 64 MB by default. A process reads 16 requests of turns at
+# once (FEW_PER_READ and READS_MAX in direct_get.py), and each may be as large as a payload.
+PENDING_BYTES_MAX = 32 * PAYLOAD_BYTES_MAX
 
 # The reply subject of a request with many responses stays open for this long after the last one, and at most twice as
 # long; no client waits longer. The server's default is two minutes, and a busy gateway makes a hundred such requests a
@@ -112,6 +115,7 @@ def config(spec: ServerSpec) -> str:
         "listen": f"127.0.0.1:{spec.port}",
         "http": f"127.0.0.1:{spec.monitor_port}",
         "max_payload": PAYLOAD_BYTES_MAX,
+        "max_pending": PENDING_BYTES_MAX,
         "jetstream": {
             "store_dir": str(spec.store),
             "sync_interval": SYNC_DEFAULT if spec.sync == "default" else spec.sync,

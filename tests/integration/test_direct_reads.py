@@ -1,6 +1,7 @@
 """Batched direct reads: the size of pages, the number of concurrent reads, and fairness between tenants."""
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from signal import SIGCONT
 
@@ -10,7 +11,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection
-from tailrace.proto.nats.direct_get import PAGE_BYTES_MAX, READS_MAX, DirectReader
+from tailrace.proto.nats.direct_get import FEW_PER_READ, PAGE_BYTES_MAX, READS_MAX, DirectReader
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
 from tests.harness.sizes import sizes_of
@@ -34,6 +35,24 @@ async def test_a_page_has_a_byte_limit(connection: Connection, key: TurnKey) -> 
             break
         first = Seq(int((page.messages[-1].headers or {})["Nats-Sequence"]) + 1)
     assert pages == [sizes[:2], sizes[2:5], sizes[5:]]
+
+
+async def test_the_largest_requests_are_read_at_once_without_losing_the_connection(own_connection: Connection) -> None:
+    """nats-server closes a connection with too many unsent bytes, and all readers of the process would wait."""
+    keys = [TurnKey(Tenant("loud"), TurnId(new_id())) for _ in range(FEW_PER_READ * READS_MAX)]
+    largest = b"x" * (own_connection.client.max_payload - 1000)
+    for key in keys:
+        await own_connection.jetstream.publish(subjects.entry(key, "request"), largest, timeout=10)
+    reads = DirectReader(own_connection)
+    await reads.page(subjects.entry(keys[0], "request"), Seq(1), 1)
+    reading = [asyncio.create_task(reads.page(subjects.entry(key, "request"), Seq(1), 1)) for key in keys]
+    await asyncio.sleep(0)
+    await own_connection.flush()
+    # A busy process reads late.
+    time.sleep(1)  # noqa: ASYNC251
+    pages = await asyncio.gather(*reading)
+    assert [len(page.messages[0].data) for page in pages] == [len(largest)] * len(keys)
+    assert own_connection.disconnects == 0
 
 
 @pytest.mark.rule("F13")
