@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from tailrace.features.unstored import unstored_turns
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.features.unstored.unstored_turns import FIRST_TURN, UnstoredTurns
 from tailrace.features.usage.persistence import UsageTable
+from tailrace.persistence.catch_up import SharedCatchUp
+from tailrace.persistence.delivery_queue import DeliveryQueue
 from tailrace.persistence.recorder import Recorder
 from tailrace.persistence.rows import TurnRow, build_row
 from tailrace.persistence.store import Store
@@ -81,19 +84,21 @@ async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
     return [build_row(key, await log.read_turn(key), [one.rows for one in TABLES]) for key in sorted(keys)]
 
 
-def recorder(log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100) -> Recorder:
+def recorder(
+    log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100, queue: DeliveryQueue | None = None
+) -> Recorder:
     tombstones = Tombstones(log.connection)
     unstored = UnstoredTurns(log, tombstones, store, grace_s=600)
-    return Recorder(log, tombstones, deliveries, store, [unstored], batch_max=batch_max, retry_wait_s=0.05)
+    return Recorder(log, tombstones, deliveries, store, [unstored], queue, batch_max=batch_max, retry_wait_s=0.05)
 
 
 @asynccontextmanager
 async def running_recorder(
-    log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100
+    log: TurnLog, deliveries: Deliveries, store: Store, batch_max: int = 100, queue: DeliveryQueue | None = None
 ) -> AsyncIterator[Recorder]:
     """Runs a recorder during the block; raises its error."""
     stop = asyncio.Event()
-    one = recorder(log, deliveries, store, batch_max)
+    one = recorder(log, deliveries, store, batch_max, queue)
     running = asyncio.create_task(one.run(stop))
     try:
         yield one
@@ -211,6 +216,33 @@ async def test_leases_are_renewed_during_a_slow_commit(
         assert [await other.next(10) for _ in range(2)] == [[], []]
         store.may_return.set()
         await until(deliveries.is_drained)
+
+
+async def test_no_lease_expires_while_large_turns_are_recorded(
+    own_connection: Connection, own_log: TurnLog, database: Path
+) -> None:
+    """Their folds hold up the event loop, which renews the leases. A query of another tenant is answered meanwhile."""
+    await shorten_lease(own_connection, 1.0, PERSISTENCE)
+    deliveries, quiet, turns = await Deliveries.open(own_connection, PERSISTENCE), Tenant("quiet"), 40
+
+    class LargeTurns(TurnLog):
+        async def read_ended_turn(self, key: TurnKey, end: StoredEntry) -> Turn:
+            turn = await super().read_ended_turn(key, end)
+            if key.tenant != quiet:
+                time.sleep(0.08)  # noqa: ASYNC251
+            return turn
+
+    keys = [await write_turn(own_log, "Light") for _ in range(turns)]
+    log, queue = LargeTurns(own_connection), DeliveryQueue()
+    async with open_store(database) as store, running_recorder(log, deliveries, store, queue=queue) as running:
+        await until(lambda: len(queue))
+        keys.append(await write_turn(own_log, "Light", tenant=quiet))
+        await SharedCatchUp(deliveries, queue.has_recorded, lambda: running.failure, 3.0).wait(quiet)
+        assert {turn.tenant for turn in rows(database)} >= {quiet}
+        assert (await deliveries.progress()).leased
+        await until(deliveries.is_drained)
+        assert (await deliveries.backlog()).number == 2 * len(keys)
+    assert rows(database) == await expected_rows(own_log, keys)
 
 
 async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(

@@ -1,6 +1,8 @@
-"""The words of the full text search: what their cache keeps in memory."""
+"""The words of the full text search: what their cache keeps in memory, and how much text is read for them."""
 
 import tracemalloc
+
+import pytest
 
 from tailrace.features.search.words import hash_words
 from tailrace.proto.ids import Tenant
@@ -20,3 +22,11 @@ def test_long_words_do_not_stay_in_memory() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 10 * WORD_CHARS
+
+
+def test_no_text_is_read_when_enough_words_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation may have thousands of messages. Repeated words do not count, in any case."""
+    monkeypatch.setattr("tailrace.features.search.words.WORDS_MAX", 4)
+    texts = iter(["Light light", "LIGHT scatters Éa", "in_the air", "never read"])
+    assert len(hash_words(TENANT, texts).split()) == 4
+    assert list(texts) == ["never read"]
