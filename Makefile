@@ -99,7 +99,7 @@ schema: setup-test ## generate schemas and tables; after `make setup` also dashb
 	$(PYTHON) -m tools.generate_docs
 
 fuzz: setup ## send generated requests to every route, more than `test-all` does; CASES=500, SEED=
-	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_SEED=$(or $(SEED),7) \
+	SCHEMATHESIS_CASES=$(or $(CASES),150) FUZZ_VALUES=$(or $(CASES),150) FUZZ_BYTES=$(or $(CASES),150)0 FUZZ_REQUESTS=10000 FUZZ_ALL=1 FUZZ_SEED=$(or $(SEED),7) \
 		$(PYTHON) -m pytest --timeout 3600 tests/clients/test_schemathesis.py tests/fuzz tests/integration/test_logging.py
 
 bench: setup $(CLIENTS) ## compare Tailrace with what people use instead, and keep the result; ARGS=--quick

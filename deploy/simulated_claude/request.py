@@ -147,6 +147,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 0  # not required by count_tokens
     stream: bool = False
     system: str | list[Block] = ""
+    metadata: dict[str, Any] | None = None
     stop_sequences: list[str] = []
     context_management: Any = None
     container: str | dict[str, Any] | None = None

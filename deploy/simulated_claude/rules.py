@@ -159,7 +159,10 @@ def refuse_images(path: str, block: Json) -> None:
     """Raises Refusal for an image whose bytes are of another type than it says; BerriAI/litellm#24900 quotes it."""
     if block.get("type") == "tool_result":
         for index, inner in enumerate(block["content"] if isinstance(block.get("content"), list) else []):
-            refuse_images(f"{path}.tool_result.content.{index}", inner)
+            where = f"{path}.tool_result.content.{index}"
+            if not isinstance(inner, dict):
+                raise Refusal(INVALID, f"{where}: Input should be an object")
+            refuse_images(where, inner)
     source = block.get("source") if block.get("type") == "image" else None
     if not isinstance(source, dict) or source.get("type") != "base64":
         return

@@ -61,9 +61,10 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The tools that the model may call."""
 
 
-class ModelField(msgspec.Struct, frozen=True):
-    """The only field that the gateway reads of a small CountTokensRequest."""
+class ReadFields(msgspec.Struct, frozen=True):
+    """The fields that the gateway reads of a small CountTokensRequest. The model's API checks the messages."""
 
+    messages: list[Any]
     model: str | None = None
 
 
@@ -86,23 +87,21 @@ async def post_count_tokens(
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     refuse_account_headers(request.headers)
     refuse_account_fields(fields)
-    body = read_body.convert(fields, ModelField)
+    body = read_body.convert(fields, ReadFields)
     # The name that Anthropic's API knows, instead of an alias.
     fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
     fields = with_opaque_user(fields, submitter.pseudonym)
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
-    messages = fields.get("messages")
-    if isinstance(messages, list):
-        messages = fields["messages"] = _as_in_calls(messages)
+    messages = fields["messages"] = _as_in_calls(body.messages)
     version = request.headers.get("anthropic-version")
     if version is None:
         # These fields do not change the count.
         fields = {name: value for name, value in fields.items() if name not in SAMPLING}
-        pairs = [(one.get("role"), one.get("content")) for one in messages or () if isinstance(one, dict)]
+        pairs = [(one.get("role"), one.get("content")) for one in messages if isinstance(one, dict)]
         version = version_for(pairs)
     elif API_VERSION.fullmatch(version) is None:
         raise Refused("request_invalid", "anthropic-version is not a date such as 2026-10-21")
-    if isinstance(messages, list) and has_files([one.get("content") for one in messages if isinstance(one, dict)]):
+    if has_files([one.get("content") for one in messages if isinstance(one, dict)]):
         files = submitter.steps.open_files(tenant, len(raw), request.until_answered)
         inlined = await files.insert(read_body.convert(messages, list[MessageParam]))
         fields["messages"], is_large = msgspec.to_builtins(inlined), True

@@ -68,7 +68,8 @@ class InlineFiles:
 
     async def insert(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the messages with their files inlined. Raises Refused, LogUnavailable."""
-        await self._look_up(dict.fromkeys(filter(None, find_files([message.content for message in messages]))))
+        found = dict.fromkeys(find_files([message.content for message in messages]))
+        await self._look_up(file for file in found if file is not None)
         return [msgspec.structs.replace(one, content=await self._inline_content(one.content)) for one in messages]
 
     async def _look_up(self, files: Iterable[str]) -> None:

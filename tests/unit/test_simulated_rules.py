@@ -75,6 +75,10 @@ REFUSED: list[tuple[Json, str]] = [
         of_block({"type": "tool_result", "tool_use_id": "t", "content": [image("image/gif", IMAGES["image/webp"])]}),
         "appears to be a image/webp image",
     ),
+    (
+        of_block({"type": "tool_result", "tool_use_id": "t", "content": [5]}),
+        "messages.0.content.0.tool_result.content.0: Input should be an object",
+    ),
     ({"messages": WITH_CALL}, "container_id is required when there are pending tool uses"),
     ({"messages": WITH_CALL, "container": {"skills": []}}, "container_id is required"),
     ({"container": "container_other"}, "container: Container container_other was not found"),

@@ -20,6 +20,7 @@ from tests.harness import processes
 from tests.harness.system import System
 from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 
+NO_LISTS = (b"5", b"true", b"null", b'"x"', b"{}")
 COUNT_REQUEST = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "one two three"}]}
 
 
@@ -64,6 +65,7 @@ async def test_error_of_the_api_is_returned(sdk: anthropic.AsyncAnthropic) -> No
     ("body", "code"),
     [
         (b'{"model": 5, "messages": []}', "request_invalid"),
+        *((b'{"model": "claude-sonnet-5-5", "messages": %b}' % one, "request_invalid") for one in NO_LISTS),
         (b'{"model": "claude-sonnet-5-5", "messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "json_invalid"),
     ],
 )

@@ -12,6 +12,7 @@ from tailrace.features.files.records import FileRecord, GetFile
 from tailrace.gateway.http import large_bodies
 from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.proto.entries import Message
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
 from tailrace.protocols.common.media_types import ALIASES
 
@@ -63,6 +64,15 @@ async def test_the_memory_of_all_files_of_a_request_is_reserved_at_once() -> Non
 
     assert min(await asyncio.gather(read(), read())) > 2 * size
     assert memory.free == 2 * large_bodies.COPIES * 2 * size
+
+
+async def test_an_empty_file_id_is_an_unknown_file() -> None:
+    services = cast("Any", LargeFiles())
+    files = UploadedFiles(services, services, LargeBodies(bytes_max=2**20, timeout_s=5), bytes_max=2**20)
+    content = [{"type": "document", "source": {"type": "file", "file_id": ""}}]
+    async with AsyncExitStack() as holder:
+        with pytest.raises(Refused, match="no file has the id ''"):
+            await files.open_files(Tenant("a"), 2, holder).insert([Message("user", content)])
 
 
 @pytest.mark.parametrize(("name", "accepted"), ALIASES.items())
