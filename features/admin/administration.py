@@ -18,7 +18,7 @@ from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
 from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
-from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.gateway.streaming.reader_report import does_know
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Rpc
@@ -199,7 +199,7 @@ class Administration:
             self._rpc.collect_readers(TurnKey(tenant, TurnId(ANY_TURN)), wait_s=PROCESSES_WAIT_S),
             self._rpc.every_health(PERSISTENCE, wait_s=PROCESSES_WAIT_S),
         )
-        if not gateways or not all(_Known.knows_users(report) for report in (*gateways, *persistence)):
+        if not gateways or not all(does_know(report, "users") for report in (*gateways, *persistence)):
             raise Refused(
                 "gateways_outdated",
                 "a gateway or persistence process of an older version runs, which would show private users each "
@@ -237,19 +237,6 @@ class Administration:
             with suppress(LogUnavailable):
                 await self.audit.append(msgspec.structs.replace(entry, at=datetime.now(UTC), error=str(error)))
             raise
-
-
-class _Known(msgspec.Struct, frozen=True):
-    """The settings that a process knows, as it reports them. Older versions report none."""
-
-    knows: tuple[str, ...] = ()
-
-    @classmethod
-    def knows_users(cls, report: bytes) -> bool:
-        try:
-            return "users" in msgspec.json.decode(report, type=cls).knows
-        except DECODE_ERRORS:
-            return False
 
 
 def _leaves_admin(keys: Iterable[ApiKey], key_id: str, now: int) -> bool:

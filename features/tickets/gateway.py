@@ -4,6 +4,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from tailrace.features.tickets.older_gateways import OlderGateways
 from tailrace.features.tickets.tickets import PARAMETER, SHARED_S, SHARED_S_MAX, SHARED_S_MIN, Tickets
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.api_request import ApiRequest
@@ -60,9 +61,9 @@ async def post(request: ApiRequest, tickets: Tickets, turns: TurnReader) -> Resp
         raise Refused("request_invalid", f"`life_s` must be from {SHARED_S_MIN} to {SHARED_S_MAX} seconds.")
     await turns.read(key)
     if new.is_shared:
-        token, ticket = tickets.create_shared(request.principal, key.turn, life_s)
+        token, ticket = await tickets.create_shared(request.principal, key.turn, life_s)
     else:
-        token, ticket = tickets.create_single_use(request.principal, key.turn)
+        token, ticket = await tickets.create_single_use(request.principal, key.turn)
     events = f"/v1/turns/{key.turn}/events?ticket={token}"
     made = MadeTicket(ticket=token, events=events, begin_by=ticket.begin_by, until=ticket.until)
     return json_response(made)
@@ -92,9 +93,10 @@ def wrap(route: Route) -> Route:
 
 def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the gateway accept tickets."""
-    tickets = Tickets(gateway.signer, UsedTickets(gateway.connection), gateway.authenticator.find_key)
+    older_gateways = OlderGateways(gateway.rpc)
+    tickets = Tickets(gateway.signer, UsedTickets(gateway.connection), gateway.authenticator.find_key, older_gateways)
     gateway.authenticator.sources.append(tickets.source)
-    return Parts(services=(tickets,))
+    return Parts(services=(tickets,), background=(older_gateways.watch,))
 
 
 ROUTES = [

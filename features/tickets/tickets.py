@@ -1,4 +1,4 @@
-"""Tickets: signed tokens in a URL that permit reading one turn's events without a key.
+"""Tickets: encrypted tokens in a URL that permit reading one turn's events without a key.
 
 A shared ticket serves any number of readers. A single-use ticket is for an EventSource, which can send no header and
 reconnects with the same URL. A log, a screen or a browser history may show that URL, but not the stream that it
@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
+from tailrace.features.tickets.older_gateways import OlderGateways
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
 from tailrace.gateway.auth.principal import KeyLookup, Principal
@@ -57,23 +58,28 @@ class Ticket(Signed, frozen=True, kw_only=True, array_like=True):
 class Tickets:
     """Creates and verifies tickets. All gateways accept each other's tickets."""
 
-    def __init__(self, signer: TokenSigner, uses: UsedTickets, find_key: KeyLookup) -> None:
+    def __init__(
+        self, signer: TokenSigner, uses: UsedTickets, find_key: KeyLookup, older_gateways: OlderGateways
+    ) -> None:
         self._signer = signer
         self._uses = uses
         self._find_key = find_key
+        self._older_gateways = older_gateways
         self.source = CredentialSource(read_query, [self])
 
-    def create_single_use(self, principal: Principal, turn: TurnId) -> tuple[str, Ticket]:
+    async def create_single_use(self, principal: Principal, turn: TurnId) -> tuple[str, Ticket]:
         """Returns a ticket for one reader, who must start within BEGIN_S."""
         now = int(time.time())
-        return self._create(principal, turn, now + BEGIN_S, now + ONCE_S, secrets.token_hex(16))
+        return await self._create(principal, turn, now + BEGIN_S, now + ONCE_S, secrets.token_hex(16))
 
-    def create_shared(self, principal: Principal, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
+    async def create_shared(self, principal: Principal, turn: TurnId, life_s: int) -> tuple[str, Ticket]:
         """Returns a ticket for any number of readers, valid for `life_s` seconds."""
         until = int(time.time()) + life_s
-        return self._create(principal, turn, until, until, "")
+        return await self._create(principal, turn, until, until, "")
 
-    def _create(self, principal: Principal, turn: TurnId, begin_by: int, until: int, once: str) -> tuple[str, Ticket]:
+    async def _create(
+        self, principal: Principal, turn: TurnId, begin_by: int, until: int, once: str
+    ) -> tuple[str, Ticket]:
         key = self._find_key(principal.key) if principal.key is not None else None
         has_key = key is not None
         # The ticket ends with the credential that created it: the API key, also behind a login's shorter access token,
@@ -91,7 +97,9 @@ class Tickets:
             once=once,
             user=principal.user,
         )
-        return self._signer.sign(ticket), ticket
+        # An older version reads only signed tickets, whose fields the holder of the link can read, too.
+        make = self._signer.sign if await self._older_gateways.are_running() else self._signer.encrypt
+        return make(ticket), ticket
 
     async def verify(self, token: bytes, request: Request) -> Principal | None:
         """Returns a principal that may read this ticket's turn; None if the ticket is not valid or has expired.

@@ -1,8 +1,9 @@
-"""Tokens that gateways sign and verify, such as the access tokens and refresh tokens of logins. Pure.
+"""Tokens that gateways make and verify: tickets, and the access tokens and refresh tokens of logins.
 
-The format is `{kind}{fields}.{mac}` (PROTOCOL R39): a prefix that scanners for leaked secrets can find, the fields as
-JSON in base64url, and HMAC-SHA256 over everything before the dot. Nothing in a token chooses the algorithm. The fields
-are readable by the holder of the token; none of them is secret. docs/DEPENDENCIES.md says why this is not a library.
+The format of a signed token is `{kind}{fields}.{mac}` (PROTOCOL R39): a prefix that scanners for leaked secrets can
+find, the fields as JSON in base64url, and HMAC-SHA256 over everything before the dot. Its holder can read the fields.
+An encrypted token is `{kind}{content}`, which only gateways can read: AES-GCM authenticates it. Nothing in a token
+chooses the algorithm. docs/DEPENDENCIES.md says why this is not a library.
 """
 
 import hashlib
@@ -11,8 +12,12 @@ from typing import ClassVar, TypeVar
 
 import msgspec
 
+from tailrace.proto import entry_encryption
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.runtime import base64url
+
+# What a gateway reports that reads encrypted tokens (PROTOCOL R76).
+ENCRYPTED_TOKENS = "encrypted_tokens"
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -26,27 +31,44 @@ S = TypeVar("S", bound=Signed)
 
 
 class TokenSigner:
-    """Signs and reads tokens with one secret, which all gateways share."""
+    """Makes and reads tokens with one secret, which all gateways share."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        # No token, proof or pseudonym is the MAC of this text.
+        self._key = hmac.digest(secret, b"encryption key", hashlib.sha256)
 
     def sign(self, fields: Signed) -> str:
         """Returns the signed token."""
         payload = fields.prefix + base64url.encode(msgspec.json.encode(fields)).encode()
         return f"{payload.decode()}.{self._mac(payload)}"
 
+    def encrypt(self, fields: Signed) -> str:
+        """Returns the encrypted token."""
+        kind = fields.prefix.decode()
+        return kind + base64url.encode(entry_encryption.encrypt(self._key, kind, msgspec.json.encode(fields)))
+
     def read(self, token: bytes, kind: type[S]) -> S | None:
-        """Returns the fields of a token with a valid signature; else None. Does not check the expiry."""
-        payload, _, mac = token.rpartition(b".")
+        """Returns the fields of a token that `sign` or `encrypt` has returned; else None. Does not check the expiry."""
+        payload, dot, mac = token.rpartition(b".")
+        if not dot:
+            return self._decrypt(token, kind)
         if not (payload.startswith(kind.prefix) and hmac.compare_digest(mac, self._mac(payload).encode())):
             return None
-        fields = payload.removeprefix(kind.prefix)
+        return _decode(base64url.decode(payload.removeprefix(kind.prefix)), kind)
+
+    def _decrypt(self, token: bytes, kind: type[S]) -> S | None:
+        encoded = token.removeprefix(kind.prefix)
         try:
-            return msgspec.json.decode(base64url.decode(fields), type=kind)
+            encrypted = base64url.decode(encoded)
         except DECODE_ERRORS:
-            # Signed by a release with other fields.
             return None
+        # One content has several spellings in base64, and `decrypt` does not check the first byte.
+        is_ours = base64url.encode(encrypted).encode() == encoded and entry_encryption.is_encrypted(encrypted)
+        if not (token.startswith(kind.prefix) and is_ours):
+            return None
+        content = entry_encryption.decrypt(self._key, kind.prefix.decode(), encrypted)
+        return None if content is None else _decode(content, kind)
 
     def proof(self, token: str) -> str:
         """Returns 128 bits that only a server with the secret can derive, in characters that an SSE `id:` may hold."""
@@ -58,3 +80,11 @@ class TokenSigner:
 
     def _mac(self, payload: bytes) -> str:
         return base64url.encode(hmac.digest(self._secret, payload, hashlib.sha256))
+
+
+def _decode(content: bytes, kind: type[S]) -> S | None:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except DECODE_ERRORS:
+        # Made by a release with other fields.
+        return None

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from tailrace.gateway import metrics
+from tailrace.gateway.auth.signed_tokens import ENCRYPTED_TOKENS
 from tailrace.gateway.streaming.endings import StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed, is_delta
 from tailrace.gateway.streaming.reader_report import Ending, GatewayReaders, ReaderReport
@@ -25,6 +26,7 @@ logger = structlog.get_logger()
 # About 5 MB. With 5,000 streams that are closed for their age every 30 minutes, the records reach back about an hour.
 STREAMS_KEPT = 10_000
 READERS_MAX = 1000
+KNOWN = (*KNOWN_SETTINGS, ENCRYPTED_TOKENS)
 
 
 class StreamRecord:
@@ -151,7 +153,7 @@ class StreamRecords:
         is_full = len(self._records) == STREAMS_KEPT
         since = self._records[0].opened_at if is_full else self._started_at
         reports = [record.report() for record in self._records if record.key == key]
-        return msgspec.json.encode(GatewayReaders(since, reports[-READERS_MAX:], KNOWN_SETTINGS))
+        return msgspec.json.encode(GatewayReaders(since, reports[-READERS_MAX:], KNOWN))
 
 
 def _names(record: StreamRecord, feed: TurnFeed) -> dict[str, str | None]:

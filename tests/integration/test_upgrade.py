@@ -73,6 +73,7 @@ async def test_each_process_is_replaced_while_turns_run(tmp_path: Path, monkeypa
     done = await roll.roll(CHECKOUT, tmp_path, ForkedProcess)
     assert done.wrong == []
     assert done.turns_ended > 7 * roll.AT_ONCE
+    assert done.tickets == 4
 
 
 every_recording = pytest.mark.parametrize("name", recording.names())

@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +17,16 @@ from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.proto.ids import Tenant, TurnId
 
 OURS = TokenSigner(b"s" * 32)
-TICKET = Ticket(tenant=Tenant("t"), turn=TurnId("1"), key="key_1", has_key=True, begin_by=5, until=9, once="o")
+TICKET = Ticket(
+    tenant=Tenant("tenant-of-acme"),
+    turn=TurnId("1"),
+    key="key_1",
+    has_key=True,
+    begin_by=5,
+    until=9,
+    once="o",
+    user="ann@example.com",
+)
 SIGNED: list[Ticket | Access | Refresh] = [
     TICKET,
     Access(key="key_1", until=9),
@@ -44,11 +54,33 @@ def test_a_token_is_read_as_its_own_kind_only(signed: Any) -> None:
 
 
 @pytest.mark.rule("R39")
+def test_an_encrypted_token_shows_nothing_and_is_read_as_its_own_kind_only() -> None:
+    """By every gateway that has the secret. Each token is another one, and as short as a signed one."""
+    token, other = OURS.encrypt(TICKET).encode(), OURS.encrypt(TICKET).encode()
+    assert token.startswith(b"trt_")
+    assert b"." not in token
+    assert len(token) <= len(OURS.sign(TICKET)) + 2
+    shown = base64.urlsafe_b64decode(token.removeprefix(b"trt_") + b"==")
+    assert [name for name in (b"key_1", b"tenant", b"acme", b"ann@", b"example") if name in token + shown] == []
+    assert token != other
+    readers = (TokenSigner(b"s" * 32), TokenSigner(b"x" * 32))
+    assert [one.read(token, Ticket) for one in readers] == [TICKET, None]
+    assert [OURS.read(token, kind) for kind in (Access, Refresh)] == [None, None]
+    as_login = OURS.encrypt(SIGNED[1]).encode().replace(b"tra_", b"trr_")
+    assert [OURS.read(as_login, kind) for kind in KINDS] == [None, None, None]
+
+
+MAKERS = [OURS.sign, OURS.encrypt]
+
+
+@pytest.mark.rule("R39")
 @pytest.mark.rule("S13")
 @pytest.mark.parametrize("signed", SIGNED)
-def test_a_changed_token_is_not_valid(signed: Any) -> None:
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_changed_token_is_not_valid(signed: Any, make: Callable[[Signed], str]) -> None:
     """Other spellings of the same base64 are refused, too."""
-    token = OURS.sign(signed).encode()
+    token = make(signed).encode()
+    assert OURS.read(token, type(signed)) == signed
     changed = {token[:n] + bytes([token[n] ^ bit]) + token[n + 1 :] for n in range(len(token)) for bit in (1, 2, 32)}
     shorter = {token[:n] + token[n + 1 :] for n in range(len(token))} | {token[:n] for n in range(len(token))}
     longer = {token + more for more in (b"=", b"A", b".", b"\n", b" ")} | {b" " + token, token[:4] + token}
@@ -71,6 +103,9 @@ def test_a_token_without_our_mac_is_not_valid() -> None:
         b"\0" * 100,
         b"\xff\xfe.\xff",
         b"trt_" + b"A" * 100_000 + b"." + b"A" * 43,
+        b"trt_AQ",
+        b"trt_" + b"A" * 100_000,
+        b"AQ" + b"A" * 100,
     ):
         assert OURS.read(token, Ticket) is None
 

@@ -5,7 +5,8 @@ must be received whole, once, with its end. Exit status 1 if one is not.
 
 Half of the turns have server tools and pauses. A version that does not know `on_pause` ends such a turn at a pause:
 then all readers must have the same beginning of the answer, and the record too. The other half are turns of sessions,
-with thinking, which the model refuses after a change of its prompt: each version goes on from turns of the other.
+with thinking, which the model refuses after a change of its prompt: each version goes on from turns of the other. While
+gateways of both versions run, each opens the tickets of the other.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import httpx2
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.tickets.older_gateways import CHECK_S
 from tailrace.proto.errors import TailraceError
 from tests.harness import readers
 from tests.harness.event_source import EventSource
@@ -34,6 +37,7 @@ WORDS, RATE = 60, 30
 PAUSES = "server=web_search*2 pauses=2"
 THINKING = "thinking=3"
 GIVE_UP_S = 60.0
+CHECKED_S_MAX = CHECK_S + 10
 
 
 class Rolling:
@@ -47,7 +51,8 @@ class Rolling:
         self.parts: dict[str, Process] = {}
         self.clients: dict[str, httpx2.AsyncClient] = {}
         """Clients of the gateways by URL."""
-        self.turns_ended = self.reconnected = self.paused = self.whole_over_pauses = 0
+        self.turns_ended = self.reconnected = self.paused = self.whole_over_pauses = self.tickets = 0
+        self.last_turn = ""
         self.wrong: list[str] = []
         self.is_over = False
 
@@ -72,8 +77,19 @@ class Rolling:
         if module == "gateway":
             self.clients[new.url] = httpx2.AsyncClient(base_url=new.url, timeout=20, trust_env=False)
         self.parts[module] = new
+        if module == "gateway" and was is not None:
+            # Going back, the older version starts after the last check of the newer one.
+            await until(partial(self.share_tickets, was, new), 0 if checkout == CHECKOUT else CHECKED_S_MAX)
         if was is not None and not was.is_gone:
             await was.stop()
+
+    async def share_tickets(self, *gateways: Process) -> bool:
+        """Returns whether a ticket of each of the gateways opens its turn at all of them."""
+        clients, turn = [self.clients[one.url] for one in gateways], self.last_turn
+        made = [await one.post(f"/v1/turns/{turn}/tickets", json={"is_shared": True}) for one in clients]
+        opened = [await one.get(ticket.json()["events"]) for one in clients for ticket in made]
+        self.tickets += len(made)
+        return {one.status_code for one in opened} == {200}
 
     async def wait_for_turns(self) -> None:
         """Waits until more turns have ended than run at once, so that each exchange interrupts other turns."""
@@ -104,6 +120,7 @@ class Rolling:
         connections = await source.read(turn)
         found = [frame for connected in connections for frame in connected.frames]
         self.turns_ended += 1
+        self.last_turn = turn
         self.reconnected += len(connections) - 1
         story, seqs = readers.story_of(frame.sent for frame in found), [frame.seq for frame in found]
         text = await self.recorded_text(turn) if has_pauses else words(WORDS, tag)
@@ -158,7 +175,7 @@ def main() -> int:
         done = asyncio.run(roll(before, Path(folder)))
     print(
         f"{done.turns_ended} turns in {monotonic() - began:.0f} s, {done.reconnected} resumed connections, "
-        f"{done.whole_over_pauses} of {done.paused} with pauses whole, {len(done.wrong)} wrong"
+        f"{done.whole_over_pauses} of {done.paused} with pauses whole, {done.tickets} tickets, {len(done.wrong)} wrong"
     )
     print(*done.wrong, sep="\n")
     return 1 if done.wrong else 0

@@ -21,7 +21,7 @@ MESSAGES = [{"role": "user", "content": QUESTION}]
 TURN_PATH = f"/v1/turns/{TURN}"
 SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
 TOOL_CALL = "toolu_01"
-TICKET = "trt_WyJhY21l…"
+TICKET = "trt_AV8mZ3Qk…"
 IMAGE = "https://example.com/sky.png"
 
 EXAMPLES: Json = {

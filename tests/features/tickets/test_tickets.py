@@ -1,6 +1,9 @@
 """Tickets over HTTP: single-use and shared links to the events of one turn."""
 
 import asyncio
+import base64
+import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.tickets import older_gateways
 from tailrace.features.tickets.tickets import Ticket
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.signed_tokens import TokenSigner
@@ -20,13 +24,16 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.kv import Bucket
+from tailrace.proto.ownership import name_token
+from tests.harness import jwts
 from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
 from tests.harness.route_table import ROWS, path_parameters
 from tests.harness.sse_parser import without_retry
 from tests.harness.turn_writer import Writer
-from tests.harness.until import until
+from tests.harness.until import until, until_equal
 from tests.integration.conftest import KEY, Gateway, NewGateway, api_keys
+from tests.integration.test_admin_api import outdated
 
 TEXTS = ("Danube ", "Elbe ", "Rhine")
 ID = re.compile(r"^id: (.+)$", re.MULTILINE)
@@ -193,6 +200,64 @@ async def test_a_ticket_ends_with_its_key(turn: Turn, nats_url: str, new_gateway
         gateway = await new_gateway(nats_url, api_keys=keys)
         async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
             assert read_refusal(await client.get(path))
+
+
+@pytest.mark.rule("R39")
+@pytest.mark.rule("S4")
+async def test_a_ticket_shows_nothing_of_its_creator_and_its_turn(
+    nats_url: str, new_gateway: NewGateway, turn: Turn
+) -> None:
+    """An address as a JWT's user, and the name of the JWT, which is an unkeyed hash of the address."""
+    given = jwts.settings(jwt_tenant_claim="org", jwt_user_claim="email")
+    gateway = await new_gateway(nats_url, **given)
+    address, tenant = "ann.miller@example.com", turn.key.tenant
+    token = jwts.token(org=tenant, sub=address, email=address).decode()
+    gateway.client.headers["authorization"] = f"Bearer {token}"
+    for body in ({}, {"is_shared": True}):
+        ticket = await create(gateway, turn.id, **body)
+        sent = ticket["ticket"].removeprefix("trt_")
+        pieces = [sent.encode(), *(base64.urlsafe_b64decode(f"{piece}==") for piece in sent.split("."))]
+        hidden = [address, "ann.m", "miller", "example", tenant, turn.id, str(ticket["until"]), "jwt_"]
+        hidden += [name_token(address)[4:], hashlib.sha256(address.encode()).hexdigest()[:8]]
+        assert [name for name in hidden for piece in pieces if name.encode() in piece] == []
+        assert len(ticket["events"]) < 512
+        assert (await turn.keyless.get(f"{gateway.url}{ticket['events']}")).status_code == 200
+
+
+@pytest.mark.rule("R39")
+async def test_a_signed_ticket_of_an_older_version_opens_its_turn(turn: Turn) -> None:
+    """It lives at most a day after the upgrade. Its fields can be read."""
+    shared, single = turn.sign(user="ann"), turn.sign(user="ann", once="one")
+    fields = json.loads(base64.urlsafe_b64decode(shared.partition(".")[0].removeprefix("trt_") + "=="))
+    assert fields == [turn.key.tenant, turn.id, "jwt_0", False, fields[4], fields[4], "", "ann"]
+    answers = [await turn.keyless.get(f"{turn.events}?ticket={token}") for token in (shared, shared, single, single)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 401]
+
+
+@pytest.mark.rule("R39")
+@pytest.mark.rule("F29")
+async def test_tickets_are_signed_while_a_gateway_of_an_older_version_runs(
+    own_server: NatsServer,
+    own_log: TurnLog,
+    new_gateway: NewGateway,
+    key: TurnKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That gateway would refuse an encrypted ticket."""
+    monkeypatch.setattr(older_gateways, "CHECK_S", 0.05)
+    monkeypatch.setattr(older_gateways, "ANSWER_S", 0.5)
+    await Writer(own_log, key).open(*TEXTS)
+    older = await outdated(own_server.url)
+    gateway = await new_gateway(own_server.url)
+
+    async def is_signed() -> bool:
+        return "." in (await create(gateway, key.turn))["ticket"]
+
+    try:
+        assert [await is_signed() for _ in range(3)] == [True] * 3
+    finally:
+        await older.close()
+    await until_equal(is_signed, False)
 
 
 @pytest.mark.rule("S4")
