@@ -65,7 +65,10 @@ def parse_limits(given: Mapping[str, float]) -> Limits:
     """Returns the limits in a key's record or a setting. Raises ValueError."""
     try:
         # JSON has one kind of number: 60.0 is a valid count.
-        whole = {name: int(limit) if float(limit).is_integer() else limit for name, limit in given.items()}
+        whole = {
+            name: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+            for name, limit in given.items()
+        }
         return msgspec.convert(whole, Limits)
     except msgspec.ValidationError as error:
         why, _, where = str(error).partition(" - at `$.")

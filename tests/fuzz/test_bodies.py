@@ -62,7 +62,7 @@ class Attacked(NamedTuple):
         return self.url.removeprefix("http://")
 
     def tracebacks(self) -> list[str]:
-        """Returns the log lines with the traceback of an error that is handled nowhere."""
+        """Returns the log lines with the traceback of an error that is handled nowhere. Another test may have some."""
         printed = [line for part in self.parts for line in part.printed.read_text().splitlines()]
         return [line for line in printed if "Traceback" in line]
 
@@ -148,8 +148,9 @@ def changed(places: Sequence[Place]) -> list[WrongBody]:
     return found + [change(place, others[number % len(others)]) for number, place in enumerate(places[::4])]
 
 
-def run_all(cases: list[WrongBody], run: Callable[[WrongBody], None]) -> None:
-    """Runs several cases at once. Fails with the names of those that failed."""
+def run_all(attacked: Attacked, cases: list[WrongBody], run: Callable[[WrongBody], None]) -> None:
+    """Runs several cases at once. Fails with the names of those that failed, and for tracebacks in a log."""
+    before = len(attacked.tracebacks())
 
     def try_one(case: WrongBody) -> str:
         try:
@@ -162,6 +163,7 @@ def run_all(cases: list[WrongBody], run: Callable[[WrongBody], None]) -> None:
         wrong = [one for one in pool.map(try_one, cases) if one]
     print(f"{len(cases)} cases, {len(wrong)} wrong")
     assert not wrong, "\n".join(wrong)
+    assert attacked.tracebacks()[before:] == []
 
 
 def ask_and_follow_up(attacked: Attacked, resources: Resources, wrong: WrongBody) -> None:
@@ -191,8 +193,7 @@ def test_the_bodies_that_are_changed_are_accepted(attacked: Attacked, resources:
 @pytest.mark.parametrize("places", PARTS)
 def test_no_value_in_a_body_breaks_anything(attacked: Attacked, resources: Resources, places: list[Place]) -> None:
     """Of every route with a body, with one value that is missing, renamed, doubled or of another type or size."""
-    run_all(changed(places), lambda case: ask_and_follow_up(attacked, resources, case))
-    assert attacked.tracebacks() == []
+    run_all(attacked, changed(places), lambda case: ask_and_follow_up(attacked, resources, case))
 
 
 @pytest.mark.timeout(TIMEOUT_S)
@@ -216,8 +217,11 @@ def test_no_line_of_a_batch_file_breaks_anything(attacked: Attacked) -> None:
             assert time.monotonic() < deadline, read
             time.sleep(0.2)
 
-    run_all([WrongBody("POST", bodies.ENDPOINTS[bodies.ENDPOINTS[1].encode() in one], "", one) for one in files], run)
-    assert attacked.tracebacks() == []
+    run_all(
+        attacked,
+        [WrongBody("POST", bodies.ENDPOINTS[bodies.ENDPOINTS[1].encode() in one], "", one) for one in files],
+        run,
+    )
 
 
 def get(attacked: Attacked, path: str) -> dict[str, Any]:
@@ -258,5 +262,4 @@ def test_no_message_of_a_web_socket_breaks_anything(attacked: Attacked) -> None:
                 if event.get("stream_id") == "good" and event["type"] == "response.completed":
                     return
 
-    run_all(changed(places_of(frames)), run)
-    assert attacked.tracebacks() == []
+    run_all(attacked, changed(places_of(frames)), run)

@@ -20,6 +20,9 @@ def test_a_key_record_holds_the_same_limits_as_json() -> None:
     assert parse_limits({"requests": 60.0, "usd_day": 2}) == Limits(requests=60, usd_day=2)
     with pytest.raises(ValueError, match="the limits are requests, burst"):
         parse_limits({"request": 60})
+    for name in ("requests", "usd_day"):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            parse_limits({name: 10**400})
 
 
 @pytest.mark.parametrize(
