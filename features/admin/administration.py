@@ -15,10 +15,10 @@ import msgspec
 from tailrace.features.admin.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.features.admin.key_store import KeyStore, StoredRecords
 from tailrace.features.admin.new_key import NewKey, new_key
+from tailrace.features.common.process_reports import does_know
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
 from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
-from tailrace.gateway.streaming.reader_report import does_know
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Rpc

@@ -3,8 +3,8 @@
 import asyncio
 from contextlib import suppress
 
+from tailrace.features.common.process_reports import does_know
 from tailrace.gateway.auth.signed_tokens import ENCRYPTED_TOKENS
-from tailrace.gateway.streaming.reader_report import does_know
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import LOCAL, TurnId, TurnKey
 from tailrace.proto.nats import Rpc

@@ -51,24 +51,22 @@ class TokenSigner:
     def read(self, token: bytes, kind: type[S]) -> S | None:
         """Returns the fields of a token that `sign` or `encrypt` has returned; else None. Does not check the expiry."""
         payload, dot, mac = token.rpartition(b".")
-        if not dot:
-            return self._decrypt(token, kind)
-        if not (payload.startswith(kind.prefix) and hmac.compare_digest(mac, self._mac(payload).encode())):
+        if not token.startswith(kind.prefix) or (dot and not hmac.compare_digest(mac, self._mac(payload).encode())):
             return None
-        return _decode(base64url.decode(payload.removeprefix(kind.prefix)), kind)
-
-    def _decrypt(self, token: bytes, kind: type[S]) -> S | None:
-        encoded = token.removeprefix(kind.prefix)
         try:
-            encrypted = base64url.decode(encoded)
+            content = base64url.decode((payload if dot else token).removeprefix(kind.prefix))
+            return msgspec.json.decode(content if dot else self._decrypt(token, content, kind), type=kind)
         except DECODE_ERRORS:
+            # Not ours, or made by a release with other fields.
             return None
+
+    def _decrypt(self, token: bytes, encrypted: bytes, kind: type[Signed]) -> bytes:
+        """Returns the JSON in an encrypted token; nothing if it is not ours."""
         # One content has several spellings in base64, and `decrypt` does not check the first byte.
-        is_ours = base64url.encode(encrypted).encode() == encoded and entry_encryption.is_encrypted(encrypted)
-        if not (token.startswith(kind.prefix) and is_ours):
-            return None
-        content = entry_encryption.decrypt(self._key, kind.prefix.decode(), encrypted)
-        return None if content is None else _decode(content, kind)
+        is_exact = kind.prefix + base64url.encode(encrypted).encode() == token
+        if not (is_exact and entry_encryption.is_encrypted(encrypted)):
+            return b""
+        return entry_encryption.decrypt(self._key, kind.prefix.decode(), encrypted) or b""
 
     def proof(self, token: str) -> str:
         """Returns 128 bits that only a server with the secret can derive, in characters that an SSE `id:` may hold."""
@@ -80,11 +78,3 @@ class TokenSigner:
 
     def _mac(self, payload: bytes) -> str:
         return base64url.encode(hmac.digest(self._secret, payload, hashlib.sha256))
-
-
-def _decode(content: bytes, kind: type[S]) -> S | None:
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except DECODE_ERRORS:
-        # Made by a release with other fields.
-        return None

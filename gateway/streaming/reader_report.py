@@ -5,7 +5,6 @@ from typing import Literal
 
 import msgspec
 
-from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.ids import Seq
 
 Ending = Literal["open", "ended", "disconnected", "aged", "draining", "expired", "broken", "failed", "lost"]
@@ -42,17 +41,3 @@ class GatewayReaders(msgspec.Struct, frozen=True):
     readers: list[ReaderReport]
     knows: tuple[str, ...] = ()
     """What the gateway applies that older versions do not: settings of tenants, and encrypted tickets."""
-
-
-class _Known(msgspec.Struct, frozen=True):
-    """The field `knows` of the report of a gateway or of persistence. Older versions report none."""
-
-    knows: tuple[str, ...] = ()
-
-
-def does_know(report: bytes, name: str) -> bool:
-    """Returns whether the process that sent this report (PROTOCOL R29, R76) applies `name`."""
-    try:
-        return name in msgspec.json.decode(report, type=_Known).knows
-    except DECODE_ERRORS:
-        return False

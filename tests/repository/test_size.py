@@ -26,7 +26,9 @@ CHECKOUT = Path(__file__).parents[2]
 # Whether there was a log, before one is created: 23.
 # A credential that is required before the first key and after a loss of all keys: 37.
 # Leases that are extended and not kept, so that webhooks wait in the log: 21.
-CORE_LINES_MAX = 18_162
+# Used budgets of keys: 3. An erasure makes no note of damage: 8. Previews of sessions: 13. Encrypted tickets: 11.
+# Numbers of any length as limits: 3.
+CORE_LINES_MAX = 18_176
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
 COUNTS = 3
