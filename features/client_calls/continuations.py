@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import msgspec
 import structlog
 
-from tailrace.features.client_calls.records import Block, DecidedTurn, GetContinuation, ListDecided
+from tailrace.features.client_calls.records import Block, Continuation, DecidedTurn, GetContinuation, ListDecided
 from tailrace.features.common.follow_up import settings_of
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.services import Gateway
@@ -37,7 +37,7 @@ class Continuations:
         self._history = gateway.history
         self._submitter = gateway.submitter
         self._blobs = gateway.blob_store
-        self._find_key = gateway.authenticator.find_key
+        self._stand_in = gateway.authenticator.stand_in
 
     async def require_files(self, tenant: Tenant, result: list[Block], body_bytes: int) -> None:
         """Raises Refused if a result refers to a file that the next turn could not read; LogUnavailable."""
@@ -45,18 +45,20 @@ class Continuations:
             async with AsyncExitStack() as held:
                 await self._submitter.steps.open_files(tenant, body_bytes, held).insert([Message("user", result)])
 
-    async def start(self, tenant: Tenant, session: str) -> TurnId:
+    async def start(self, principal: Principal, session: str) -> TurnId:
         """Starts the next turn of a session of which all calls are decided; returns its id. Raises Refused, LogError.
 
-        A turn that was started, but is not recorded yet, is returned.
+        `principal` repeats or makes the last decision, and pays. A turn that was started, but is not recorded yet, is
+        returned.
         """
-        found = await self._history.query(tenant, GetContinuation(session))
+        return await self._submit(principal, await self._history.query(principal.tenant, GetContinuation(session)))
+
+    async def _submit(self, principal: Principal, found: Continuation) -> TurnId:
         raw = msgspec.json.encode(found.results)
-        settings = await settings_of(self._blobs, tenant, found.request)
+        settings = await settings_of(self._blobs, principal.tenant, found.request)
         del settings["on_disconnect"]
         draft = TurnDraft(
-            # The decision was accepted: its key may have ended since.
-            (self._find_key(found.by) if found.by else None) or Principal(tenant, found.by),
+            principal,
             raw,
             # No Idempotency-Key of a client contains a space.
             f"calls {found.turn}",
@@ -87,7 +89,8 @@ class Continuations:
 
     async def _start_found(self, one: DecidedTurn) -> None:
         try:
-            following = await self.start(one.tenant, one.session)
+            found = await self._history.query(one.tenant, GetContinuation(one.session))
+            following = await self._submit(self._stand_in(one.tenant, found.by), found)
             logger.info("decided turn continued", turn=one.turn, next=following, tenant=one.tenant)
         except (Refused, LogError) as error:
             logger.debug("decided turn cannot be continued", turn=one.turn, tenant=one.tenant, why=str(error))

@@ -12,6 +12,7 @@ from tailrace.features.client_calls.continuations import PATH, Continuations
 from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
 from tailrace.features.client_calls.result_content import check_result, without_marks
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.auth.authenticate import Authenticator
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
@@ -25,7 +26,7 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.ownership import viewer_in
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -53,22 +54,35 @@ class DecisionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The turn with the call. Only needed for models that number the calls of each turn anew."""
 
 
-class DecidedCall(SessionCalls, frozen=True, kw_only=True):
+class WaitingCalls(SessionCalls, frozen=True, kw_only=True):
+    """The calls of a turn of a session, and why no turn continues it."""
+
+    waits_because: str | None = None
+    """Why the next turn was not started yet, although all calls are decided."""
+
+
+class DecidedCall(WaitingCalls, frozen=True, kw_only=True):
     """The calls of the turn after a decision about one of them."""
 
     undecided_calls: list[str]
     """The ids of the calls that still wait for a decision."""
-    waits_because: str | None = None
-    """Why the next turn was not started yet, although all calls are decided. It is started later."""
 
 
-async def get_calls(request: ApiRequest, history: HistoryClient) -> Response:
+async def get_calls(request: ApiRequest, history: HistoryClient, authenticator: Authenticator) -> Response:
     """`GET /v1/sessions/{session}/calls`: the calls of the client's tools for which the session waits.
 
     The list is empty if the session requires no action. With `turn`: the calls of this turn and their decisions.
+    `waits_because`: the API key that made the last decision has ended, so the decision must be repeated.
     """
     asked = ListCalls(request.path_params["session"], request.query_params.get("turn"))
-    return json_response(await history.query(request.tenant, asked))
+    found = await history.query(request.tenant, asked)
+    why = None
+    if found.next is None and found.calls and not found.undecided:
+        try:
+            authenticator.stand_in(request.tenant, found.decided_by)
+        except Refused as refused:
+            why = f"{refused.message} Repeat the decision about a call with a valid credential."
+    return json_response(WaitingCalls(**msgspec.structs.asdict(found), waits_because=why))
 
 
 class Decisions:
@@ -97,17 +111,17 @@ class Decisions:
         )
         return found
 
-    async def start(self, tenant: Tenant, found: SessionCalls) -> TurnId | None:
+    async def start(self, principal: Principal, found: SessionCalls) -> TurnId | None:
         """Returns the turn that follows a turn of which all calls are decided. Raises Refused, LogError."""
         if found.next is not None:
             return found.next
         try:
-            return await self._continuations.start(tenant, found.session)
+            return await self._continuations.start(principal, found.session)
         except Refused as refused:
             if refused.code != "call_not_found":
                 raise
             # The session waits no more: another request or process has started the turn meanwhile.
-            return (await self._history.query(tenant, ListCalls(found.session, found.turn))).next
+            return (await self._history.query(principal.tenant, ListCalls(found.session, found.turn))).next
 
     async def decide_call(
         self, principal: Principal, session: str, call: str, fields: dict[str, Any]
@@ -116,7 +130,7 @@ class Decisions:
         found = await self.store(
             principal, session, call, convert(fields, DecisionBody), len(msgspec.json.encode(fields))
         )
-        following = None if found.undecided else await self.start(principal.tenant, found)
+        following = None if found.undecided else await self.start(principal, found)
         return None if following is None else TurnKey(principal.tenant, following)
 
 
@@ -124,7 +138,8 @@ async def post_decision(request: ApiRequest, decisions: Decisions) -> Response:
     """`POST /v1/sessions/{session}/calls/{call}`: decides about a call: its result, or that it is denied.
 
     When all calls of the turn are decided, the next turn starts, once: `next` is its id. A repeated request changes
-    nothing and gets the same answer. With a JWT that names a user, the session must be of this user.
+    nothing and gets the same answer, but starts a next turn that was not started yet, for its own credential. With a
+    JWT that names a user, the session must be of this user.
     """
     session, call = request.path_params["session"], request.path_params["call"]
     body, raw = await request.read(DecisionBody)
@@ -134,7 +149,7 @@ async def post_decision(request: ApiRequest, decisions: Decisions) -> Response:
     following, why = found.next, None
     if not found.undecided:
         try:
-            following = await decisions.start(request.tenant, found)
+            following = await decisions.start(request.principal, found)
         except (Refused, LogError) as error:
             # The decision is stored, and the turn starts later.
             why = str(error)
@@ -205,7 +220,7 @@ MIN_AGE = query(
 TURN = query("turn", "The calls of this turn of the session instead.")
 
 ROUTES = [
-    Route("GET", "/v1/sessions/{session}/calls", get_calls, "read", SESSIONS, result=SessionCalls, parameters=(TURN,)),
+    Route("GET", "/v1/sessions/{session}/calls", get_calls, "read", SESSIONS, result=WaitingCalls, parameters=(TURN,)),
     Route("POST", PATH, post_decision, "write", SESSIONS, body=DecisionBody, result=DecidedCall),
 ]
 

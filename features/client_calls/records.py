@@ -67,6 +67,12 @@ class SessionCalls(msgspec.Struct, frozen=True, kw_only=True):
         """The ids of the calls that wait for a decision."""
         return [one.call for one in self.calls if one.decision is None]
 
+    @property
+    def decided_by(self) -> str | None:
+        """The id of the credential that made the last decision; None without a decision or a credential."""
+        decided = [(one.decided_at, one.decided_by) for one in self.calls if one.decided_at is not None]
+        return max(decided, key=lambda one: one[0], default=(None, None))[1]
+
 
 class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     """The turn to start when all calls of `turn` have a decision."""

@@ -116,7 +116,7 @@ class Logins:
         if access is None or time.time() > access.until:
             return None
         principal = self._find_key(access.key)
-        return principal and principal._replace(until=access.until)
+        return principal._replace(until=access.until) if isinstance(principal, Principal) else None
 
     def _tokens(self, login_id: str, login: Login) -> Tokens:
         now = int(time.time())
@@ -138,7 +138,10 @@ class RefreshVerifier:
     async def verify(self, token: bytes, _: Request) -> Principal | None:
         """Returns the principal of the API key behind the login, or None."""
         refresh = self._signer.read(token, Refresh)
-        return None if refresh is None or time.time() > refresh.until else self._find_key(refresh.key)
+        if refresh is None or time.time() > refresh.until:
+            return None
+        principal = self._find_key(refresh.key)
+        return principal if isinstance(principal, Principal) else None
 
 
 def judge(login: Login, generation: int, now: float) -> Literal["current", "previous", "reused", "ahead"]:

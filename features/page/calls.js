@@ -15,7 +15,8 @@ export async function drawCalls(record, goOn) {
   const path = `/v1/sessions/${encodeURIComponent(record.session)}/calls`;
   const found = await request(path).catch(() => ({ calls: [] }));
   if (turn !== shown || found.turn !== turn) return;
-  const say = element("p", { textContent: "The answer waits for you: send the result of each tool call, or deny it." });
+  const asks = "The answer waits for you: send the result of each tool call, or deny it.";
+  const say = element("p", { textContent: found.waits_because ?? asks });
   const decide = async (call, item, body) => {
     try {
       const { next, waits_because: why } = await request(`${path}/${encodeURIComponent(call)}`, { method: "POST", body });

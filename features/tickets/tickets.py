@@ -17,7 +17,7 @@ from starlette.requests import Request
 from tailrace.features.tickets.older_gateways import OlderGateways
 from tailrace.features.tickets.used_tickets import UsedTickets
 from tailrace.gateway.auth.authenticate import CredentialSource, credential_invalid
-from tailrace.gateway.auth.principal import KeyLookup, Principal
+from tailrace.gateway.auth.principal import KeyLookup, NoKey, Principal
 from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
@@ -80,18 +80,18 @@ class Tickets:
     async def _create(
         self, principal: Principal, turn: TurnId, begin_by: int, until: int, once: str
     ) -> tuple[str, Ticket]:
-        key = self._find_key(principal.key) if principal.key is not None else None
-        has_key = key is not None
+        key = self._find_key(principal.key) if principal.key is not None else NoKey.OTHER
         # The ticket ends with the credential that created it: the API key, also behind a login's shorter access token,
         # or else the credential itself, such as a JWT.
-        ends = key.until if key is not None else principal.until
+        ends = key.until if isinstance(key, Principal) else principal.until
         if ends is not None:
             until = min(until, int(ends))
         ticket = Ticket(
             tenant=whole(principal.tenant),
             turn=turn,
             key=principal.key,
-            has_key=has_key,
+            # Also if the key has ended since the request was authenticated: then no ticket of it is valid.
+            has_key=key is not NoKey.OTHER,
             begin_by=min(begin_by, until),
             until=until,
             once=once,
@@ -109,8 +109,8 @@ class Tickets:
         ticket = self._signer.read(token, Ticket)
         if ticket is None or time.time() > (ticket.until if self._has_proof(token, request) else ticket.begin_by):
             return None
-        creator = self._find_key(ticket.key) if ticket.has_key and ticket.key is not None else None
-        if ticket.has_key and (creator is None or creator.tenant != ticket.tenant):
+        creator = self._find_key(ticket.key) if ticket.has_key and ticket.key is not None else NoKey.OTHER
+        if ticket.has_key and (isinstance(creator, NoKey) or creator.tenant != ticket.tenant):
             return None
         return Principal(
             ticket.tenant,
@@ -118,8 +118,8 @@ class Tickets:
             scopes=frozenset({"read"}),
             until=ticket.until,
             turn=ticket.turn,
-            limits=creator.limits if creator is not None else None,
-            counted_as=creator.counted_as if creator is not None else None,
+            limits=creator.limits if isinstance(creator, Principal) else None,
+            counted_as=creator.counted_as if isinstance(creator, Principal) else None,
             user=ticket.user,
             must_name_user=ticket.key is not None and not ticket.has_key,
         )

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey, hash_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
 from tailrace.gateway.auth.limits import GivenLimits
-from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.http.scope import scopes_of
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
@@ -62,12 +62,23 @@ class ApiKeyCache:
         # A lookup by the hash of the whole key takes the same time for a wrong key that begins like a right one.
         return self._principals.get(hash_key(token))
 
-    def find(self, key_id: str) -> Principal | None:
-        """Returns the principal of the key with this id; None if it is unknown, revoked or expired."""
-        change = self._changes.get(key_id)
-        if change is None or change.record is None or self.is_ended(key_id):
-            return None
-        return _principal(change.record)
+    def find(self, key_id: str) -> Principal | NoKey:
+        """Returns the principal of the key with this id, or why there is none."""
+        if KEY_ID.fullmatch(key_id) is None:
+            return NoKey.OTHER
+        record = self._record(key_id)
+        return _principal(record) if record is not None and _is_good(record) else NoKey.ENDED
+
+    def find_successor(self, key_id: str) -> Principal | NoKey:
+        """Returns the principal of the key; once it has ended, of the key that rotations have made for it."""
+        passed = set[str]()
+        while (found := self.find(key_id)) is NoKey.ENDED:
+            passed.add(key_id)
+            record = self._record(key_id)
+            if record is None or record.replaced_by is None or record.replaced_by in passed:
+                break
+            key_id = record.replaced_by
+        return found
 
     def users_of(self, tenant: Tenant) -> Users:
         """Returns whether the users of a tenant are private."""
@@ -75,10 +86,10 @@ class ApiKeyCache:
 
     def ids_counted_as(self, key_id: str | None) -> list[str]:
         """Returns the ids of the keys that share the limits of this key after rotations; else the id itself, or ""."""
-        known = self._changes.get(key_id or "")
-        if known is None or known.record is None:
+        known = self._record(key_id or "")
+        if known is None:
             return [key_id or ""]
-        name = known.record.counted_as or known.id
+        name = known.counted_as or known.id
         records = [change.record for change in self._changes.values() if change.record is not None]
         return [record.id for record in records if name in (record.id, record.counted_as)]
 
@@ -86,8 +97,11 @@ class ApiKeyCache:
         """Returns whether `key_id` has the form of an API key's id and the key is unknown, revoked or expired."""
         if key_id is None or KEY_ID.fullmatch(key_id) is None:
             return False
+        return not _is_good(self._record(key_id))
+
+    def _record(self, key_id: str) -> ApiKey | None:
         change = self._changes.get(key_id)
-        return change is None or not _is_good(change.record)
+        return None if change is None else change.record
 
     def watch(self, key_id: str | None) -> Flag:
         """Returns a flag that is set when the key is revoked, or reaches an expiry that was set after this call.

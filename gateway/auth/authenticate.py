@@ -15,12 +15,13 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
-from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
 from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids, subjects
 from tailrace.proto.errors import CredentialMissing, Refused
+from tailrace.proto.ids import Tenant
 from tailrace.proto.ownership import view_of, viewer_in, viewer_of
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
@@ -134,9 +135,22 @@ class Authenticator:
         viewer = viewer_of(principal.user, self.api_keys.users_of(principal.tenant))
         return viewer in (None, viewer_in(principal.tenant))
 
-    def find_key(self, key_id: str) -> Principal | None:
-        """Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
-        return self._static_keys.find(key_id) or self.api_keys.find(key_id)
+    def find_key(self, key_id: str) -> Principal | NoKey:
+        """Returns the principal of the API key with this id, or why there is none."""
+        static = self._static_keys.find(key_id)
+        return self.api_keys.find(key_id) if static is None else static
+
+    def stand_in(self, tenant: Tenant, credential: str | None) -> Principal:
+        """Returns the principal of a turn that starts after the request of `credential`, the id of one or None.
+
+        For a key that a rotation has replaced, it is the newest key, whose limits and counters are the same. For a
+        credential without a record it has the name, by which the limits of the settings count. Raises Refused for an
+        API key that was revoked or has expired.
+        """
+        found = self.api_keys.find_successor(credential) if credential is not None else NoKey.OTHER
+        if found is NoKey.ENDED:
+            raise Refused("credential_invalid", f"The API key {credential} was revoked or has expired.")
+        return found if isinstance(found, Principal) else Principal(tenant, credential)
 
     def require_valid(self, principal: Principal) -> None:
         """Raises Refused if the credential has expired, its API key has ended, or its users have become private.
@@ -156,9 +170,9 @@ class Authenticator:
 
         The caller passes both parts of the result to `unwatch` when it no longer needs the flag.
         """
-        key = self.find_key(principal.key) if principal.key is not None else None
+        key = self.find_key(principal.key) if principal.key is not None else NoKey.OTHER
         # A credential that a client got for its key ends at its own expiry or at the key's, whichever is first.
-        ends = [each.until for each in (principal, key) if each is not None and each.until is not None]
+        ends = [each.until for each in (principal, key) if isinstance(each, Principal) and each.until is not None]
         ended = self.api_keys.watch(_users_record(principal) if principal.must_name_user else principal.key)
         if principal.must_name_user and not self._has_view(principal):
             ended.set()

@@ -1,6 +1,7 @@
 """The principal of a request: tenant, credential name, scopes and expiry, as the credential states them."""
 
 from collections.abc import Callable
+from enum import Enum
 from typing import NamedTuple
 
 from tailrace.gateway.auth.limits import GivenLimits
@@ -34,5 +35,17 @@ class Principal(NamedTuple):
     """The id of the replaced key whose limits this key shares after rotations. None: its own limits."""
 
 
-KeyLookup = Callable[[str], Principal | None]
-"""Returns the principal of the API key with this id; None if it is unknown, revoked or expired."""
+class NoKey(Enum):
+    """The reason for which no API key has the id of a credential.
+
+    A value and not None, so that `or` cannot replace a key that has ended by another principal.
+    """
+
+    ENDED = "ended"
+    """It is the id of an API key, which is unknown, revoked or expired."""
+    OTHER = "other"
+    """It is the id of a credential of another kind, such as a JWT, which has no record."""
+
+
+KeyLookup = Callable[[str], Principal | NoKey]
+"""Returns the principal of the API key with this id, or why there is none."""

@@ -12,6 +12,7 @@ from tests.integration.conftest import (
     persistence,
     second_gateway,
     shared_gateway,
+    shared_keys,
     system,
     system_log,
 )
@@ -25,6 +26,7 @@ __all__ += [
     "postgresql_store",
     "second_gateway",
     "shared_gateway",
+    "shared_keys",
     "store",
     "system",
     "system_log",

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from tailrace.features.admin.new_key import new_key
+from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, KeyPosition, RecordChange, to_change
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.authenticate import Authenticator, Verifier
-from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.http.scope import SCOPES, scopes_of
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
@@ -166,6 +167,75 @@ class RevokedKey:
 async def with_revoked_key(authenticator: Authenticator) -> Authenticator:
     await authenticator.api_keys.load(cast("ApiKeyStore", RevokedKey()))
     return authenticator
+
+
+class StoredKeys:
+    """The stored keys of a server."""
+
+    def __init__(self, *keys: ApiKey) -> None:
+        self._keys = keys
+
+    async def snapshot(self) -> tuple[KeyPosition, list[RecordChange]]:
+        changes = [RecordChange(Seq(1 + at), key.id, key) for at, key in enumerate(self._keys)]
+        return KeyPosition(None, Seq(len(changes)), len(changes)), changes
+
+
+def key_id(number: int) -> str:
+    return f"key_{number:016x}"
+
+
+def stored(number: int, **given: object) -> ApiKey:
+    key = new_key(Tenant("alice"), now=1, scopes=["write"], limits={"requests": 1}).record
+    return msgspec.structs.replace(key, id=key_id(number), **given)
+
+
+ENDED_KEYS = {
+    "unknown": (key_id(99), []),
+    "revoked": (key_id(1), [stored(1, revoked_at=2)]),
+    "expired": (key_id(1), [stored(1, expires_at=2)]),
+    "its successor is revoked": (
+        key_id(1),
+        [stored(1, revoked_at=2, replaced_by=key_id(2)), stored(2, revoked_at=2)],
+    ),
+    "its successor is unknown": (key_id(1), [stored(1, revoked_at=2, replaced_by=key_id(2))]),
+    "its successor is itself": (key_id(1), [stored(1, revoked_at=2, replaced_by=key_id(1))]),
+    "its successors are a circle": (
+        key_id(1),
+        [stored(1, revoked_at=2, replaced_by=key_id(2)), stored(2, revoked_at=2, replaced_by=key_id(1))],
+    ),
+}
+
+
+@pytest.mark.rule("R38")
+@pytest.mark.parametrize("case", ENDED_KEYS)
+async def test_nothing_starts_later_for_a_key_that_has_ended(case: str) -> None:
+    """And `or` does not replace the key by another principal."""
+    credential, keys = ENDED_KEYS[case]
+    authenticator = build()
+    await authenticator.api_keys.load(cast("ApiKeyStore", StoredKeys(*keys)))
+    with pytest.raises(Refused, match=f"{credential} was revoked or has expired"):
+        authenticator.stand_in(Tenant("alice"), credential)
+    assert (authenticator.find_key(credential) or ALICE) is NoKey.ENDED
+
+
+@pytest.mark.rule("R38")
+async def test_a_key_that_was_rotated_is_replaced_by_the_newest_good_key_of_its_chain() -> None:
+    """With its limits and the name of its counters. While a key is valid itself, nothing replaces it."""
+    first, second = stored(1, revoked_at=2, replaced_by=key_id(2)), stored(2, revoked_at=2, replaced_by=key_id(3))
+    third = stored(3, counted_as=key_id(1), expires_at=2**40, replaced_by=key_id(4))
+    authenticator = build()
+    await authenticator.api_keys.load(cast("ApiKeyStore", StoredKeys(first, second, third, stored(4, revoked_at=2))))
+    for before in (1, 2, 3):
+        found = authenticator.stand_in(Tenant("alice"), key_id(before))
+        assert (found.tenant, found.key, found.counted_as) == ("alice", key_id(3), key_id(1))
+        assert found.limits == {"requests": 1}
+
+
+@pytest.mark.parametrize("credential", [None, "jwt_ffffffffffffffff", f"env_{HASH[:12]}", f"env_{OTHER_HASH[:12]}"])
+async def test_a_credential_without_a_record_starts_turns_later(credential: str | None) -> None:
+    """A JWT, also an expired one; a key of the settings, also one that they no longer have; and none."""
+    authenticator = build(api_keys=f"alice:{HASH}")
+    assert authenticator.stand_in(Tenant("alice"), credential) == Principal(Tenant("alice"), credential)
 
 
 class AcceptingVerifier:

@@ -8,6 +8,7 @@ import pytest
 from tailrace.client import AsyncClient, TailraceError
 from tailrace.features.client_calls import continuations
 from tailrace.features.client_calls.gateway import RESULT_BYTES_MAX, DecisionBody, decision_of
+from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.ids import Tenant, TurnId
 from tests.harness import jwts
 from tests.harness.processes import Process
@@ -89,10 +90,10 @@ async def test_a_turn_that_another_request_has_started_meanwhile_is_named(
     """Between the decision and the start, the turn was started and recorded: the session waits no more."""
     start = continuations.Continuations.start
 
-    async def start_late(service: continuations.Continuations, tenant: Tenant, session: str) -> TurnId:
-        await start(service, tenant, session)
+    async def start_late(service: continuations.Continuations, principal: Principal, session: str) -> TurnId:
+        await start(service, principal, session)
         await until(lambda: is_recorded(session))
-        return await start(service, tenant, session)
+        return await start(service, principal, session)
 
     async def is_recorded(session: str) -> bool:
         return len((await get(gateway, f"/v1/sessions/{session}/turns"))["turns"]) == 2
