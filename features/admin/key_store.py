@@ -17,7 +17,7 @@ from tailrace.gateway.auth.api_key_store import (
     STALE_WAIT_S,
     ApiKeyStore,
     decode_key,
-    limits_decoder,
+    decode_limits,
 )
 from tailrace.gateway.auth.limits import GivenLimits
 from tailrace.proto import subjects
@@ -133,7 +133,8 @@ class KeyStore(ApiKeyStore):
         name = subjects.limits_of_tenant(tenant)
         for _ in range(CHANGE_TRIES):
             found = await self._bucket.get(name)
-            if expected is not None and (limits_decoder.decode(found.data) if found else {}) != expected:
+            # Limits that cannot be read were listed as none, and are set anew.
+            if expected is not None and ((found and decode_limits(found.data)) or {}) != expected:
                 return False
             if await self._bucket.update(name, msgspec.json.encode(limits), 0 if found is None else found.revision):
                 return True

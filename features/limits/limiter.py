@@ -60,7 +60,7 @@ class Limiter(admission.Limiter):
     """The limits of this gateway.
 
     `of_keys` and `tenant_defaults` apply to each key and tenant without limits of its own. `now` returns Unix seconds.
-    `own_limits_of` returns the limits that an operator has given to one tenant.
+    `own_limits_of` returns the limits that an operator has given to one tenant, or raises LogUnavailable.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Limiter(admission.Limiter):
         tenant_defaults: Limits,
         now: Callable[[], float] = time.time,
         *,
-        own_limits_of: Callable[[Tenant], Mapping[str, float] | None] = lambda _: None,
+        own_limits_of: Callable[[Tenant], Mapping[str, float]] = lambda _: {},
         log_share: Share = admission.Limiter.log_share,
         blob_share: Share = admission.Limiter.blob_share,
         soft_limits: SoftLimits | None = None,
@@ -91,11 +91,14 @@ class Limiter(admission.Limiter):
         self._has_common_limits = (of_keys, tenant_defaults) != (UNLIMITED, UNLIMITED)
 
     def owners(self, principal: Principal) -> Sequence[Owner]:
-        """Returns the key and the tenant of `principal` with their limits; nothing if no limit can apply to them."""
+        """Returns the key and the tenant of `principal` with their limits; nothing if no limit can apply to them.
+
+        Raises LogUnavailable.
+        """
         own = self._own_limits_of(principal.tenant)
         if not (self._has_common_limits or principal.limits or own):
             return ()
-        return owners_of(principal, self._of_keys, self.effective_limits(own or {}))
+        return owners_of(principal, self._of_keys, self.effective_limits(own))
 
     def admission(self, principal: Principal) -> "Admission | None":
         owners = self.owners(principal)

@@ -5,14 +5,13 @@ A revoked key keeps its record, so that each reader of the bucket learns of it, 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
 from tailrace.gateway.auth.api_key import ApiKey
-from tailrace.gateway.auth.limits import GivenLimits
+from tailrace.gateway.auth.limits import NAMES, GivenLimits, parse_limits
 from tailrace.proto import subjects
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import LogUnavailable
@@ -29,7 +28,7 @@ STALE_WAIT_S = 0.02
 ENDING = "ending"
 
 _decoder = msgspec.json.Decoder(ApiKey)
-limits_decoder = msgspec.json.Decoder(GivenLimits)
+_limits_decoder = msgspec.json.Decoder(GivenLimits)
 SHARED = msgspec.json.encode("shared")
 
 
@@ -118,8 +117,7 @@ def to_change(message: Msg | Message) -> RecordChange:
     name = _stored_subject(message).removeprefix(EVERY_KEY[:-1])
     change = RecordChange(Seq(int(headers["Nats-Sequence"])), name, None)
     if change.tenant is not None:
-        with suppress(*DECODE_ERRORS):
-            change = change._replace(limits=limits_decoder.decode(message.data))
+        change = change._replace(limits=decode_limits(message.data))
     elif subjects.tenant_of_users(name) is not None:
         # A record that cannot be read must not show a user's turns to the others.
         change = change._replace(users="shared" if message.data in (b"", SHARED) else "private")
@@ -130,6 +128,17 @@ def to_change(message: Msg | Message) -> RecordChange:
     has_record = bool(message.data) and name != ENDING
     is_read = (change.record, change.limits, change.users) != (None, None, None)
     return change._replace(is_unreadable=has_record and not is_read)
+
+
+def decode_limits(data: bytes) -> GivenLimits | None:
+    """Returns the limits of a tenant, none for a deletion; None for other bytes, and for limits that are not valid."""
+    try:
+        limits = _limits_decoder.decode(data or b"{}")
+        # A newer version may have stored limits that this one does not know.
+        parse_limits({name: limit for name, limit in limits.items() if name in NAMES})
+    except DECODE_ERRORS:
+        return None
+    return limits
 
 
 def decode_key(data: bytes) -> ApiKey | None:

@@ -45,8 +45,10 @@ class ApiKeyCache:
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str | None, set[Flag]] = {}
         """Flags by key id; under None, those of requests without a credential, which the first key ends."""
-        self.limits: dict[Tenant, GivenLimits] = {}
-        """The limits that operators have given to tenants."""
+        self._limits: dict[Tenant, GivenLimits] = {}
+        """The limits that operators have given to tenants; those of an unreadable record are the ones before it."""
+        self._unreadable: set[Tenant] = set()
+        """The tenants whose record of limits was never readable."""
         self.private: set[Tenant] = set()
         """The tenants whose users are private."""
         self.is_used = self._first_key_file is not None and self._first_key_file.exists()
@@ -83,6 +85,15 @@ class ApiKeyCache:
     def users_of(self, tenant: Tenant) -> Users:
         """Returns whether the users of a tenant are private."""
         return "private" if tenant in self.private else "shared"
+
+    def limits_of(self, tenant: Tenant) -> GivenLimits:
+        """Returns the limits that operators have given to a tenant. Raises LogUnavailable if they cannot be read."""
+        if tenant in self._unreadable:
+            raise LogUnavailable(
+                f"the limits of the tenant {tenant} in the bucket KEYS cannot be read: set them again with "
+                f"`tailrace limits {tenant} --set NAME=NUMBER,…`, or remove them with `--clear`"
+            )
+        return self._limits.get(tenant, {})
 
     def ids_counted_as(self, key_id: str | None) -> list[str]:
         """Returns the ids of the keys that share the limits of this key after rotations; else the id itself, or ""."""
@@ -126,13 +137,18 @@ class ApiKeyCache:
                 del self._watchers[key_id]
 
     async def load(self, keys: ApiKeyStore) -> None:
-        """Loads the whole bucket and drops keys that it no longer holds. Raises LogUnavailable."""
+        """Loads the whole bucket. Keys that it no longer holds end, settings of tenants stay. Raises LogUnavailable."""
         position, changes = await keys.snapshot()
         # A change from the live feed may be newer than `changes`, but only if the bucket is the same.
         is_same_bucket = position.made_at == self._made_at
         newer = {key_id for key_id, known in self._changes.items() if is_same_bucket and known.seq > position.last}
         for key_id in self._changes.keys() - {change.id for change in changes} - newer:
-            self._put(RecordChange(BEFORE_FIRST, key_id, None))
+            lost = self._changes[key_id]
+            if lost.record is not None:
+                self._put(RecordChange(BEFORE_FIRST, key_id, None))
+            elif not is_same_bucket:
+                # The limits of a tenant, or its private users: the next change has a lower sequence.
+                self._changes[key_id] = lost._replace(seq=BEFORE_FIRST)
         for change in changes:
             known = self._changes.get(change.id)
             # A server that lags behind has older records, such as that of a key before its revocation.
@@ -177,13 +193,17 @@ class ApiKeyCache:
         known = self._changes.get(change.id)
         if change.is_unreadable and (known is None or known.seq != change.seq):
             logger.warning(
-                "an entry of the bucket KEYS cannot be read, so it has no effect", entry=change.id, seq=change.seq
+                "an entry of the bucket KEYS cannot be read: a key is not valid, limits stay as they were",
+                entry=change.id,
+                seq=change.seq,
             )
         if change.tenant is not None:
             self._changes[change.id] = change
-            self.limits.pop(change.tenant, None)
-            if change.limits:
-                self.limits[change.tenant] = change.limits
+            if change.limits is not None:
+                self._unreadable.discard(change.tenant)
+                self._limits[change.tenant] = change.limits
+            elif change.tenant not in self._limits:
+                self._unreadable.add(change.tenant)
             return
         if (tenant := subjects.tenant_of_users(change.id)) is not None:
             self._changes[change.id] = change
@@ -197,7 +217,8 @@ class ApiKeyCache:
         if known is not None and known.record is not None:
             self._principals.pop(known.record.sha256, None)
         self._changes[change.id] = change
-        if change.record is not None and not self.is_used:
+        # Also a key that was deleted, or cannot be read: requests needed one.
+        if KEY_ID.fullmatch(change.id) is not None and not self.is_used:
             self.is_used = True
             self._remember_first_key()
             self._end(None)

@@ -185,6 +185,62 @@ async def test_keys_of_a_deleted_bucket_or_record_end(
     assert cache.is_used
 
 
+@pytest.mark.rule("R145")
+@pytest.mark.rule("R108")
+async def test_settings_of_tenants_stay_in_force_when_the_bucket_is_lost(
+    own_server: NatsServer, cache: ApiKeyCache, keys: KeyStore, own_connection: Connection
+) -> None:
+    """Until they are set anew: without them, users would see and spend more."""
+    await keys.set_limits(ALICE, {"requests": 1})
+    await keys.set_users(ALICE, "private")
+    await until(lambda: (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private"))
+    await own_connection.jetstream.delete_key_value(KEYS)
+    await apply_streams(own_server.url)
+    await create(cache, keys)
+    assert (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private")
+    await keys.set_limits(ALICE, {"requests": 2})
+    await keys.set_users(ALICE, "shared")
+    await until(lambda: (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 2}, "shared"))
+
+
+@pytest.mark.rule("R108")
+@pytest.mark.parametrize(
+    "data", [b"no limits", b"[]", b'{"requests": "many"}', b'{"usd_day": -1}', b'{"running": 5000}']
+)
+async def test_limits_that_cannot_be_read_do_not_become_no_limits(
+    cache: ApiKeyCache, keys: KeyStore, own_connection: Connection, data: bytes
+) -> None:
+    """The earlier limits stay. A cache that has read no earlier ones refuses."""
+    bucket = await own_connection.jetstream.key_value(KEYS)
+    await keys.set_limits(ALICE, {"requests": 1, "from_a_newer_version": 1})
+    await until(lambda: cache.limits_of(ALICE) != {})
+    await bucket.put(limits_of_tenant(ALICE), data)
+    await create(cache, keys)
+    assert cache.limits_of(ALICE)["requests"] == 1
+    young = await load_cache(keys)
+    with pytest.raises(LogUnavailable, match="tailrace limits alice --set"):
+        young.limits_of(ALICE)
+    assert young.limits_of(Tenant("bob")) == {}
+    # As `tailrace limits` does after it was shown none.
+    assert await keys.set_limits(ALICE, {}, expected={})
+    assert (await load_cache(keys)).limits_of(ALICE) == {}
+
+
+@pytest.mark.rule("R38")
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_a_key_that_was_deleted_or_cannot_be_read_closes_the_gateway(
+    keys: KeyStore, own_connection: Connection, is_deleted: bool
+) -> None:
+    """The bucket has had a key."""
+    await keys.set_limits(ALICE, {"requests": 1})
+    assert not (await load_cache(keys)).is_used
+    key, bucket = make_key(), await own_connection.jetstream.key_value(KEYS)
+    await keys.create(key.record)
+    await (bucket.delete(key.record.id) if is_deleted else bucket.put(key.record.id, b"{}"))
+    cache = await load_cache(keys)
+    assert (cache.is_used, await verify(cache, key)) == (True, None)
+
+
 async def test_unreadable_records_are_ignored_and_each_is_logged_once(
     keys: KeyStore, own_connection: Connection
 ) -> None:
