@@ -266,21 +266,28 @@ class Admission:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
                 continue
-            if what in BUDGETS and self._limiter.soft_limits is not None:
-                await self._limiter.soft_limits.complete(owner, quota, self._key)
+            soft_limits = self._limiter.soft_limits if what in BUDGETS else None
+            was_known = soft_limits is not None and soft_limits.is_known(quota)
+            if soft_limits is not None:
+                await soft_limits.complete(owner, quota, self._key)
             # An amount above the whole limit is compared, and not added: smaller requests at the same moment would be
             # refused.
             counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
             value = await self._limiter.counters.add(quota.subject, counted)
+            if soft_limits is not None and was_known and 0 < counted >= value:
+                # The counter was 0, or lower after a settlement: its stream may be a new one.
+                await self._limiter.counters.add(quota.subject, -counted)
+                await soft_limits.complete_again(owner, quota, self._key)
+                value = await self._limiter.counters.add(quota.subject, counted)
             if counted:
                 self._taken.append((quota, counted))
             self._record(quota, value)
             is_refused = value - counted + amount > quota.most
-            if what in BUDGETS and self._limiter.soft_limits is not None:
+            if soft_limits is not None:
                 # No budget of this size would have allowed an amount above the whole of it.
                 is_reached = is_refused and is_final and amount <= quota.most
-                self._limiter.soft_limits.watch(owner, quota, value, self._key, is_refused=is_reached)
+                soft_limits.watch(owner, quota, value, self._key, is_refused=is_reached)
             if is_refused:
                 hides = quota.noun == "tenant" and viewer_in(self._tenant) is not None
                 raise quota_error(quota, amount, value - counted, self._limiter.now(), hides_budget=hides)

@@ -74,7 +74,7 @@ class SoftLimits:
         """
         if self._next(quota) is None:
             return
-        if is_refused or not self._is_known(quota) or self._may_reach(quota, counted):
+        if is_refused or not self.is_known(quota) or self._may_reach(quota, counted):
             was_refused = quota.subject in self._watched and self._watched[quota.subject].is_refused
             self._watched[quota.subject] = Watched(owner, quota, key, is_refused or was_refused)
             self._added.set()
@@ -115,8 +115,16 @@ class SoftLimits:
 
         If persistence does not answer, the turn does not wait, and the comparison is repeated in the background.
         """
-        if self._is_known(quota):
-            return
+        if not self.is_known(quota):
+            await self._compare_first(owner, quota, key)
+
+    async def complete_again(self, owner: Owner, quota: Quota, key: str | None) -> None:
+        """The same for a budget that this process has compared before NATS lost its counter."""
+        if (first := self._first.get((quota.subject, quota.most))) is not None and first.done():
+            del self._first[quota.subject, quota.most]
+        await self._compare_first(owner, quota, key)
+
+    async def _compare_first(self, owner: Owner, quota: Quota, key: str | None) -> None:
         name = quota.subject, quota.most
         if name not in self._first:
             self._first[name] = asyncio.create_task(self.check(owner, quota, key))
@@ -153,13 +161,14 @@ class SoftLimits:
             if task.done():
                 del self._first[name]
 
-    def _is_known(self, quota: Quota) -> bool:
+    def is_known(self, quota: Quota) -> bool:
+        """Returns whether this process has compared the budget."""
         known = self._reached.get(quota.subject)
         return known is not None and known[0].most == quota.most
 
     def _next(self, quota: Quota) -> int | None:
         """Returns the next share that the budget may reach; None if it has reached all."""
-        reached = self._reached[quota.subject][1] if self._is_known(quota) else 0
+        reached = self._reached[quota.subject][1] if self.is_known(quota) else 0
         return min((percent for percent in self._percents if percent > reached), default=None)
 
     def _may_reach(self, quota: Quota, counted: int) -> bool:

@@ -23,8 +23,11 @@ from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
+from tailrace.proto.nats import Counters
 from tailrace.proto.ownership import name_token
 from tailrace.proto.resources import DeleteResource
+from tailrace.proto.subjects import BUDGETS
+from tests.conftest import apply_streams
 from tests.harness import jwts
 from tests.harness.forks import run_command
 from tests.harness.own_system import OwnSystem
@@ -287,6 +290,30 @@ async def test_turns_at_once_do_not_exceed_a_budget_that_the_settings_begin(
             return bool(rest["limit"] - rest["left"] == pytest.approx(await company.cost(larger), abs=1e-8))
 
         await until(is_settled)
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_a_budget_whose_counter_is_lost_is_not_granted_again(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """In the gateway that has spent it, in another one, and in one that starts later."""
+    await company.create_keys({"usd_day": 0.004})
+    async with own.running_generator(), company.persistence():
+        gateway, other = await new_gateway(own.server.url), await new_gateway(own.server.url)
+        while await company.post(gateway) != 402:
+            pass
+        assert await company.post(other) == 402
+        spent = await company.cost(gateway)
+        jetstream = own.connection.jetstream
+        (counter,) = (await jetstream.stream_info(BUDGETS, subjects_filter=">")).state.subjects or ()
+        for one, settled in ((gateway, 0), (other, -1000), (await new_gateway(own.server.url), 0)):
+            await jetstream.delete_stream(BUDGETS)
+            await apply_streams(own.server.url)
+            # Of a turn that was running.
+            await Counters(own.connection).add(counter, settled)
+            assert await company.post(one) == 402
+        assert await company.cost(gateway) == spent
 
 
 @pytest.mark.timeout(90)
