@@ -92,7 +92,7 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
         Slots(gateway.connection),
         gateway.log,
         *common_limits(settings),
-        own_limits_of=gateway.authenticator.api_keys.limits_of,
+        own_limits_of=gateway.authenticator.api_keys.limits.get,
         log_share=log_share,
         blob_share=blob_share,
         soft_limits=soft_limits,

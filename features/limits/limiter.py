@@ -34,10 +34,10 @@ from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
 from tailrace.gateway.auth.admission import Reserved, Share
 from tailrace.gateway.auth.api_key import ApiKey
-from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, Limits
+from tailrace.gateway.auth.limits import UNLIMITED, BudgetUse, Limits, Unreadable
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.entries import Request, Reservation
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
@@ -60,7 +60,7 @@ class Limiter(admission.Limiter):
     """The limits of this gateway.
 
     `of_keys` and `tenant_defaults` apply to each key and tenant without limits of its own. `now` returns Unix seconds.
-    `own_limits_of` returns the limits that an operator has given to one tenant, or raises LogUnavailable.
+    `own_limits_of` returns the limits that an operator has given to one tenant.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Limiter(admission.Limiter):
         tenant_defaults: Limits,
         now: Callable[[], float] = time.time,
         *,
-        own_limits_of: Callable[[Tenant], Mapping[str, float]] = lambda _: {},
+        own_limits_of: Callable[[Tenant], Mapping[str, float] | Unreadable | None] = lambda _: None,
         log_share: Share = admission.Limiter.log_share,
         blob_share: Share = admission.Limiter.blob_share,
         soft_limits: SoftLimits | None = None,
@@ -96,9 +96,14 @@ class Limiter(admission.Limiter):
         Raises LogUnavailable.
         """
         own = self._own_limits_of(principal.tenant)
+        if isinstance(own, Unreadable):
+            raise LogUnavailable(
+                f"the limits of the tenant {principal.tenant} in the bucket KEYS cannot be read: set them again with "
+                f"`tailrace limits {principal.tenant} --set NAME=NUMBER,…`, or remove them with `--clear`"
+            )
         if not (self._has_common_limits or principal.limits or own):
             return ()
-        return owners_of(principal, self._of_keys, self.effective_limits(own))
+        return owners_of(principal, self._of_keys, self.effective_limits(own or {}))
 
     def admission(self, principal: Principal) -> "Admission | None":
         owners = self.owners(principal)

@@ -45,7 +45,8 @@ async def post(request: ApiRequest, authenticator: Authenticator, admissions: Ad
     refuse_cross_origin(request)
     principal = request.principal
     # An access token or a ticket must not create a login: logins would never end.
-    if principal.key is None or principal != authenticator.find_key(principal.key):
+    own = principal._replace(has_private_users=False)
+    if principal.key is None or own != authenticator.find_key(principal.key):
         raise Refused("request_invalid", "Log in with an API key. Where requests need no key, no login is needed.")
     async with admissions.count(principal):
         return login_response(await logins.create(principal.key))

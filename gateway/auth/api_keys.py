@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey, hash_key
 from tailrace.gateway.auth.api_key_store import ApiKeyStore, RecordChange
-from tailrace.gateway.auth.limits import GivenLimits
+from tailrace.gateway.auth.limits import GivenLimits, Unreadable
 from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.http.scope import scopes_of
 from tailrace.proto import subjects
@@ -45,10 +45,8 @@ class ApiKeyCache:
         self._principals: dict[str, Principal] = {}
         self._watchers: dict[str | None, set[Flag]] = {}
         """Flags by key id; under None, those of requests without a credential, which the first key ends."""
-        self._limits: dict[Tenant, GivenLimits] = {}
-        """The limits that operators have given to tenants; those of an unreadable record are the ones before it."""
-        self._unreadable: set[Tenant] = set()
-        """The tenants whose record of limits was never readable."""
+        self.limits: dict[Tenant, GivenLimits | Unreadable] = {}
+        """The limits that operators have given to tenants. Those that were read before a record is unreadable stay."""
         self.private: set[Tenant] = set()
         """The tenants whose users are private."""
         self.is_used = self._first_key_file is not None and self._first_key_file.exists()
@@ -85,15 +83,6 @@ class ApiKeyCache:
     def users_of(self, tenant: Tenant) -> Users:
         """Returns whether the users of a tenant are private."""
         return "private" if tenant in self.private else "shared"
-
-    def limits_of(self, tenant: Tenant) -> GivenLimits:
-        """Returns the limits that operators have given to a tenant. Raises LogUnavailable if they cannot be read."""
-        if tenant in self._unreadable:
-            raise LogUnavailable(
-                f"the limits of the tenant {tenant} in the bucket KEYS cannot be read: set them again with "
-                f"`tailrace limits {tenant} --set NAME=NUMBER,…`, or remove them with `--clear`"
-            )
-        return self._limits.get(tenant, {})
 
     def ids_counted_as(self, key_id: str | None) -> list[str]:
         """Returns the ids of the keys that share the limits of this key after rotations; else the id itself, or ""."""
@@ -200,10 +189,9 @@ class ApiKeyCache:
         if change.tenant is not None:
             self._changes[change.id] = change
             if change.limits is not None:
-                self._unreadable.discard(change.tenant)
-                self._limits[change.tenant] = change.limits
-            elif change.tenant not in self._limits:
-                self._unreadable.add(change.tenant)
+                self.limits[change.tenant] = change.limits
+            else:
+                self.limits.setdefault(change.tenant, Unreadable.LIMITS)
             return
         if (tenant := subjects.tenant_of_users(change.id)) is not None:
             self._changes[change.id] = change

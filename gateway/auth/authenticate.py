@@ -17,7 +17,7 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
 from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
-from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
+from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES, Scope
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids, subjects
 from tailrace.proto.errors import CredentialMissing, Refused
@@ -31,6 +31,8 @@ logger = structlog.get_logger()
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without a key, so only the command line creates it.
 LOCAL = Principal(ids.LOCAL, scopes=SCOPES - {ADMIN_SCOPE})
+# A turn starts later, and nothing else.
+STAND_IN_SCOPES: frozenset[Scope] = frozenset({"write"})
 CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
     "or add the page's origin to TAILRACE_ORIGINS."
@@ -150,7 +152,7 @@ class Authenticator:
         found = self.api_keys.find_successor(credential) if credential is not None else NoKey.OTHER
         if found is NoKey.ENDED:
             raise Refused("credential_invalid", f"The API key {credential} was revoked or has expired.")
-        return found if isinstance(found, Principal) else Principal(tenant, credential)
+        return found if isinstance(found, Principal) else Principal(tenant, credential, STAND_IN_SCOPES)
 
     def require_valid(self, principal: Principal) -> None:
         """Raises Refused if the credential has expired, its API key has ended, or its users have become private.

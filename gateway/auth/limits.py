@@ -5,6 +5,7 @@ The settings and a key's record use the same names. A limit that is not set does
 
 from collections.abc import Mapping
 from datetime import datetime
+from enum import Enum
 from typing import Annotated
 
 import msgspec
@@ -57,6 +58,14 @@ class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
 
 GivenLimits = dict[str, int | float]
 """Limits by name, as a client gives them and as they are stored. With `float` alone, msgspec turns 100 into 100.0."""
+
+
+class Unreadable(Enum):
+    """In place of limits that cannot be read. A value and not None, which means no limits."""
+
+    LIMITS = "limits"
+
+
 NAMES = Limits.__struct_fields__
 UNLIMITED = Limits()
 

@@ -17,6 +17,7 @@ from tailrace.features.admin.key_store import KeyStore
 from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.gateway.auth.api_key_store import KeyPosition, RecordChange
 from tailrace.gateway.auth.api_keys import ApiKeyCache
+from tailrace.gateway.auth.limits import Unreadable
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.errors import LogUnavailable
@@ -193,14 +194,14 @@ async def test_settings_of_tenants_stay_in_force_when_the_bucket_is_lost(
     """Until they are set anew: without them, users would see and spend more."""
     await keys.set_limits(ALICE, {"requests": 1})
     await keys.set_users(ALICE, "private")
-    await until(lambda: (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private"))
+    await until(lambda: (cache.limits.get(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private"))
     await own_connection.jetstream.delete_key_value(KEYS)
     await apply_streams(own_server.url)
     await create(cache, keys)
-    assert (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private")
+    assert (cache.limits.get(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private")
     await keys.set_limits(ALICE, {"requests": 2})
     await keys.set_users(ALICE, "shared")
-    await until(lambda: (cache.limits_of(ALICE), cache.users_of(ALICE)) == ({"requests": 2}, "shared"))
+    await until(lambda: (cache.limits.get(ALICE), cache.users_of(ALICE)) == ({"requests": 2}, "shared"))
 
 
 @pytest.mark.rule("R108")
@@ -210,20 +211,17 @@ async def test_settings_of_tenants_stay_in_force_when_the_bucket_is_lost(
 async def test_limits_that_cannot_be_read_do_not_become_no_limits(
     cache: ApiKeyCache, keys: KeyStore, own_connection: Connection, data: bytes
 ) -> None:
-    """The earlier limits stay. A cache that has read no earlier ones refuses."""
+    """The earlier limits stay. A cache that has read no earlier ones says so."""
     bucket = await own_connection.jetstream.key_value(KEYS)
     await keys.set_limits(ALICE, {"requests": 1, "from_a_newer_version": 1})
-    await until(lambda: cache.limits_of(ALICE) != {})
+    await until(lambda: ALICE in cache.limits)
     await bucket.put(limits_of_tenant(ALICE), data)
     await create(cache, keys)
-    assert cache.limits_of(ALICE)["requests"] == 1
-    young = await load_cache(keys)
-    with pytest.raises(LogUnavailable, match="tailrace limits alice --set"):
-        young.limits_of(ALICE)
-    assert young.limits_of(Tenant("bob")) == {}
+    assert cache.limits[ALICE] == {"requests": 1, "from_a_newer_version": 1}
+    assert (await load_cache(keys)).limits == {ALICE: Unreadable.LIMITS}
     # As `tailrace limits` does after it was shown none.
     assert await keys.set_limits(ALICE, {}, expected={})
-    assert (await load_cache(keys)).limits_of(ALICE) == {}
+    assert (await load_cache(keys)).limits == {ALICE: {}}
 
 
 @pytest.mark.rule("R38")

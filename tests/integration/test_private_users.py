@@ -358,6 +358,18 @@ async def test_the_tenant_sees_who_owns_a_file_and_a_batch(people: People) -> No
         assert [one.get("owner") for one in found] == ["ann", None], path
 
 
+async def test_a_login_with_a_key_uses_everything_of_a_tenant_with_private_users(people: People) -> None:
+    await people.set_users("private")
+    hers = await end(people.ann, {"message": LINE})
+    logged_in = await people.company.post("/v1/login")
+    assert logged_in.status_code == 200, logged_in.text
+    async with people.gateway.new_client() as page:
+        page.headers["authorization"] = f"Bearer {logged_in.json()['access_token']}"
+        assert (await page.get(f"/v1/turns/{hers['turn']}")).status_code == 200
+        # An access token makes no login: logins would never end.
+        assert (await page.post("/v1/login")).json()["error"]["code"] == "request_invalid"
+
+
 async def test_a_token_without_a_user_is_refused_where_users_are_private(people: People) -> None:
     async with people.gateway.new_client() as client:
         client.headers["authorization"] = f"Bearer {token(people.tenant, None)}"

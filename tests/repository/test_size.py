@@ -28,7 +28,8 @@ CHECKOUT = Path(__file__).parents[2]
 # Leases that are extended and not kept, so that webhooks wait in the log: 21.
 # Used budgets of keys: 3. An erasure makes no note of damage: 8. Previews of sessions: 13. Encrypted tickets: 11.
 # Numbers of any length as limits: 3.
-CORE_LINES_MAX = 18_176
+# Turns that start later for a key: 20. Settings of tenants that are unreadable or lost: 16.
+CORE_LINES_MAX = 18_212
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
 COUNTS = 3

@@ -235,7 +235,8 @@ async def test_a_key_that_was_rotated_is_replaced_by_the_newest_good_key_of_its_
 async def test_a_credential_without_a_record_starts_turns_later(credential: str | None) -> None:
     """A JWT, also an expired one; a key of the settings, also one that they no longer have; and none."""
     authenticator = build(api_keys=f"alice:{HASH}")
-    assert authenticator.stand_in(Tenant("alice"), credential) == Principal(Tenant("alice"), credential)
+    found = authenticator.stand_in(Tenant("alice"), credential)
+    assert found == Principal(Tenant("alice"), credential, frozenset({"write"}))
 
 
 class AcceptingVerifier:

@@ -26,7 +26,7 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Counters
 from tailrace.proto.ownership import name_token
 from tailrace.proto.resources import DeleteResource
-from tailrace.proto.subjects import BUDGETS
+from tailrace.proto.subjects import BUDGETS, KEYS, limits_of_tenant
 from tests.conftest import apply_streams
 from tests.harness import jwts
 from tests.harness.forks import run_command
@@ -292,6 +292,31 @@ async def test_turns_at_once_do_not_exceed_a_budget_that_the_settings_begin(
         await until(is_settled)
 
 
+@pytest.mark.rule("R108")
+@pytest.mark.timeout(90)
+async def test_a_tenant_whose_limits_cannot_be_read_is_refused_until_they_are_set_again(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """By a gateway that has never read them. The error names the command, which works."""
+    await company.create_keys()
+    bucket = await own.connection.jetstream.key_value(KEYS)
+    await bucket.put(limits_of_tenant(ACME), b"usd_month=1")
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url)
+        headers = {"authorization": f"Bearer {company.key}"}
+        refused = await gateway.client.post("/v1/turns", json=TURN, headers=headers)
+        assert refused.status_code == 503
+        assert "tailrace limits acme --set" in refused.json()["error"]["message"]
+        environ = {"TAILRACE_URL": str(gateway.client.base_url), "TAILRACE_KEY": company.admin}
+        ran = await run_command("limits", "acme", "--set", "usd_month=1", **environ)
+        assert (ran.status, "usd_month=1" in ran.out) == (0, True), ran
+        await until(lambda: is_accepted(company, gateway))
+
+
+async def is_accepted(company: Company, gateway: Gateway) -> bool:
+    return await company.post(gateway) == 202
+
+
 @pytest.mark.rule("R37")
 @pytest.mark.timeout(90)
 async def test_a_budget_whose_counter_is_lost_is_not_granted_again(
@@ -306,7 +331,9 @@ async def test_a_budget_whose_counter_is_lost_is_not_granted_again(
         assert await company.post(other) == 402
         spent = await company.cost(gateway)
         jetstream = own.connection.jetstream
-        (counter,) = (await jetstream.stream_info(BUDGETS, subjects_filter=">")).state.subjects or ()
+        counters = (await jetstream.stream_info(BUDGETS, subjects_filter=">")).state.subjects
+        assert counters is not None
+        (counter,) = [subject for subject in counters if "usd_day" in subject]
         for one, settled in ((gateway, 0), (other, -1000), (await new_gateway(own.server.url), 0)):
             await jetstream.delete_stream(BUDGETS)
             await apply_streams(own.server.url)
