@@ -192,12 +192,13 @@ async def test_settings_of_tenants_stay_in_force_when_the_bucket_is_lost(
     own_server: NatsServer, cache: ApiKeyCache, keys: KeyStore, own_connection: Connection
 ) -> None:
     """Until they are set anew: without them, users would see and spend more."""
+    old = [await create(cache, keys) for _ in range(4)]
     await keys.set_limits(ALICE, {"requests": 1})
     await keys.set_users(ALICE, "private")
     await until(lambda: (cache.limits.get(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private"))
     await own_connection.jetstream.delete_key_value(KEYS)
     await apply_streams(own_server.url)
-    await create(cache, keys)
+    await until(lambda: cache.is_ended(old[0].record.id))
     assert (cache.limits.get(ALICE), cache.users_of(ALICE)) == ({"requests": 1}, "private")
     await keys.set_limits(ALICE, {"requests": 2})
     await keys.set_users(ALICE, "shared")
