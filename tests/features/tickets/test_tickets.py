@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 import httpx2
 import msgspec
 import pytest
+from starlette.requests import Request
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.tickets import older_gateways
-from tailrace.features.tickets.tickets import Ticket
+from tailrace.features.tickets.tickets import Ticket, Tickets
 from tailrace.features.tickets.used_tickets import UsedTickets
+from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.signing_secret import signing_secret
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
-from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.kv import Bucket
 from tailrace.proto.ownership import name_token
 from tests.harness import jwts
@@ -379,3 +381,13 @@ async def test_a_ticket_whose_first_use_got_503_opens_its_stream_later(
         async with keyless.stream("GET", ticket["events"]) as stream:
             assert stream.status_code == 200
         assert read_refusal(await keyless.get(ticket["events"]))
+
+
+@pytest.mark.rule("R39")
+async def test_a_ticket_of_a_key_that_ends_while_it_is_made_is_not_valid(connection: Connection) -> None:
+    """It does not become a ticket of a credential that has no record, such as a JWT."""
+    gateways = older_gateways.OlderGateways(Rpc(connection))
+    tickets = Tickets(TokenSigner(bytes(32)), UsedTickets(connection), lambda _: NoKey.ENDED, gateways)
+    token, ticket = await tickets.create_shared(Principal(Tenant("acme"), "key_0000000000000000"), TurnId("t"), 60)
+    request = Request({"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []})
+    assert (ticket.has_key, await tickets.verify(token.encode(), request)) == (True, None)
