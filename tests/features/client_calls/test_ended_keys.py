@@ -158,3 +158,29 @@ async def test_a_rotated_key_is_counted_as_before(waiting: Waiting, system: Syst
     stored = await waiting.request_of((await waiting.turns())[1]["turn"])
     assert stored.by == third.record.id
     assert [counter_name("k_", first.record.id) in hold.subject for hold in stored.holds or ()] == [True]
+
+
+@pytest.mark.rule("S13")
+async def test_what_a_key_has_stored_runs_on_after_its_revocation(waiting: Waiting) -> None:
+    """A queued turn, and the inputs of a batch that are not turns yet."""
+    key, client = await waiting.create_key(), waiting.gateway.client
+    slow = {"message": "#sim words=20 rate=20"}
+    running = (await client.post("/v1/turns", json=slow, headers=bearer(key))).json()
+    queued = {"message": "#sim words=2 rate=0", "session": running["session"], "on_busy": "queue"}
+    following = (await client.post("/v1/turns", json=queued, headers=bearer(key))).json()
+    inputs = [{"custom_id": str(number), "params": slow} for number in range(3)]
+    batch = await client.post("/v1/turn-batches", json={"requests": inputs, "parallel": 1}, headers=bearer(key))
+    await waiting.keys.revoke(key.record.id, int(time.time()))
+
+    async def is_refused() -> bool:
+        return (await client.get("/v1/limits", headers=bearer(key))).status_code == 401
+
+    await until(is_refused)
+    await client.get(following["links"]["events"])
+    assert (await get(waiting.gateway, following["links"]["self"]))["outcome"] == "completed"
+
+    async def is_done() -> bool:
+        found = await get(waiting.gateway, batch.json()["links"]["self"])
+        return bool(found["outcome"] == "completed" and found["done"] == 3)
+
+    await until(is_done, 30)
