@@ -83,7 +83,7 @@ EXAMPLES: Json = {
     "UIMessageParam.id": "msg-1", "InputItem.id": f"msg_{TURN}_0",
     "ErasureReport.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
     "include": [], "index": 0, "input": QUESTION, "UIPart.input": {"city": "Oslo"}, "call": TOOL_CALL,
-    "ClientCall.input": {"city": "Oslo"}, "SessionCalls.next": TURN, "DecidedCall.next": TURN,
+    "ClientCall.input": {"city": "Oslo"}, "WaitingCalls.next": TURN, "DecidedCall.next": TURN,
     "result": "12 °C", "reason": "too expensive", "Steer.at": "now", "steered": TURN, "successor": TURN,
     "waits_because": "The log is nearly full.", "since": TIME, "decided_at": TIME, "decided_by": KEY,
     "undecided_calls": [],
