@@ -3,10 +3,10 @@
 import asyncio
 import math
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import KINDS, Entry, Event, Request, StoredEntry
@@ -27,6 +27,7 @@ from tailrace.proto.nats.log_server import (
 
 # Entries are dated from here on, by one second for each sequence.
 BEGINNING = datetime(2026, 1, 1, 12, tzinfo=UTC)
+T = TypeVar("T")
 TYPES: dict[str, type] = {name: kind for kind, name in KINDS.items()}
 
 
@@ -217,9 +218,15 @@ class MemoryLog(TurnLog):
     async def damaged_turns(self) -> list[TurnKey]:
         return list(self.damaged)
 
-    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
-        found = (key for key, stored in self.stored.items() if any(one.seq == seq for one in stored))
-        return next((key for key in found if key.tenant == tenant), None)
+    async def find_turn_at(
+        self, tenant: Tenant, seq: Seq, match: Callable[[TurnKey, Request], Awaitable[T | None]]
+    ) -> T | None:
+        for key, stored in self.stored.items():
+            request = stored[0].entry if stored else None
+            is_there = key.tenant == tenant and any(one.seq == seq for one in stored)
+            if is_there and isinstance(request, Request):
+                return await match(key, request)
+        return None
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:
         return next((key for key in self.stored if key.turn == turn), None)

@@ -7,7 +7,8 @@ position for each turn:
     SINCE.REQUEST-LAST.REQUEST-LAST…
 
 Each REQUEST-LAST is one turn: the sequence of its request, and of the last entry that was sent. The turn's end may be
-before SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier.
+before SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier. A position in a
+turn of another session is ignored, like that of a deleted turn.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from tailrace.gateway.streaming.response import serve
 from tailrace.gateway.streaming.stream_record import StreamRecord
 from tailrace.gateway.streaming.writer import FRAMES_MAX, PIECE_BYTES_MAX, RETRY_MS
 from tailrace.gateway.turns.request_body import check_session
+from tailrace.proto.entries import Request
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
 from tailrace.proto.records import GetSession, ListTurnsSince
@@ -153,10 +155,15 @@ class SessionStream(StreamedResponse):
         since, *listed = self._cursor.split(".")
         self._since = Seq(int(since))
         for request, last in (pair.split("-") for pair in listed):
-            key = await self._streams.log.find_turn_at(self._tenant, Seq(int(request)))
-            # None: the turn was deleted and has no more events, or it has left the log and `_follow_new` finds it.
-            if key is not None:
-                self._positions[key.turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
+            turn = await self._streams.log.find_turn_at(self._tenant, Seq(int(request)), self._match)
+            # None: the turn is of another session. Or it was deleted and has no more events, or has left the log and
+            # `_follow_new` finds it.
+            if turn is not None:
+                self._positions[turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
+
+    async def _match(self, key: TurnKey, request: Request) -> TurnId | None:
+        """Returns the turn if it is of this session (PROTOCOL R147). A refusal would end an EventSource for good."""
+        return key.turn if request.session == self._session else None
 
     async def _step(self, send: Send, news: asyncio.Event) -> StreamEnding | bool:
         """Looks for turns to follow if there is news, then waits for more, at most until the next heartbeat.

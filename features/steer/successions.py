@@ -1,12 +1,13 @@
 """Where the reader of a steered turn goes on: the `end` of a steered turn names its successor (PROTOCOL R137)."""
 
+from functools import partial
 from typing import NamedTuple
 
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
-from tailrace.proto.entries import End
+from tailrace.proto.entries import End, Request
 from tailrace.proto.errors import CursorUnknown, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
@@ -56,13 +57,17 @@ class Successions:
             return None
         if end is not None:
             return None if end.successor is None else NextTurn(TurnKey(key.tenant, end.successor), BEFORE_FIRST)
-        owner = await self._log.find_turn_at(key.tenant, cursor)
-        if owner is None or not (owner == key or await self._leads(key, owner) or await self._leads(owner, key)):
+        owner = await self._log.find_turn_at(key.tenant, cursor, partial(self._match, key))
+        if owner is None:
             return None
         last, successor = await self._end_of(owner)
         if successor is not None and cursor == last:
             return NextTurn(successor, BEFORE_FIRST)
         return NextTurn(owner, cursor) if owner != key else None
+
+    async def _match(self, key: TurnKey, owner: TurnKey, _: Request) -> TurnKey | None:
+        """Returns `owner` if it is the turn `key` itself, a successor of it, or a turn that it succeeds."""
+        return owner if owner == key or await self._leads(key, owner) or await self._leads(owner, key) else None
 
     async def _leads(self, first: TurnKey, last: TurnKey) -> bool:
         """Returns whether `last` is one of the next IN_A_ROW_MAX successors of `first`."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -272,18 +273,26 @@ class TurnSubmitter:
         Raises Refused, LogUnavailable.
         """
         refuse_when_draining(self._draining)
-        key = await self._log.find_turn_at(draft.principal.tenant, cursor) if cursor != BEFORE_FIRST else None
-        stored = await self._repeats.load(key) if key is not None else None
+        match = partial(self._match, draft.new_turn.session, await hash_body(draft.raw))
+        tenant = draft.principal.tenant
+        stored = await self._log.find_turn_at(tenant, cursor, match) if cursor != BEFORE_FIRST else None
         if stored is None:
-            raise cursor_mismatch(f"{cursor} is not an event id of an answer of yours, or its answer has left the log")
-        body_sha256 = await hash_body(draft.raw)
-        # The client may have gone on into a turn that steered its own.
-        stored = await self._repeats.find_steered(stored, body_sha256)
-        if stored.entry.body_sha256 != body_sha256:
-            raise cursor_mismatch(f"{cursor} is an event id of the answer to another body")
+            raise cursor_mismatch(
+                f"{cursor} is no event id of this POST's answer: it belongs to another body or session, or its answer "
+                "has left the log"
+            )
         if draft.idempotency_key is not None and await self._repeats.has_other_turn(draft.idempotency_key, stored.key):
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
         return _repeated(stored, None)
+
+    async def _match(
+        self, session: str | None, body_sha256: str, key: TurnKey, request: entries.Request
+    ) -> Stored | None:
+        """Returns the turn of this body, and of the session that the POST names, also in a header."""
+        # The client may have gone on into a turn that steered its own.
+        stored = await self._repeats.find_steered(Stored(key, request), body_sha256)
+        is_own = stored.entry.body_sha256 == body_sha256 and session in (None, stored.entry.session)
+        return stored if is_own else None
 
 
 def _repeated(stored: Stored, retry: Retry | None) -> Stored:

@@ -22,7 +22,7 @@ from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
 from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message, Receive, find_header
 from tailrace.proto.nats.connection import Connection
@@ -38,7 +38,7 @@ from tailrace.proto.nats.log_server import (
     PublishUnclear,
 )
 from tailrace.proto.nats.pub_ack import Ack
-from tailrace.proto.nats.replay import ask_twice, require_owned
+from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.nats.tombstones import Tombstones
 from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
@@ -185,22 +185,27 @@ class JetStreamLog:
         found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
-    async def find_turn_at(self, tenant: Tenant, seq: Seq) -> TurnKey | None:
-        """Returns the turn of the tenant's entry at `seq`, or None if the tenant has no entry there.
+    async def find_turn_at(
+        self, tenant: Tenant, seq: Seq, match: Callable[[TurnKey, Request], Awaitable[T | None]]
+    ) -> T | None:
+        """Returns what `match` returns for the turn of the tenant's entry at `seq`; None if there is no such turn.
 
-        In a user's view, None also for an entry of another's turn. Otherwise None only when the stream's leader has
-        said so twice. Raises LogUnavailable.
+        A sequence is a number that a client can guess (PROTOCOL R147). `match` compares the turn with the session, turn
+        or body that the request names, and returns None for another one. That is asked for twice, like a turn that is
+        missing, and takes as long. In a user's view, an entry of another's turn is missing. Raises LogUnavailable.
         """
-        found = await ask_twice(partial(self._leader.first, subjects.entries_of_tenant(tenant), seq))
-        if found is None or found.seq != seq:
-            return None
-        key = TurnKey(tenant, subjects.parse(found.subject)[0].turn)
-        if isinstance(tenant, TenantView):
-            try:
-                await require_owned(self, key)
-            except TurnUnknown:
+
+        async def find() -> T | None:
+            found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
+            key = TurnKey(tenant, TurnId(new_id()) if found is None else subjects.parse(found.subject)[0].turn)
+            # Also without an entry at `seq`: a missing turn takes the same reads as one that does not match.
+            stored = await self._leader.first(subjects.entry(key, "request"), 1)
+            request = None if stored is None else entries.decode("request", stored.data)
+            if found is None or found.seq != seq or not isinstance(request, Request):
                 return None
-        return key
+            return await match(key, request) if may_use(viewer_in(tenant), owner_of(request)) else None
+
+        return await ask_twice(find)
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:
         """Returns the turn with this id, of any tenant; None if the log has none.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
+import msgspec
 import pytest
 
 from tailrace.gateway.auth.admission import Limiter
@@ -161,20 +162,22 @@ async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, a
 
 @pytest.mark.rule("R78")
 @pytest.mark.parametrize(
-    ("body", "key", "cursor", "tenant", "is_resumed"),
+    ("body", "key", "cursor", "tenant", "session", "is_resumed"),
     [
-        (b"{}", None, 1, LOCAL.tenant, True),
-        (b"{}", "key", 1, LOCAL.tenant, True),
-        (b"{}", "new with each POST", 1, LOCAL.tenant, True),
-        (b"{}", "other turn", 1, LOCAL.tenant, False),
-        (b"{ }", None, 1, LOCAL.tenant, False),
-        (b"{}", None, 1, Tenant("other"), False),
-        (b"{}", None, 0, LOCAL.tenant, False),
-        (b"{}", None, 3, LOCAL.tenant, False),
+        (b"{}", None, 1, LOCAL.tenant, None, True),
+        (b"{}", "key", 1, LOCAL.tenant, None, True),
+        (b"{}", "new with each POST", 1, LOCAL.tenant, None, True),
+        (b"{}", "other turn", 1, LOCAL.tenant, None, False),
+        (b"{ }", None, 1, LOCAL.tenant, None, False),
+        (b"{}", None, 1, Tenant("other"), None, False),
+        (b"{}", None, 0, LOCAL.tenant, None, False),
+        (b"{}", None, 3, LOCAL.tenant, None, False),
+        # Named in a header, so that the body is the same.
+        (b"{}", None, 1, LOCAL.tenant, "other", False),
     ],
 )
 async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
-    body: bytes, key: str | None, cursor: int, tenant: Tenant, *, is_resumed: bool
+    body: bytes, key: str | None, cursor: int, tenant: Tenant, session: str | None, *, is_resumed: bool
 ) -> None:
     """It never starts a turn."""
     memory = Services()
@@ -184,8 +187,9 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
     if is_resumed:
         assert await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor)) == first
     else:
+        new_turn = msgspec.structs.replace(HELLO, session=session)
         with pytest.raises(Refused) as refused:
-            await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor))
+            await submit(LOCAL._replace(tenant=tenant), new_turn, body, key, cursor=Seq(cursor))
         assert refused.value.code == "cursor_mismatch"
     assert len(memory.log.stored) == 2
 

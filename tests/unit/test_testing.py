@@ -36,7 +36,7 @@ async def test_a_log_in_memory_fences_appends_follows_and_forgets() -> None:
             await log.append(KEY, begun, attempt(begun, "restart"))
         await log.append(other, START, request())
         assert list(log.stored) == [KEY, other]
-        assert await log.find_turn_at(TENANT, Seq(3)) == other
+        assert await log.find_turn_at(TENANT, Seq(3), name_turn) == other
         await asyncio.sleep(0.01)
         following.cancel()
     assert [one.seq for one in received] == [1, chain.last] == [1, 2]
@@ -46,6 +46,10 @@ async def test_a_log_in_memory_fences_appends_follows_and_forgets() -> None:
     await log.purge(KEY)
     with pytest.raises(TurnUnknown):
         await log.read_turn(KEY)
+
+
+async def name_turn(key: TurnKey, _: Request) -> TurnKey:
+    return key
 
 
 async def test_claims_in_memory_belong_to_the_first_and_change_by_their_revision() -> None:

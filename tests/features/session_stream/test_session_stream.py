@@ -14,6 +14,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats.replay import WOKEN_WAIT_S
 from tests.harness.processes import Process
 from tests.harness.requests import post
 from tests.harness.sse_parser import EventStream
@@ -157,6 +158,43 @@ async def test_a_wrong_cursor_is_refused_and_an_unknown_session_is_404(gateway: 
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_invalid")
     answer = await gateway.client.get("/v1/sessions/unknown/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+
+
+@pytest.mark.rule("S21")
+@pytest.mark.rule("R147")
+@pytest.mark.parametrize("words", [3, 1_000])
+async def test_a_position_in_another_session_is_ignored_like_that_of_a_deleted_turn(
+    gateway: Gateway, persistence: Process, generator: Process, words: int
+) -> None:
+    """With the same bytes and after the same time, whether the other session's turn has ended or still runs."""
+    other, deleted, own = [
+        await post(gateway, message=f"#sim words={count} rate=20 tag=secret") for count in (words, 3, 3)
+    ]
+    positions = []
+    for turn in (other, deleted, own):
+        async with gateway.client.stream("GET", f"/v1/turns/{turn['turn']}/events") as response:
+            positions.append(int((await anext(response.aiter_text())).split("id: ")[1].split()[0]))
+    await own_events(gateway, own["turn"])
+    await own_events(gateway, deleted["turn"])
+    last = (await gateway.client.get(f"/v1/turns/{own['turn']}")).json()["cursor"]
+    await gateway.client.delete(f"/v1/turns/{deleted['turn']}")
+    path, received, times = f"/v1/sessions/{own['session']}/events", [], []
+    for seq in positions[:2]:
+        began = asyncio.get_running_loop().time()
+        shown = b""
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(1),
+                gateway.client.stream("GET", path, headers={"last-event-id": f"{last}.{seq}-{seq}"}) as response,
+            ):
+                times.append(asyncio.get_running_loop().time() - began)
+                async for part in response.aiter_raw():
+                    shown += part
+        # Behind the `retry:` line, whose time is random.
+        received.append(shown.partition(b"\n")[2])
+    begin = {"type": "session", "session": own["session"], "running": [], "exists": True}
+    assert received == [b"data: %b\nid: %d\n\n" % (msgspec.json.encode(begin), last)] * 2
+    assert min(times) > WOKEN_WAIT_S
 
 
 async def test_a_stream_waits_for_a_session_that_does_not_exist_yet(
