@@ -5,7 +5,7 @@ from typing import NamedTuple
 from tailrace.gateway.turns.draft import Draft, Stored
 from tailrace.gateway.turns.idempotency_key import turn_deleted
 from tailrace.proto.errors import Refused, TurnDamaged, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
 
 # The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
@@ -42,7 +42,7 @@ class Repeats:
         """
         tenant, key, retry = draft.principal.tenant, draft.idempotency_key, draft.retry
         claim = await self._claims.find(tenant, key) if key is not None else retry and retry.claim
-        return None if claim is None else await self._examine(tenant, claim, draft.body_sha256)
+        return None if claim is None else await self._examine(claim, draft)
 
     async def claim(self, own: TurnKey, draft: Draft) -> Repeat:
         """Claims the key for the turn `own`. Without a key, nothing is claimed.
@@ -55,7 +55,7 @@ class Repeats:
         own_claim = Claim(own.turn, draft.body_sha256)
         claim = await self._claims.claim(own.tenant, key, own_claim)
         while claim != own_claim:
-            if (repeat := await self._examine(own.tenant, claim, draft.body_sha256)) is not None:
+            if (repeat := await self._examine(claim, draft)) is not None:
                 return repeat
             claim = await self._claims.replace(own.tenant, key, claim, own_claim)
         return None
@@ -75,6 +75,16 @@ class Repeats:
             return None
         return Stored(key, turn.request) if turn.request is not None else None
 
+    async def load_repeat(self, key: TurnKey, draft: Draft) -> Stored | None:
+        """Returns the turn of an earlier POST with the key and body of `draft`, if it is stored.
+
+        Raises Refused if it is of another session than `draft` names in a header (PROTOCOL R147), LogUnavailable.
+        """
+        stored = await self.load(key)
+        if stored is not None and draft.session not in (None, stored.entry.session):
+            raise Refused("idempotency_key_reused", "this Idempotency-Key was used in another session: use a new one")
+        return stored
+
     async def find_steered(self, stored: Stored, body_sha256: str) -> Stored:
         """Returns the turn of this body that `stored` succeeds (PROTOCOL R137), or `stored`. Raises LogUnavailable."""
         found = stored
@@ -93,11 +103,11 @@ class Repeats:
             found = Stored(parent, before.request)
         return stored
 
-    async def _examine(self, tenant: Tenant, claim: Claim, body_sha256: str) -> Repeat:
-        if claim.body_sha256 != body_sha256:
+    async def _examine(self, claim: Claim, draft: Draft) -> Repeat:
+        if claim.body_sha256 != draft.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-        claimed = TurnKey(tenant, claim.turn)
-        if (stored := await self.load(claimed)) is not None:
+        claimed = TurnKey(draft.principal.tenant, claim.turn)
+        if (stored := await self.load_repeat(claimed, draft)) is not None:
             return stored
         match await self._tombstones.find(claimed):
             case "deleted":

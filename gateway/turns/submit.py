@@ -207,8 +207,10 @@ class TurnSubmitter:
                 except (FenceLost, LogFull, EntryTooLarge) as error:
                     is_kept = False
                     # Only a concurrent POST with the same idempotency key can have appended.
-                    if isinstance(error, FenceLost) and (found := await self._repeats.load(turn)) is not None:
-                        return _repeated(found, retry)
+                    if isinstance(error, FenceLost):
+                        found = await self._repeats.load_repeat(turn, draft)
+                        if found is not None:
+                            return _repeated(found, retry)
                     if isinstance(error, EntryTooLarge):
                         raise Refused("body_too_large", TOO_LONG) from error
                     raise
@@ -273,7 +275,7 @@ class TurnSubmitter:
         Raises Refused, LogUnavailable.
         """
         refuse_when_draining(self._draining)
-        match = partial(self._match, draft.new_turn.session, await hash_body(draft.raw))
+        match = partial(self._match, replace(draft, body_sha256=await hash_body(draft.raw)))
         tenant = draft.principal.tenant
         stored = await self._log.find_turn_at(tenant, cursor, match) if cursor != BEFORE_FIRST else None
         if stored is None:
@@ -285,14 +287,11 @@ class TurnSubmitter:
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
         return _repeated(stored, None)
 
-    async def _match(
-        self, session: str | None, body_sha256: str, key: TurnKey, request: entries.Request
-    ) -> Stored | None:
-        """Returns the turn of this body, and of the session that the POST names, also in a header."""
-        # The client may have gone on into a turn that steered its own.
-        stored = await self._repeats.find_steered(Stored(key, request), body_sha256)
-        is_own = stored.entry.body_sha256 == body_sha256 and session in (None, stored.entry.session)
-        return stored if is_own else None
+    async def _match(self, draft: TurnDraft, key: TurnKey, request: entries.Request) -> Stored | None:
+        """Returns the turn that answers the POST if `key` is it, or one that has steered it."""
+        stored = await self._repeats.find_steered(Stored(key, request), draft.body_sha256)
+        has_body = stored.entry.body_sha256 == draft.body_sha256
+        return stored if has_body and draft.session in (None, stored.entry.session) else None
 
 
 def _repeated(stored: Stored, retry: Retry | None) -> Stored:

@@ -195,6 +195,17 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
 
 
 @pytest.mark.rule("R26")
+@pytest.mark.rule("R147")
+async def test_a_key_of_a_turn_in_another_session_is_refused() -> None:
+    """The session is in a header, so that the body is the same."""
+    memory = Services()
+    await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
+    with pytest.raises(Refused, match="in another session"):
+        await submit_to(memory)(LOCAL, msgspec.structs.replace(HELLO, session="other"), b"{}", "key")
+    assert len(memory.log.stored) == 1
+
+
+@pytest.mark.rule("R26")
 async def test_the_key_of_an_erased_turn_starts_a_new_turn_once() -> None:
     """Under the old id, its usage and its webhook would count as repetitions of those of the erased turn."""
     memory = Services()
