@@ -67,6 +67,7 @@ style:
 	.venv/bin/codespell
 	$(PYTHON) -m tools.api_surface
 	$(PYTHON) -m tests.rules > /dev/null
+	$(PYTHON) -m tests.positions
 
 # Once, while the types are checked: otherwise each worker takes 10 s to do it. `tests.run` reports what fails here.
 tests-compiled:

@@ -1,7 +1,7 @@
 /**
  * A route of your server that adds the key and passes Tailrace's streams on: for edge runtimes, Next.js, and others with the
- * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. The session of a
- * `POST /v1/turns` is in its body.
+ * Request and Response of the web. `mayUse(request, path)` is yours: it decides whose request may pass. A `POST /v1/turns` must
+ * name a session of the user in its body.
  */
 // What tailrace.js and session.js need: ask, read, steer, cancel; a session's turns, their stream, and decisions about its tool
 // calls; to upload a file, and to read the long parts of a question that is asked again. A GET of /v1/turns would list all users'

@@ -93,7 +93,9 @@ def kills_tables() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "ARCHITECTURE.md": reference_tables.features_table,
     "SECURITY.md": lambda: csv_tables("tests/attacks.csv", "###"),
-    "docs/AUTH.md": lambda: csv_tables("tests/private_users.csv", "###"),
+    "docs/AUTH.md": lambda: "\n".join(
+        csv_tables(f"tests/{name}.csv", "###") for name in ("private_users", "positions")
+    ),
     "docs/ALERTS.md": alerts_tables,
     "docs/BENCHMARKS.md": benchmark_tables,
     "docs/CLAUDE_API.md": reference_tables.claude_api_tables,
