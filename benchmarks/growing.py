@@ -24,6 +24,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import GetTurn, TurnRecord
 from tests.harness import processes
 from tests.harness.event_source import EventSource
@@ -194,7 +195,7 @@ class ScalingRun:
 
         turn = await self._source.post(f"growing-{name}", f"{name}\n#sim {self._line}", note_refused)
         connections = await self._source.read(turn, note_entry, note_cut)
-        self._read.append((TurnKey(LOCAL.tenant, turn), connections))
+        self._read.append((TurnKey(LOCAL.access.tenant, turn), connections))
 
     async def _judge(self) -> None:
         await self.system.wait_until_settled()
@@ -203,7 +204,7 @@ class ScalingRun:
 
             async def record(key: TurnKey = key) -> TurnRecord | None:
                 with suppress(Refused):
-                    return await client.query(key.tenant, GetTurn(key.turn))
+                    return await client.query(Scope(key.tenant, WHOLE), GetTurn(key.turn))
                 return None
 
             found = await until(record, RECORDED_S_MAX)

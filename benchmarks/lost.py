@@ -15,6 +15,7 @@ from benchmarks.log_server import running_log
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, jetstream_log
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import words
 from tests.harness.lossy_link import LossyLink
 from tests.harness.turn_writer import Writer
@@ -54,7 +55,7 @@ async def lost_acknowledgements(server: NatsServer, log: TurnLog, tenant: Tenant
             await connection.close()
     finally:
         jetstream_log.PUBLISH_TIMEOUT_S = wait_s
-    found = [(await log.read_turn(key), total) for key, total in written]
+    found = [(await log.read_turn(ScopedKey.whole(key)), total) for key, total in written]
     return sum(
         (turn.text.strip(), turn.skipped, turn.outcome) != (words(total), 0, "completed") for turn, total in found
     )

@@ -59,7 +59,7 @@ async def main(readers: int) -> int:
         gateways = [await stack.enter_async_context(processes.gateway(folder, server.url)) for _ in range(2)]
         ports = [int(gateway.url.rpartition(":")[2]) for gateway in gateways]
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        turns = [TurnKey(LOCAL.tenant, TurnId(new_id())) for _ in range(TURNS)]
+        turns = [TurnKey(LOCAL.access.tenant, TurnId(new_id())) for _ in range(TURNS)]
         writing = [group.create_task(write(log, turn)) for turn in turns]
         await asyncio.sleep(1)
         paths = [f"/v1/turns/{turns[number % TURNS].turn}/events" for number in range(readers)]

@@ -216,7 +216,7 @@ async def take(clients: list[socket.socket], most: int) -> None:
 
 async def streams(log: TurnLog, port: int, count: int) -> list[Reader]:
     """So many readers of turns that run and say nothing."""
-    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    key = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
     await Writer(log, key).open("a")
     loop, path = asyncio.get_running_loop(), f"/v1/turns/{key.turn}/events"
     readers: list[Reader] = []

@@ -17,6 +17,7 @@ from benchmarks.log_server import running_log
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import append_request, running_generator, wait_for_open_streams
 
 LINES = ("words=9000 rate=50", "words=9 rate=0 fault=stall@3")
@@ -40,7 +41,7 @@ async def run(log: TurnLog, claude: str, number: int) -> float:
     await wait_for_open_streams(claude, 1)
     async with httpx2.AsyncClient(base_url=claude, trust_env=False) as client:
         begun = time.perf_counter()
-        await cancel(log, key, "request")
+        await cancel(log, ScopedKey.whole(key), "request")
         while (await client.get("/_sim/stats")).json()["streams_open"]:
             pass
         return 1000 * (time.perf_counter() - begun)

@@ -194,7 +194,7 @@ class Running(NamedTuple):
 
 
 async def create_running_turn(log: TurnLog) -> Running:
-    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    key = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open()
     await writer.store_texts(*(f"word {n} " for n in range(ENTRIES)))
@@ -207,7 +207,7 @@ class Others:
 
     def __init__(self, log: TurnLog, port: int, past: Sequence[str] = ()) -> None:
         """`past`: the texts that the turn has stored before the readers connect."""
-        self.key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+        self.key = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
         self._writer = Writer(log, self.key)
         self._port = port
         self._past = past

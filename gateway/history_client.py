@@ -6,9 +6,8 @@ import msgspec
 
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Rpc
-from tailrace.proto.ownership import TenantView
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
 
 # For a question that a read of the log asks: reads work without persistence.
@@ -22,25 +21,25 @@ class HistoryClient:
         self._services = services
         self._timeout_s = timeout_s
 
-    async def query(self, tenant: Tenant, query: Query[A]) -> A:
-        """Sends a query and returns its answer: with a user's view of the tenant, about what this user owns."""
-        if isinstance(tenant, TenantView):
-            query = msgspec.structs.replace(query, viewer=tenant.viewer)
+    async def query(self, scope: Scope, query: Query[A]) -> A:
+        """Sends a query and returns its answer, about what the scope shows."""
+        if scope.viewer is not WHOLE:
+            query = msgspec.structs.replace(query, viewer=scope.viewer)
         body = msgspec.json.encode(query)
-        reply = await self._services.request(tenant, query.query, body, timeout_s=self._timeout_s)
+        reply = await self._services.request(scope.tenant, query.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(query)))
 
-    async def has_end(self, key: TurnKey) -> bool:
+    async def has_end(self, key: ScopedKey) -> bool:
         """Returns whether the database has the turn's end; False also if persistence does not answer."""
         try:
             async with asyncio.timeout(HAS_END_S):
-                return (await self.query(key.tenant, GetTurn(key.turn))).has_end
+                return (await self.query(key.scope, GetTurn(key.turn))).has_end
         except (Refused, TimeoutError):
             return False
 
-    async def read_past_turn(self, key: TurnKey) -> TurnRecord:
+    async def read_past_turn(self, key: ScopedKey) -> TurnRecord:
         """Returns a turn that has left the log."""
-        return close_record(await self.query(key.tenant, GetTurn(key.turn)))
+        return close_record(await self.query(key.scope, GetTurn(key.turn)))
 
 
 def close_record(record: TurnRecord) -> TurnRecord:

@@ -38,6 +38,7 @@ from tailrace.proto.fold import Folding, Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
 
@@ -251,7 +252,7 @@ class AttemptRunner:
             await self._log.append(key, turn.chain, entry)
         except FenceLost:
             # An append of this attempt may have been in flight, and be stored.
-            now = await self._log.read_turn(key, turn)
+            now = await self._log.read_turn(ScopedKey.whole(key), turn)
             if now.chain.is_ended or now.attempt != turn.attempt:
                 raise
             await self._log.append(key, now.chain, msgspec.structs.replace(entry, prev=now.chain.last))

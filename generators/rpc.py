@@ -22,6 +22,7 @@ from tailrace.proto.model_records import CancelTurn, DamagedTurnEnded, EndDamage
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
 from tailrace.proto.nats.rpc import decode_query
+from tailrace.proto.ownership import ScopedKey
 
 # A gateway waits for 2 s.
 CANCEL_TURN_S = 2.0
@@ -36,7 +37,12 @@ async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     try:
         async with asyncio.timeout(CANCEL_TURN_S):
             _, was_running = await append_cancellation(
-                log, key, cause=query.cause, by=query.by, successor=query.successor, timeout_s=CANCEL_TURN_S
+                log,
+                ScopedKey.whole(key),
+                cause=query.cause,
+                by=query.by,
+                successor=query.successor,
+                timeout_s=CANCEL_TURN_S,
             )
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error
@@ -50,9 +56,9 @@ async def end_damaged_turn(log: TurnLog, on_ended: OnEnded, tenant: Tenant, body
     """
     key = TurnKey(tenant, decode_query(body, EndDamagedTurn).turn)
     try:
-        await log.read_turn(key)
+        await log.read_turn(ScopedKey.whole(key))
     except TurnDamaged:
-        turn = await log.read_remains(key)
+        turn = await log.read_remains(ScopedKey.whole(key))
     else:
         return msgspec.json.encode(DamagedTurnEnded(was_running=False))
     try:

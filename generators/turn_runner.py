@@ -28,6 +28,7 @@ from tailrace.proto.errors import BackendError, FenceLost, TailraceError
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn, fold
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 logger = structlog.get_logger()
 
@@ -81,12 +82,12 @@ class TurnRunner:
             try:
                 return await self._run_from(key, known)
             except FenceLost:
-                turn = await self._log.read_turn(key)
+                turn = await self._log.read_turn(ScopedKey.whole(key))
                 if turn.attempt:
                     raise
                 # Another process has ended the turn before its first attempt.
         else:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
         metrics.SKIPPED.inc(turn.skipped)
         return await self._run_from(key, turn)
 

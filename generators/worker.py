@@ -22,6 +22,7 @@ from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import RENEWALS, keep_renewed
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.race import run_until
 
@@ -317,7 +318,7 @@ class Worker:
         Logs errors instead of raising them. The turn is then delivered again when its lease expires.
         """
         try:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
             # A client's cancellation is normal.
             if turn.outcome != "cancelled":
                 metrics.LOST.inc()

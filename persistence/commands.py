@@ -5,16 +5,16 @@ from datetime import UTC, datetime
 
 import msgspec
 import structlog
-from msgspec import UNSET
 
 from tailrace.persistence.blob_gc import BlobCollector
-from tailrace.persistence.queries import Queries, users_private
+from tailrace.persistence.queries import Queries, scope_of, users_private
 from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import DELETE_TURNS_MAX, Store
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import GetSession, GetTurn, SessionRecord
 from tailrace.proto.resources import (
     ChangeSession,
@@ -83,7 +83,7 @@ class Commands:
 
     async def new_session(self, tenant: Tenant, new: CreateSession) -> SessionRecord:
         """Creates a session and returns it. Raises Refused if the name is in use."""
-        if new.viewer is not UNSET and new.project_id is not None:
+        if not scope_of(tenant, new).is_whole_tenant and new.project_id is not None:
             # Projects are the tenant's.
             raise not_found("project")
         if not await self._store.new_session(tenant, new, datetime.now(UTC)):
@@ -139,7 +139,7 @@ class Commands:
         match what.viewer, what.kind:
             case msgspec.UNSET, _:
                 return
-            case _, "turn" if await self._store.exists(tenant, "turn", what.name):
+            case _, "turn" if await self._store.exists(Scope(tenant, WHOLE), "turn", what.name):
                 await self._queries.require_owned(tenant, GetTurn(TurnId(what.name), viewer=what.viewer))
             case _, "turn":
                 return

@@ -16,6 +16,7 @@ from tailrace.persistence.turn_list import Page, TurnPageQuery
 from tailrace.proto.conversation import build_context
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -98,12 +99,24 @@ class Queries:
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
             found, total = await self._store.numbered_sessions(
-                tenant, query.project, offset, limit + 1, self.since, query.user, viewer_of(query)
+                tenant,
+                query.project,
+                offset,
+                limit + 1,
+                self.since,
+                query.user,
+                owner=scope_of(tenant, query).only_owner,
             )
         else:
             before = paging.start(query.after, paging.NEWEST)
             found = await self._store.sessions(
-                tenant, query.project, before, limit + 1, self.since, query.user, viewer_of(query)
+                tenant,
+                query.project,
+                before,
+                limit + 1,
+                self.since,
+                query.user,
+                owner=scope_of(tenant, query).only_owner,
             )
         return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
@@ -151,14 +164,15 @@ class Queries:
         self, tenant: Tenant, query: ListTurns, read: Callable[[TurnPageQuery], Awaitable[Page]]
     ) -> TurnPage:
         """Returns the page of turns that `read` reads for a query. Raises Refused for an invalid cursor."""
-        if query.blob is not None and query.viewer is not UNSET:
-            turn = await self._store.turn_with_blob(tenant, query.blob, query.viewer)
+        owner = scope_of(tenant, query).only_owner
+        if query.blob is not None and owner is not None:
+            turn = await self._store.turn_with_blob(tenant, query.blob, owner)
             return TurnPage([] if turn is None else [await self.turn(tenant, GetTurn(turn))], None)
         limit = paging.clamp_limit(query.limit)
         latest = NEWEST if query.last is None else PageCursor(micros(_midnight(query.last) + timedelta(days=1)), "")
         start = None if query.first is None else _midnight(query.first)
         before = min(paging.start(query.after, NEWEST), latest)
-        labels = query.labels if query.viewer is UNSET else {**query.labels, "owner": query.viewer}
+        labels = query.labels if owner is None else {**query.labels, "owner": owner}
         found, end = await read(TurnPageQuery(tenant, labels, start, before, limit + 1, query.outcome))
         page, following = await page_of(found, limit, lambda one: (one.asked_at, one.turn))
         return TurnPage(page, following or (end and paging.encode(end)))
@@ -170,7 +184,9 @@ class Queries:
         """
         limit = paging.clamp_limit(query.limit)
         after = paging.start(query.after, paging.OLDEST)
-        found = await self._store.list_running(tenant, query.session, after, limit + 1, viewer_of(query))
+        found = await self._store.list_running(
+            tenant, query.session, after, limit + 1, owner=scope_of(tenant, query).only_owner
+        )
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:
@@ -219,14 +235,15 @@ class Queries:
         The refusal is that of an unknown name: no user learns which names exist. An unknown name is refused here, too:
         another user may make a thing of this name before the answer.
         """
-        if query.viewer is UNSET:
+        scope = scope_of(tenant, query)
+        if scope.is_whole_tenant:
             return
         if query.owned is None:
             raise users_private()
         for field in query.owned:
             name = getattr(query, field)
             kind, refuse = OWNED[field]
-            if name is not None and not await self._store.exists(tenant, kind, name, query.viewer):
+            if name is not None and not await self._store.exists(scope, kind, name):
                 raise refuse(query)
 
     async def _read_context_after(self, tenant: Tenant, session: str | None, parent: TurnId) -> Context:
@@ -248,9 +265,9 @@ class Queries:
         return await convert_turns(len(branch), partial(build_context, found, parent, branch))
 
 
-def viewer_of(query: Query[Any]) -> str | None:
-    """Returns the private user that asks; None: the answer is about the whole tenant."""
-    return None if query.viewer is UNSET else query.viewer
+def scope_of(tenant: Tenant, query: Query[Any]) -> Scope:
+    """Returns the scope of a query. On the wire, a query without a viewer is about the whole tenant (PROTOCOL R146)."""
+    return Scope(tenant, WHOLE if query.viewer is UNSET else query.viewer)
 
 
 def _midnight(day: date) -> datetime:

@@ -29,7 +29,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey, is_child_id
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.leases import PULL_S
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
-from tailrace.proto.ownership import KNOWN_SETTINGS
+from tailrace.proto.ownership import KNOWN_SETTINGS, ScopedKey
 from tailrace.proto.runtime.clock import age_s
 from tailrace.proto.runtime.logged_causes import LoggedCauses
 from tailrace.proto.runtime.race import is_set_within
@@ -352,9 +352,11 @@ class Recorder:
     async def _read_turn(self, last: Delivery) -> Turn:
         """Folds the turn at least up to the entry `last`."""
         if last.kind == "end" and (entry := last.take_entry()):
-            return await self._log.read_ended_turn(last.key, entry[0])
+            return await self._log.read_ended_turn(ScopedKey.whole(last.key), entry[0])
         # A running turn is recorded from its request alone: its `end` is delivered later.
-        return await self._log.read_turn_upto(last.key, last.seq, 1 if last.kind == "request" else None)
+        return await self._log.read_turn_upto(
+            ScopedKey.whole(last.key), last.seq, 1 if last.kind == "request" else None
+        )
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted turn, whose text is in its request (ADR 15).
@@ -368,7 +370,7 @@ class Recorder:
         # A generator may store a result of a batch between its purge and its tombstone. Its mark is older than both.
         is_deleted = self._tombstones.is_deleted if is_child_id(key.turn, parent.turn) else self._tombstones.exists
         # A POST with the same Idempotency-Key may have stored the parent again under the same id during the deletion.
-        return await is_deleted(parent) and not await self._log.has_turn(parent)
+        return await is_deleted(parent) and not await self._log.has_turn(ScopedKey.whole(parent))
 
 
 def leave_out(turn: str, why: Exception) -> None:

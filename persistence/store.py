@@ -32,7 +32,7 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
-from tailrace.proto.ownership import may_use
+from tailrace.proto.ownership import Scope, may_use
 from tailrace.proto.records import SessionRecord, TurnPosition, TurnRecord
 from tailrace.proto.resources import (
     Branch,
@@ -428,7 +428,8 @@ class Store:
         limit: int,
         since: datetime,
         user: str | None = None,
-        owner: str | None = None,
+        *,
+        owner: str | None,
     ) -> list[SessionRecord]:
         """Returns sessions last used before `before`, most recent first; of `project`, `user` and `owner` if set."""
         page: dict[str, Any] = {"before_at": before.at, "before": before.name, "limit": limit}
@@ -447,7 +448,8 @@ class Store:
         limit: int,
         since: datetime,
         user: str | None = None,
-        owner: str | None = None,
+        *,
+        owner: str | None,
     ) -> tuple[list[SessionRecord], int]:
         """Returns the sessions after the first `offset`, and the total number of sessions."""
         page: dict[str, Any] = {"tenant": tenant, "limit": limit, "offset": offset}
@@ -469,10 +471,10 @@ class Store:
         rows = await self.read("owned_blob_use", tenant=tenant, sha256=sha256, owner=owner)
         return rows[0]["turn"] if rows else None
 
-    async def exists(self, tenant: Tenant, kind: str, name: str, viewer: str | None = None) -> bool:
-        """Returns whether a turn or session exists, and `viewer`, if it is a private user, owns it."""
-        rows = await self.read(f"owner_of_{kind}", tenant=tenant, name=name)
-        return bool(rows) and may_use(viewer, rows[0]["owner"])
+    async def exists(self, scope: Scope, kind: str, name: str) -> bool:
+        """Returns whether a turn or session exists, and the scope shows it."""
+        rows = await self.read(f"owner_of_{kind}", tenant=scope.tenant, name=name)
+        return bool(rows) and may_use(scope, rows[0]["owner"])
 
     async def session_turns(
         self, tenant: Tenant, session: str, after: PageCursor, limit: int, *, is_newest_first: bool = False
@@ -487,7 +489,7 @@ class Store:
         return [turn_record(row) for row in rows]
 
     async def list_running(
-        self, tenant: Tenant, session: str | None, after: PageCursor, limit: int, owner: str | None = None
+        self, tenant: Tenant, session: str | None, after: PageCursor, limit: int, *, owner: str | None
     ) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first. `session` and `owner` are None for those of all.
 

@@ -6,12 +6,13 @@ them. In a tenant whose users are private, a user uses only what it owns.
 """
 
 import hashlib
-from typing import Literal, cast
+from enum import Enum
+from typing import Final, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
 
 Users = Literal["shared", "private"]
 """Whether the users of a tenant use everything of the tenant, or only what they own."""
@@ -19,41 +20,69 @@ KNOWN_SETTINGS = ("users",)
 """The settings of tenants that this version applies. Gateways and persistence report them (PROTOCOL R29, R76)."""
 
 
-class TenantView(str):
-    """The name of a tenant for one of its private users: queries, and reads of the log, find only what the user owns.
+class Whole(Enum):
+    """The type of WHOLE."""
 
-    It is equal to the name, so that locks, limits and feeds are the tenant's.
+    WHOLE = "whole"
+
+
+WHOLE: Final = Whole.WHOLE
+"""The viewer of a scope in which everything of the tenant is seen."""
+
+
+class Scope(Struct, frozen=True):
+    """The right to the things of a tenant: of the whole tenant, or only those that one of its private users owns.
+
+    A scope has no default and is no text, so that a lost viewer is an error and never the whole tenant. Raises
+    TypeError for any other tenant or viewer.
     """
 
-    __slots__ = ("viewer",)
-    viewer: str
+    tenant: Tenant
+    viewer: str | Whole
+
+    def __post_init__(self) -> None:
+        if not self.viewer or not self.tenant or (type(self.tenant), type(self.viewer)) not in KNOWN_TYPES:
+            raise TypeError(f"a scope needs a tenant and a viewer, a user or WHOLE: {self.tenant!r}, {self.viewer!r}")
+
+    @property
+    def is_whole_tenant(self) -> bool:
+        """Whether everything of the tenant is seen. The one question of a policy about private users."""
+        return self.viewer is WHOLE
+
+    @property
+    def only_owner(self) -> str | None:
+        """The user whose things alone are seen, as a filter of lists; None: the things of every owner."""
+        return None if self.viewer is WHOLE else self.viewer
 
 
-def view_of(tenant: Tenant, viewer: str) -> Tenant:
-    """Returns the tenant as this user sees it."""
-    view = TenantView(tenant)
-    view.viewer = viewer
-    return cast("Tenant", view)
+KNOWN_TYPES = {(str, str), (str, Whole)}
 
 
-def viewer_in(tenant: Tenant) -> str | None:
-    """Returns the user that sees the tenant; None: everything of the tenant is seen."""
-    return tenant.viewer if isinstance(tenant, TenantView) else None
+class ScopedKey(Struct, frozen=True):
+    """A turn and the scope in which it is read: the log client and the fan-out read no turn without a scope."""
+
+    scope: Scope
+    turn: TurnId
+
+    @classmethod
+    def whole(cls, key: TurnKey) -> "ScopedKey":
+        """Returns the key for a read on behalf of no user: of generators, persistence and background work."""
+        return cls(Scope(key.tenant, WHOLE), key.turn)
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tenant of the turn."""
+        return self.scope.tenant
+
+    @property
+    def plain(self) -> TurnKey:
+        """The name of the turn, by which appends, feeds, blobs and caches know it, whatever the scope."""
+        return TurnKey(self.scope.tenant, self.turn)
 
 
-def whole(tenant: Tenant) -> Tenant:
-    """Returns the tenant with all that it has, for what is not about things of one user, and to be encoded."""
-    return Tenant(str(tenant))
-
-
-def viewer_of(user: str | None, users: Users) -> str | None:
-    """Returns the user whose things alone a credential with this `user` may use; None: those of the whole tenant."""
-    return user if users == "private" else None
-
-
-def may_use(viewer: str | None, owner: str | None) -> bool:
-    """Returns whether a credential whose `viewer_of` is `viewer` may use a thing of this owner."""
-    return viewer is None or viewer == owner
+def may_use(scope: Scope, owner: str | None) -> bool:
+    """Returns whether a thing of this owner is seen in the scope."""
+    return scope.viewer is WHOLE or scope.viewer == owner
 
 
 def owner_of(request: Request) -> str | None:
@@ -77,7 +106,6 @@ def hash_subject(subject: str) -> str:
     return hashlib.sha256(subject.encode(errors="replace")).hexdigest()
 
 
-def owned_key(tenant: Tenant, key: str) -> str:
+def owned_key(scope: Scope, key: str) -> str:
     """Returns the idempotency key that a client's `key` means: each private user has keys of its own."""
-    viewer = viewer_in(tenant)
-    return key if viewer is None else f"{key}@{hash_subject(viewer)[:32]}"
+    return key if scope.viewer is WHOLE else f"{key}@{hash_subject(scope.viewer)[:32]}"

@@ -9,16 +9,17 @@ whose appends, reads and followers run the code of `proto/nats` over a list. For
 >>> from tailrace.proto.entries import Message, Request
 >>> from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 >>> from tailrace.proto.nats import TurnLog
+>>> from tailrace.proto.ownership import ScopedKey
 >>> from tailrace.testing import MemoryLog
 >>> async def give_up(log: TurnLog, key: TurnKey) -> None:
-...     turn = await log.read_turn(key)
+...     turn = await log.read_turn(ScopedKey.whole(key))
 ...     await log.append(key, turn.chain, build_end(turn, "cancelled"))
 >>> async def test_a_turn_that_is_given_up_is_cancelled() -> None:
 ...     log, key = MemoryLog(), TurnKey(Tenant("acme"), TurnId("turn-1"))
 ...     fields = {"model": "claude-sonnet-5-5", "max_tokens": 100, "session": SessionId("s")}
 ...     await log.append(key, START, Request(messages=[Message("user", "Why?")], **fields))
 ...     await give_up(log, key)
-...     assert (await log.read_turn(key)).outcome == "cancelled"
+...     assert (await log.read_turn(ScopedKey.whole(key))).outcome == "cancelled"
 >>> asyncio.run(test_a_turn_that_is_given_up_is_cancelled())
 
 A double answers at once and never fails, unless a test says otherwise: `MemoryLog.append_errors` for example. Time is

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -218,14 +218,12 @@ class MemoryLog(TurnLog):
     async def damaged_turns(self) -> list[TurnKey]:
         return list(self.damaged)
 
-    async def find_turn_at(
-        self, tenant: Tenant, seq: Seq, match: Callable[[TurnKey, Request], Awaitable[T | None]]
-    ) -> T | None:
+    async def find_request_at(self, tenant: Tenant, seq: Seq) -> tuple[TurnKey, Request] | None:
         for key, stored in self.stored.items():
             request = stored[0].entry if stored else None
             is_there = key.tenant == tenant and any(one.seq == seq for one in stored)
             if is_there and isinstance(request, Request):
-                return await match(key, request)
+                return key, request
         return None
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:

@@ -33,6 +33,7 @@ from tailrace.proto import entries, events
 from tailrace.proto.chain import START, Chain
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.service import Stop
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -111,7 +112,7 @@ class Client:
         return TurnId(turn)
 
     async def _read(self, log: TurnLog, key: TurnKey) -> None:
-        chain = Chain((await log.read_entries(key))[0].seq)
+        chain = Chain((await log.read_entries(ScopedKey.whole(key)))[0].seq)
         attempt = entries.Attempt(prev=chain.last, attempt=1, generator="generator", backend="claude", mode="fresh")
         chain = await log.append(key, chain, attempt)
         chain = await log.append(key, chain, _event(chain, events.BlockStart(0, {"type": "text", "text": ""})))
@@ -174,7 +175,7 @@ class Model:
             START,
             entries.Request(model="claude-sonnet-5", max_tokens=999, messages=[message], session=SessionId(new_id())),
         )
-        async for some in log.follow(key):
+        async for some in log.follow(ScopedKey.whole(key)):
             if not any(
                 isinstance(one.entry, entries.Event) and b"text_delta" in bytes(one.entry.event) for one in some
             ):

@@ -25,7 +25,7 @@ from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.rests import rest_of
 from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.limits import NAMES
-from tailrace.gateway.http.scope import SCOPES, TENANT_SCOPES, Scope
+from tailrace.gateway.http.scope import SCOPES, TENANT_SCOPES, ScopeName
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, Counters, check
@@ -201,7 +201,7 @@ async def create(
     url: str,
     tenant: Tenant,
     name: str,
-    scopes: Iterable[Scope],
+    scopes: Iterable[ScopeName],
     limits: dict[str, float] | None = None,
     life_s: int | None = None,
 ) -> tuple[NewKey, bool]:

@@ -16,6 +16,7 @@ from tailrace.proto.errors import TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.ownership import ScopedKey
 
 DESCRIPTION = "Show the timeline of one turn."
 EXAMPLES = """\
@@ -70,7 +71,7 @@ async def fetch(url: str, turn: TurnId, tenant: Tenant | None) -> Timeline:
             raise TurnUnknown(f"the log has no turn {turn}: if it is older than the log, name its tenant with --tenant")
         rpc = Rpc(connection)
         ask_gateways = partial(rpc.collect_readers_as_admin, key, wait_s=GATEWAYS_WAIT_S)
-        return await read(log, HistoryClient(rpc, QUERY_TIMEOUT_S), key, ask_gateways)
+        return await read(log, HistoryClient(rpc, QUERY_TIMEOUT_S), ScopedKey.whole(key), ask_gateways)
     finally:
         await connection.close()
 

@@ -24,6 +24,7 @@ from tailrace.proto.nats import Connection, Rpc, Tombstones, TurnLog
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.log_server import PAGE_MAX
 from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, ListTurns, TurnPage, TurnRecord
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.subjects import STREAM
@@ -237,7 +238,7 @@ class Check:
 
     async def _read(self, key: TurnKey) -> LogTurn:
         turn, after = LogTurn(), BEFORE_FIRST
-        while stored := await self._log.read_entries(key, after):
+        while stored := await self._log.read_entries(ScopedKey.whole(key), after):
             for one in stored:
                 turn.add(one)
             after = stored[-1].seq

@@ -18,7 +18,7 @@ from tailrace.features.admin.new_key import NewKey, new_key
 from tailrace.features.common.process_reports import does_know
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
-from tailrace.gateway.http.scope import ADMIN_SCOPE, Scope
+from tailrace.gateway.http.scope import ADMIN_SCOPE, ScopeName
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Rpc
@@ -62,7 +62,7 @@ class Administration:
         actor: Actor,
         tenant: Tenant,
         name: str,
-        scopes: Iterable[Scope],
+        scopes: Iterable[ScopeName],
         limits: Mapping[str, float] | None = None,
         life_s: int | None = None,
     ) -> tuple[NewKey, bool]:

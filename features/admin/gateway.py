@@ -27,12 +27,12 @@ from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import ORDER, PAGE
 from tailrace.gateway.http.query_parameters import is_true
 from tailrace.gateway.http.route import ADMIN, Route, query
-from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
+from tailrace.gateway.http.scope import TENANT_SCOPES, ScopeName
 from tailrace.gateway.resources.paging import Page, is_newest_first, page_of
 from tailrace.gateway.services import Gateway
 from tailrace.proto.errors import LogUnavailable, Refused, cursor_invalid
 from tailrace.proto.ids import CURSOR, Seq, Tenant
-from tailrace.proto.ownership import Users
+from tailrace.proto.ownership import Scope, Users
 from tailrace.proto.runtime.settings import NoSettings
 
 R = TypeVar("R")
@@ -54,7 +54,7 @@ class NewKeyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The tenant of the key's turns."""
     name: Name = ""
     """The purpose of the key."""
-    scopes: Annotated[list[Scope], Meta(min_length=1)] | None = None
+    scopes: Annotated[list[ScopeName], Meta(min_length=1)] | None = None
     """The rights of the key; `read`, `write` and `manage` if they are left out."""
     limits: GivenLimits | None = None
     """The limits of the key, by the names in docs/LIMITS.md."""
@@ -178,7 +178,7 @@ async def list_keys(
     if is_newest_first(request, "asc"):
         keys.reverse()
     page, following = page_in_memory(request, keys, lambda key: key.id, _selection(request))
-    listed = await _with_use([_listed(key) for key in page], request.tenant, history)
+    listed = await _with_use([_listed(key) for key in page], request.access, history)
     if key_id is not None:
         with suppress(Refused, LogUnavailable):
             budgets = [await admissions.limiter.budget_uses_of_key(key) for key in page]
@@ -239,7 +239,7 @@ async def list_tenants(
     reached: dict[Tenant, list[ReachedBudget]] | None = None
     try:
         async with asyncio.timeout(None if is_reached else USE_S):
-            found = (await history.query(request.tenant, ListReachedBudgets())).budgets
+            found = (await history.query(request.access, ListReachedBudgets())).budgets
         reached = _reached_by_tenant(found, keys, limits, admissions)
     except (Refused, TimeoutError):
         if is_reached:
@@ -356,12 +356,12 @@ def _selection(request: ApiRequest) -> Callable[[ApiKey], bool]:
     return is_selected
 
 
-async def _with_use(keys: list[ListedKey], tenant: Tenant, history: HistoryClient) -> list[ListedKey]:
+async def _with_use(keys: list[ListedKey], scope: Scope, history: HistoryClient) -> list[ListedKey]:
     """Returns the keys with their last use and cost; unchanged while persistence is unavailable."""
     first = datetime.now(UTC).date().replace(day=1)
     try:
         async with asyncio.timeout(USE_S):
-            found = await history.query(tenant, ListKeyUse([(key.tenant, key.id) for key in keys], first))
+            found = await history.query(scope, ListKeyUse([(key.tenant, key.id) for key in keys], first))
     except (Refused, TimeoutError):
         return keys
     uses = [found.uses.get(key.id) for key in keys]

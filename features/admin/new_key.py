@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tailrace.gateway.auth.api_key import ID_BYTES, ApiKey, hash_key
 from tailrace.gateway.auth.limits import GivenLimits
-from tailrace.gateway.http.scope import Scope
+from tailrace.gateway.http.scope import ScopeName
 from tailrace.proto.ids import Tenant
 
 # Lets people and secret scanners recognise a key.
@@ -25,7 +25,7 @@ def new_key(
     *,
     now: int,
     name: str = "",
-    scopes: Iterable[Scope],
+    scopes: Iterable[ScopeName],
     limits: GivenLimits | None = None,
     expires_at: int | None = None,
 ) -> NewKey:

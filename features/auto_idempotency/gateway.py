@@ -35,9 +35,9 @@ async def derive_key(log: TurnLog, claims: Claims, principal: Principal, new_tur
         new_turn = msgspec.structs.replace(new_turn, user=principal.user)
     canonical = b"".join(await long_strings.encode(new_turn, is_sorted=True))
     # The space separates it from clients' Idempotency-Keys, which cannot contain a space.
-    key = owned_key(principal.tenant, f"{AUTO} {await hash_body(canonical)}")
+    key = owned_key(principal.access, f"{AUTO} {await hash_body(canonical)}")
     keys = [key, *(f"{key} {number}" for number in range(1, FAILED_MAX))]
-    return await find_usable_key(log, claims, principal.tenant, keys), canonical
+    return await find_usable_key(log, claims, principal.access, keys), canonical
 
 
 def start(gateway: Gateway, _: NoSettings) -> Parts:

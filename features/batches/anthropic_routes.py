@@ -49,8 +49,9 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.proto.entries import BatchSource, Failure
 from tailrace.proto.errors import CODES, Refused, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.protocols.anthropic.request import MessagesRequest
 from tailrace.protocols.anthropic.request import build_turn as build_message_turn
 from tailrace.protocols.anthropic.stream import message_of
@@ -137,7 +138,7 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
 
     In the format of Anthropic's Message Batches API.
     """
-    tenant = request.tenant
+    scope = request.access
     require_one_cursor(request, "after_id", "before_id")
     after, before = (
         TurnId(name.removeprefix(PREFIX)) if (name := request.query_params.get(parameter)) is not None else None
@@ -145,8 +146,8 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
     )
     limit = limit_of(request, 20, LIMIT_MAX)
     query = ListBatches(limit=limit, of="anthropic", after_batch=after, before_batch=before)
-    found = await history.query(tenant, query)
-    current = await refresh_all(log, tenant, found.batches)
+    found = await history.query(scope, query)
+    current = await refresh_all(log, scope, found.batches)
     return json_response(list_page(list(map(render_batch, current)), has_more=found.next is not None))
 
 
@@ -177,7 +178,7 @@ async def delete(request: ApiRequest, log: TurnLog, history: HistoryClient, dele
     key, stored, _ = await _batch_of(request, log, history)
     if not stored.is_over:
         raise Refused("request_invalid", NOT_DELETED)
-    await deleter.delete(key.tenant, "turn", key.turn)
+    await deleter.delete(key.scope, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "type": "message_batch_deleted"})
 
 
@@ -196,7 +197,7 @@ async def results(request: ApiRequest, streams: StreamContext, blob_store: BlobS
 
 async def _batch_of(
     request: ApiRequest, log: TurnLog, history: HistoryClient
-) -> tuple[TurnKey, StoredBatch, Turn | None]:
+) -> tuple[ScopedKey, StoredBatch, Turn | None]:
     found = await batch_of(request, log, history, "message_batch", PREFIX)
     _source(found[1])
     return found

@@ -18,6 +18,7 @@ from tailrace.proto.errors import BlobUnknown, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey, is_child_id
 from tailrace.proto.nats import Counters, Tombstones
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import GENERATORS
 
@@ -53,9 +54,9 @@ class BatchDeletion:
     async def _cancel(self, key: TurnKey) -> None:
         """Cancels a batch before its turns: it would submit new turns during the deletion."""
         try:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
             if turn.request is not None and turn.request.batch is not None:
-                await self._deleter.cancel(key)
+                await self._deleter.cancel(ScopedKey.whole(key))
         except TurnUnknown:
             return
 
@@ -101,7 +102,7 @@ class BatchDeletion:
         after: str | None = None
         oldest = await self._log.now() - BATCH_LIFE
         while True:
-            page = await self._history.query(tenant, ListBatches(after, BATCHES_PAGE))
+            page = await self._history.query(Scope(tenant, WHOLE), ListBatches(after, BATCHES_PAGE))
             for one in page.batches:
                 if _may_store(one.outcome, one.counts.via):
                     await self._withdraw_from(TurnKey(tenant, one.batch), user)
@@ -112,7 +113,7 @@ class BatchDeletion:
     async def _withdraw_from(self, key: TurnKey, user: str) -> None:
         """Marks the user's inputs that are no turns yet as deleted; gives back what they reserve."""
         try:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
             if turn.request is None or turn.request.batch is None or turn.request.user == user:
                 return
             if not _may_store(turn.outcome, turn.request.via):

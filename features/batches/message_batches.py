@@ -47,6 +47,7 @@ from tailrace.proto.errors import BackendError, EntryTooLarge, FenceLost, LogErr
 from tailrace.proto.fold import EMPTY_TURN, Folding, Turn
 from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 logger = structlog.get_logger()
 
@@ -84,7 +85,7 @@ async def read_own(log: TurnLog, key: TurnKey, turn: Turn, attempt: int) -> Turn
 
     Raises FenceLost if the batch has ended, or if a later attempt than `attempt` has it.
     """
-    turn = await log.read_turn(key, turn)
+    turn = await log.read_turn(ScopedKey.whole(key), turn)
     if turn.end is not None or turn.attempt > attempt:
         raise FenceLost(f"{key.turn} has another runner, or has ended")
     return turn
@@ -375,7 +376,7 @@ class MessageBatchSubmitter:
                 # The turn was cancelled, or an older version has written a part of it, with other bytes.
                 logger.info("a result has another writer", turn=child.turn, why=str(lost))
             try:
-                turn = await self._log.read_turn(child)
+                turn = await self._log.read_turn(ScopedKey.whole(child))
             except TurnUnknown:
                 return None
             if turn.end is not None:
@@ -427,7 +428,7 @@ class MessageBatchSubmitter:
 
     async def _end_of(self, child: TurnKey) -> End | None:
         try:
-            return (await self._log.read_turn(child)).end
+            return (await self._log.read_turn(ScopedKey.whole(child))).end
         except TurnUnknown:
             return None
 

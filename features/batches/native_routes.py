@@ -112,7 +112,7 @@ async def post(request: ApiRequest, builder: BatchBuilder) -> Response:
     with `via: message_batches`.
     """
     new, raw = await request.read(NewBatch)
-    add = partial(builder.add_inputs, tenant=request.tenant, new=new)
+    add = partial(builder.add_inputs, tenant=request.access.tenant, new=new)
     key, accepted, _ = await builder.submit(draft_batch(request, raw), new, add)
     of = accepted.batch.count if accepted.batch is not None else 0
     body = AcceptedBatch(batch=key.turn, session=accepted.session, of=of, links=links_of(key.turn))
@@ -125,10 +125,10 @@ async def batches(request: ApiRequest, log: TurnLog, history: HistoryClient) -> 
 
     For a key with the scope `read`. The batches are in the order of creation.
     """
-    tenant = request.tenant
+    scope = request.access
     after, limit = page_of(request)
-    found = await history.query(tenant, ListBatches(after, limit))
-    current = await refresh_all(log, tenant, found.batches)
+    found = await history.query(scope, ListBatches(after, limit))
+    current = await refresh_all(log, scope, found.batches)
     return json_response(BatchList(data=[batch_record(one) for one in current], next=found.next))
 
 

@@ -39,7 +39,7 @@ from tailrace.proto.errors import CODES, LogUnavailable, Refused
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import SessionId, Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ownership import ScopedKey, owned_key
 from tailrace.proto.schema import schema_of
 
 B = TypeVar("B")
@@ -103,15 +103,15 @@ def draft_batch(request: ApiRequest, raw: bytes) -> Draft:
             "idempotency_key_invalid", "A batch does not support `auto`; send an Idempotency-Key of your own."
         )
     if idempotency_key is not None:
-        idempotency_key = owned_key(request.tenant, idempotency_key)
+        idempotency_key = owned_key(request.access, idempotency_key)
     path, headers = request.scope["path"], request.response_headers
     return Draft(request.principal, raw, idempotency_key, path=path, response_headers=headers)
 
 
-async def read_new(log: TurnLog, key: TurnKey, draft: Draft) -> StoredBatch:
+async def read_new(log: TurnLog, key: ScopedKey, draft: Draft) -> StoredBatch:
     """Returns the record of a batch that `draft` has stored. Raises LogUnavailable."""
     try:
-        return stored_batch(key, await log.read_turn(key))
+        return stored_batch(key.plain, await log.read_turn(key))
     except LogUnavailable as error:
         # The SDKs send no key: their repetition would be a second batch.
         raise LogUnavailable(UNCLEAR, may_repeat=draft.is_repeatable) from error
@@ -263,7 +263,7 @@ class InputChecker:
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
             if self._files is None:
                 size = self._draft.body_bytes + self.added_bytes
-                self._files = self._steps.open_files(principal.tenant, size, self.held)
+                self._files = self._steps.open_files(principal.access, size, self.held)
             new_turn = msgspec.structs.replace(new_turn, messages=await self._files.insert(new_turn.messages))
         if self._via == "message_batches":
             self._first = self._first or new_turn
@@ -296,7 +296,7 @@ class InputChecker:
             if len(checked) == SCHEMAS_MAX:
                 raise Refused("request_invalid", f"a batch has at most {SCHEMAS_MAX} different schemas: create several")
             try:
-                await self._steps.check_schema(schema, self._draft.principal.tenant)
+                await self._steps.check_schema(schema, self._draft.principal.access.tenant)
                 checked[encoded] = None
             except Refused as refusal:
                 if CODES[refusal.code].is_retryable:

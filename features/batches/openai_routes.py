@@ -36,8 +36,9 @@ from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import BatchSource
 from tailrace.proto.errors import BlobUnknown, Refused, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.protocols.common import examples
 from tailrace.protocols.common.failure import LOST
 
@@ -92,11 +93,11 @@ async def post(
     return json_response(await _render(stored, blob_store, key), headers=headers)
 
 
-async def _input_file(tenant: Tenant, history: HistoryClient, file: str) -> FileRecord:
+async def _input_file(scope: Scope, history: HistoryClient, file: str) -> FileRecord:
     """Returns the record of the input file. Raises Refused."""
     if not is_token(file):
         raise not_found("file")
-    record = await history.query(tenant, GetFile(file))
+    record = await history.query(scope, GetFile(file))
     if record.purpose != "batch":
         message = f"`{file}` was uploaded for {record.purpose}: upload it with the purpose `batch`"
         raise Refused("request_invalid", message, param="input_file_id")
@@ -113,12 +114,12 @@ async def _add_all(
     blob_store: BlobStore,
 ) -> tuple[BatchSource, Sequence[bytes]]:
     """Adds the lines of a file. Adds none if one is not valid."""
-    tenant = draft.principal.tenant
-    record = await _input_file(tenant, history, new.input_file_id)
+    scope = draft.principal.access
+    record = await _input_file(scope, history, new.input_file_id)
     if record.bytes > SMALL_BYTES_MAX:
-        await bodies.large_bodies.reserve_more(inputs.held, tenant, record.bytes, held=draft.body_bytes)
+        await bodies.large_bodies.reserve_more(inputs.held, scope.tenant, record.bytes, held=draft.body_bytes)
     try:
-        content = await blob_store.read(tenant, Blob(record.sha256, record.bytes))
+        content = await blob_store.read(scope.tenant, Blob(record.sha256, record.bytes))
     except BlobUnknown as error:
         raise not_found("file") from error
     requests, errors = await asyncio.to_thread(parse_lines, content, new.endpoint)
@@ -136,12 +137,12 @@ async def list_batches(request: ApiRequest, log: TurnLog, history: HistoryClient
 
     In the format of OpenAI's Batch API.
     """
-    tenant, after = request.tenant, request.query_params.get("after")
+    scope, after = request.access, request.query_params.get("after")
     after_batch = None if after is None else TurnId(after.removeprefix(PREFIX))
     query = ListBatches(limit=limit_of(request, 20, LIMIT_MAX), of="openai", after_batch=after_batch)
-    found = await history.query(tenant, query)
-    current = await refresh_all(log, tenant, found.batches)
-    data = [await _render(one, blob_store, TurnKey(tenant, one.batch)) for one in current]
+    found = await history.query(scope, query)
+    current = await refresh_all(log, scope, found.batches)
+    data = [await _render(one, blob_store, ScopedKey(scope, one.batch)) for one in current]
     return json_response({"object": "list", **list_page(data, has_more=found.next is not None)})
 
 
@@ -166,13 +167,13 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient,
 
 async def _batch_of(
     request: ApiRequest, log: TurnLog, history: HistoryClient
-) -> tuple[TurnKey, StoredBatch, Turn | None]:
+) -> tuple[ScopedKey, StoredBatch, Turn | None]:
     found = await batch_of(request, log, history, "file_batch", PREFIX)
     source_of(found[1])
     return found
 
 
-async def _render(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
+async def _render(stored: StoredBatch, blob_store: BlobStore, key: ScopedKey) -> dict[str, Any]:
     """Returns the batch object. Reads the blob of the inputs if the batch is invalid, for its errors."""
     counts, source, ended_at = stored.counts, source_of(stored), stored.ended_at
     status = "expired" if stored.error and stored.error.code == EXPIRED_FAILURE else STATUSES[stored.outcome]
@@ -215,7 +216,7 @@ def unix(at: datetime) -> int:
     return int(at.timestamp())
 
 
-async def _errors(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> dict[str, Any]:
+async def _errors(stored: StoredBatch, blob_store: BlobStore, key: ScopedKey) -> dict[str, Any]:
     """Returns why a batch failed: the errors of the lines, or that of the batch."""
     lines = await refused_lines(stored, blob_store, key) if source_of(stored).is_invalid else []
     failure = stored.error or LOST

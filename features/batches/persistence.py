@@ -20,7 +20,7 @@ from tailrace.features.batches.records import (
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import viewer_of
+from tailrace.persistence.queries import scope_of
 from tailrace.persistence.rows import micros, moment
 from tailrace.persistence.rpc import QueryHandler, fit_in_message, page_of
 from tailrace.persistence.sql import read_queries
@@ -50,7 +50,7 @@ class BatchTable:
         return batch_record(rows[0]) if rows else None
 
     async def batches(
-        self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None, owner: str | None = None
+        self, tenant: Tenant, before: PageCursor, limit: int, of: Api | None = None, *, owner: str | None
     ) -> list[StoredBatch]:
         """Returns batches older than `before`, newest first; with `of` only those of one other API, or of `owner`."""
         page = {"before_at": before.at, "before": before.name, "limit": limit, "of": of, "owner": owner}
@@ -58,7 +58,7 @@ class BatchTable:
         return [batch_record(row) for row in await self._store.read(statement, tenant=tenant, **page)]
 
     async def newer_batches(
-        self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None, owner: str | None = None
+        self, tenant: Tenant, after: PageCursor, limit: int, of: Api | None = None, *, owner: str | None
     ) -> list[StoredBatch]:
         """Returns batches newer than `after`, oldest first; with `of` only those of one other API, or of `owner`."""
         page = {"after_at": after.at, "after": after.name, "limit": limit, "of": of, "owner": owner}
@@ -99,17 +99,19 @@ class BatchQueries:
         limit = paging.clamp_limit(query.limit)
         if query.before_batch is not None:
             after = await self._position(tenant, query.before_batch, query)
-            newer = await self._table.newer_batches(tenant, after, limit + 1, query.of, viewer_of(query))
+            newer = await self._table.newer_batches(
+                tenant, after, limit + 1, query.of, owner=scope_of(tenant, query).only_owner
+            )
             page, following = await page_of(newer, limit, lambda one: (one.asked_at, one.batch))
             return BatchPage(page[::-1], following)
         before = paging.start(query.after, paging.NEWEST)
         if query.after_batch is not None:
             before = await self._position(tenant, query.after_batch, query)
-        found = await self._table.batches(tenant, before, limit + 1, query.of, viewer_of(query))
+        found = await self._table.batches(tenant, before, limit + 1, query.of, owner=scope_of(tenant, query).only_owner)
         return BatchPage(*await page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def _position(self, tenant: Tenant, batch: TurnId, query: ListBatches) -> paging.PageCursor:
-        if not await self._store.exists(tenant, "turn", batch, viewer_of(query)):
+        if not await self._store.exists(scope_of(tenant, query), "turn", batch):
             raise not_found("batch")
         found = await self.batch(tenant, GetBatch(batch))
         return paging.PageCursor(micros(found.asked_at), found.batch)

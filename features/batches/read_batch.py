@@ -22,8 +22,9 @@ from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import BlobUnknown, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 
 # How many turns of a batch are read from the log at once.
@@ -36,7 +37,7 @@ END_WAIT_S = 5.0
 
 async def batch_of(
     request: ApiRequest, log: TurnLog, history: HistoryClient, parameter: str = "batch", prefix: str = ""
-) -> tuple[TurnKey, StoredBatch, Turn | None]:
+) -> tuple[ScopedKey, StoredBatch, Turn | None]:
     """Returns the batch in the path, and its turn if the log still has it. Raises Refused if there is no such batch."""
     try:
         key = request.turn(parameter, prefix)
@@ -47,39 +48,41 @@ async def batch_of(
     return await find_batch(key, log, history)
 
 
-async def find_batch(key: TurnKey, log: TurnLog, history: HistoryClient) -> tuple[TurnKey, StoredBatch, Turn | None]:
+async def find_batch(
+    key: ScopedKey, log: TurnLog, history: HistoryClient
+) -> tuple[ScopedKey, StoredBatch, Turn | None]:
     """Returns the batch, and its turn if the log still has it. Raises Refused if there is no such batch."""
     try:
         turn = await log.read_turn(key)
     except TurnUnknown:
-        return key, _close(await history.query(key.tenant, GetBatch(key.turn))), None
+        return key, _close(await history.query(key.scope, GetBatch(key.turn))), None
     try:
-        return key, stored_batch(key, turn), turn
+        return key, stored_batch(key.plain, turn), turn
     except TurnUnknown as error:
         raise not_found("batch") from error
 
 
 async def cancel_batch(
-    log: TurnLog, key: TurnKey, stored: StoredBatch, turn: Turn | None, by: str | None
+    log: TurnLog, key: ScopedKey, stored: StoredBatch, turn: Turn | None, by: str | None
 ) -> StoredBatch:
     """Cancels a batch and its running turns if the log still has it; returns the batch.
 
     `by` is the credential of the client that requests it.
     """
-    return stored if turn is None else stored_batch(key, await cancel(log, key, "request", by))
+    return stored if turn is None else stored_batch(key.plain, await cancel(log, key, "request", by))
 
 
-async def refresh_all(log: TurnLog, tenant: Tenant, found: Sequence[StoredBatch]) -> list[StoredBatch]:
+async def refresh_all(log: TurnLog, scope: Scope, found: Sequence[StoredBatch]) -> list[StoredBatch]:
     """Returns the listed batches with their current state from the log."""
-    return await asyncio.gather(*(refresh(log, TurnKey(tenant, one.batch), one) for one in found))
+    return await asyncio.gather(*(refresh(log, ScopedKey(scope, one.batch), one) for one in found))
 
 
-async def refresh(log: TurnLog, key: TurnKey, stored: StoredBatch) -> StoredBatch:
+async def refresh(log: TurnLog, key: ScopedKey, stored: StoredBatch) -> StoredBatch:
     """Returns the batch as the log has it if it is running; the database only knows its request and its end."""
     if stored.outcome != "running":
         return stored
     try:
-        return stored_batch(key, await log.read_turn(key))
+        return stored_batch(key.plain, await log.read_turn(key))
     except TurnUnknown:
         return _close(stored)
 
@@ -109,7 +112,7 @@ async def render_lines(
 
 
 def ended_inputs(
-    streams: StreamContext, blob_store: BlobStore, key: TurnKey, turn: Turn | None, numbers: range
+    streams: StreamContext, blob_store: BlobStore, key: ScopedKey, turn: Turn | None, numbers: range
 ) -> AsyncGenerator[list[EndedInput], None]:
     """Yields the inputs with these numbers that have ended, from the log or, without `turn`, from the database."""
     if turn is not None and turn.request is not None and turn.request.batch is not None:
@@ -118,13 +121,13 @@ def ended_inputs(
 
 
 async def _stored_inputs(
-    history: HistoryClient, key: TurnKey, numbers: range
+    history: HistoryClient, key: ScopedKey, numbers: range
 ) -> AsyncGenerator[list[EndedInput], None]:
     """Yields the inputs of a batch that has left the log. The database has its turns, but not its inputs."""
     first = numbers.start
     while first < numbers.stop:
         limit = min(READ_AT_ONCE, numbers.stop - first)
-        page = await history.query(key.tenant, ListBatchTurns(key.turn, first, limit))
+        page = await history.query(key.scope, ListBatchTurns(key.turn, first, limit))
         turns = {one.index: one.turn for one in page.turns}
         some = range(first, min(page.next, numbers.stop))
         yield [
@@ -139,7 +142,7 @@ async def _stored_inputs(
 async def _ended_inputs(
     log: TurnLog,
     blob_store: BlobStore,
-    key: TurnKey,
+    key: ScopedKey,
     of: entries.Batch,
     numbers: range,
     outcome: Outcome | Literal["running"],
@@ -150,10 +153,10 @@ async def _ended_inputs(
     for first in range(0, len(numbers), READ_AT_ONCE):
         if not is_whole and first % CHECKED_AT_ONCE == 0:
             ahead = numbers[first : first + CHECKED_AT_ONCE]
-            stored = await log.find_stored(input_lines.child_key(key, number) for number in ahead)
-        some = {number: input_lines.child_key(key, number) for number in numbers[first : first + READ_AT_ONCE]}
+            stored = await log.find_stored(input_lines.child_key(key.plain, number) for number in ahead)
+        some = {number: input_lines.child_key(key.plain, number) for number in numbers[first : first + READ_AT_ONCE]}
         read = [child for child in some.values() if is_whole or child in stored]
-        found = await asyncio.gather(*(_turn(log, child, is_over=is_over) for child in read))
+        found = await asyncio.gather(*(_turn(log, ScopedKey(key.scope, child.turn), is_over=is_over) for child in read))
         turns = dict(zip(read, found, strict=True))
         # A page without turns waits for nothing.
         await asyncio.sleep(0)
@@ -171,7 +174,7 @@ async def _ended_inputs(
         yield page
 
 
-async def _turn(log: TurnLog, key: TurnKey, *, is_over: bool) -> Turn | None:
+async def _turn(log: TurnLog, key: ScopedKey, *, is_over: bool) -> Turn | None:
     """Returns a turn of the batch; None if it was never stored, or was deleted.
 
     While the log has a batch it also has its turns, which are younger. `is_over`: the batch has ended. Its generator
@@ -183,13 +186,13 @@ async def _turn(log: TurnLog, key: TurnKey, *, is_over: bool) -> Turn | None:
             return turn
         with suppress(TimeoutError):
             async with asyncio.timeout(END_WAIT_S):
-                await log.wait_for_end(key)
+                await log.wait_for_end(key.plain)
         return await log.read_turn(key, turn)
     except TurnUnknown:
         return None
 
 
-async def lines_of(blob_store: BlobStore, key: TurnKey, inputs: Blob) -> list[bytes]:
+async def lines_of(blob_store: BlobStore, key: ScopedKey, inputs: Blob) -> list[bytes]:
     """Returns the lines of the batch's blob; an empty list once it has expired."""
     try:
         return input_lines.split_inputs(await blob_store.read(key.tenant, inputs))
@@ -197,7 +200,7 @@ async def lines_of(blob_store: BlobStore, key: TurnKey, inputs: Blob) -> list[by
         return []
 
 
-async def refused_lines(stored: StoredBatch, blob_store: BlobStore, key: TurnKey) -> list[bytes]:
+async def refused_lines(stored: StoredBatch, blob_store: BlobStore, key: ScopedKey) -> list[bytes]:
     """Returns the lines of the requests that were refused; an empty list once their blob has expired."""
     counts = stored.counts
     if counts.inputs is None or counts.source is None or not counts.source.refused:
@@ -210,7 +213,7 @@ async def render_with_refused(
     render: Callable[[EndedInput], object],
     stored: StoredBatch,
     blob_store: BlobStore,
-    key: TurnKey,
+    key: ScopedKey,
 ) -> AsyncGenerator[bytes, None]:
     """Yields the lines of the requests that were refused, and then the lines of `render_lines`."""
     for line in await refused_lines(stored, blob_store, key):

@@ -36,8 +36,9 @@ from tailrace.gateway.http.route import Route
 from tailrace.gateway.streaming.download import Download
 from tailrace.gateway.streaming.reader import Reader, StreamContext
 from tailrace.proto.errors import CODES, Refused, not_found
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import BlobStore
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.failure import LOST, error_type, failure_of
 from tailrace.protocols.openai import chat_object, responses_object
@@ -88,7 +89,7 @@ class ResultFiles:
 
     async def _find(self, request: ApiRequest, name: re.Match[str]) -> ResultFile:
         """Returns the result file of this name. Raises Refused if its batch does not exist or has not ended."""
-        key, kind = TurnKey(request.tenant, TurnId(name[1])), name[2]
+        key, kind = ScopedKey(request.access, TurnId(name[1])), name[2]
         try:
             _, stored, turn = await find_batch(key, self._streams.log, self._streams.history)
             source = source_of(stored)

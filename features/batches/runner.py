@@ -35,6 +35,7 @@ from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, Fenc
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.gather import gather_limited
 
 logger = structlog.get_logger()
@@ -154,7 +155,7 @@ class BatchRunner:
 
         Raises FenceLost when another process has the batch, LogUnavailable, TurnUnknown.
         """
-        turn = await self._log.read_turn(key)
+        turn = await self._log.read_turn(ScopedKey.whole(key))
         assert turn.request is not None  # noqa: S101  # a fold from the log has one, or TurnUnknown was raised
         spec = turn.request.batch
         assert spec is not None  # noqa: S101  # the delivery is a batch's
@@ -178,7 +179,7 @@ class BatchRunner:
             except (FenceLost, TurnUnknown):
                 # Cancelled, taken over or deleted. If this read misses the end, the batch is delivered once more.
                 with suppress(TurnUnknown):
-                    turn = await self._log.read_turn(key, turn)
+                    turn = await self._log.read_turn(ScopedKey.whole(key), turn)
                 await self._cancel_orphan(key, turn, tally)
                 if turn.end is None:
                     raise
@@ -209,7 +210,7 @@ class BatchRunner:
         if self._submitter is None or mine is None:
             return
         current = turn.progress.message_batch if turn.progress is not None else None
-        if current not in (None, mine) or (turn.end is None and not await self._log.has_turn(key)):
+        if current not in (None, mine) or (turn.end is None and not await self._log.has_turn(ScopedKey.whole(key))):
             with suppress(BackendError):
                 await self._submitter.cancel(mine)
 
@@ -302,7 +303,7 @@ class BatchRunner:
             await self._submit(key, child, line, traceparent)
             turn = EMPTY_TURN
             while True:
-                turn = await self._log.read_turn(child, turn)
+                turn = await self._log.read_turn(ScopedKey.whole(child), turn)
                 if turn.end is not None:
                     return turn.end
                 if waiting.done():
@@ -388,11 +389,11 @@ class BatchRunner:
     async def _stop(self, child: TurnKey) -> None:
         """Cancels a running turn, whose generator then settles its limits."""
         with suppress(TurnUnknown):
-            turn = await self._log.read_turn(child)
+            turn = await self._log.read_turn(ScopedKey.whole(child))
             while turn.end is None:
                 with suppress(FenceLost):
                     await self._log.append(child, turn.chain, build_end(turn, "cancelled", cause="batch"))
-                turn = await self._log.read_turn(child, turn)
+                turn = await self._log.read_turn(ScopedKey.whole(child), turn)
 
 
 def is_message_batch(turn: Turn) -> bool:

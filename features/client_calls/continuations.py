@@ -16,7 +16,8 @@ from tailrace.gateway.turns.file_references import has_files
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import LOCAL, Tenant, TurnId
+from tailrace.proto.ids import LOCAL, TurnId
+from tailrace.proto.ownership import WHOLE, Scope
 
 logger = structlog.get_logger()
 
@@ -39,11 +40,11 @@ class Continuations:
         self._blobs = gateway.blob_store
         self._stand_in = gateway.authenticator.stand_in
 
-    async def require_files(self, tenant: Tenant, result: list[Block], body_bytes: int) -> None:
+    async def require_files(self, scope: Scope, result: list[Block], body_bytes: int) -> None:
         """Raises Refused if a result refers to a file that the next turn could not read; LogUnavailable."""
         if has_files([result]):
             async with AsyncExitStack() as held:
-                await self._submitter.steps.open_files(tenant, body_bytes, held).insert([Message("user", result)])
+                await self._submitter.steps.open_files(scope, body_bytes, held).insert([Message("user", result)])
 
     async def start(self, principal: Principal, session: str) -> TurnId:
         """Starts the next turn of a session of which all calls are decided; returns its id. Raises Refused, LogError.
@@ -51,11 +52,11 @@ class Continuations:
         `principal` repeats or makes the last decision, and pays. A turn that was started, but is not recorded yet, is
         returned.
         """
-        return await self._submit(principal, await self._history.query(principal.tenant, GetContinuation(session)))
+        return await self._submit(principal, await self._history.query(principal.access, GetContinuation(session)))
 
     async def _submit(self, principal: Principal, found: Continuation) -> TurnId:
         raw = msgspec.json.encode(found.results)
-        settings = await settings_of(self._blobs, principal.tenant, found.request)
+        settings = await settings_of(self._blobs, principal.access.tenant, found.request)
         del settings["on_disconnect"]
         draft = TurnDraft(
             principal,
@@ -80,7 +81,7 @@ class Continuations:
 
     async def _start_all(self) -> None:
         query = ListDecided()
-        while page := (await self._history.query(LOCAL, query)).turns:
+        while page := (await self._history.query(Scope(LOCAL, WHOLE), query)).turns:
             query = ListDecided(page[-1].tenant, page[-1].session)
             # Each gateway in another order: otherwise all of them would start the same ones.
             for one in random.sample(page, len(page)):
@@ -89,8 +90,9 @@ class Continuations:
 
     async def _start_found(self, one: DecidedTurn) -> None:
         try:
-            found = await self._history.query(one.tenant, GetContinuation(one.session))
-            following = await self._submit(self._stand_in(one.tenant, found.by), found)
+            scope = Scope(one.tenant, WHOLE)
+            found = await self._history.query(scope, GetContinuation(one.session))
+            following = await self._submit(self._stand_in(scope, found.by), found)
             logger.info("decided turn continued", turn=one.turn, next=following, tenant=one.tenant)
         except (Refused, LogError) as error:
             logger.debug("decided turn cannot be continued", turn=one.turn, tenant=one.tenant, why=str(error))

@@ -26,8 +26,8 @@ from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import TurnId, TurnKey
-from tailrace.proto.ownership import viewer_in
+from tailrace.proto.ids import TurnId
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
@@ -75,11 +75,11 @@ async def get_calls(request: ApiRequest, history: HistoryClient, authenticator: 
     `waits_because`: the API key that made the last decision has ended, so the decision must be repeated.
     """
     asked = ListCalls(request.path_params["session"], request.query_params.get("turn"))
-    found = await history.query(request.tenant, asked)
+    found = await history.query(request.access, asked)
     why = None
     if found.next is None and found.calls and not found.undecided:
         try:
-            authenticator.stand_in(request.tenant, found.decided_by)
+            authenticator.stand_in(request.access, found.decided_by)
         except Refused as refused:
             why = f"{refused.message} Repeat the decision about a call with a valid credential."
     return json_response(WaitingCalls(**msgspec.structs.asdict(found), waits_because=why))
@@ -99,15 +99,15 @@ class Decisions:
         if size > RESULT_BYTES_MAX:
             raise Refused("body_too_large", TOO_LARGE)
         if isinstance(decision.result, list):
-            await self._continuations.require_files(principal.tenant, decision.result, size)
+            await self._continuations.require_files(principal.access, decision.result, size)
         # In a tenant with private users, the session must be the user's own, whatever user its turns name.
-        user = principal.user if viewer_in(principal.tenant) is None else None
+        user = principal.user if principal.access.is_whole_tenant else None
         asked = DecideCall(session, call, decision, principal.key, user, body.turn)
         async with self._admissions.count(principal, size):
-            found = await self._history.query(principal.tenant, asked)
+            found = await self._history.query(principal.access, asked)
         kind = "denied" if decision.result is None else "result"
         logger.info(
-            "call decided", tenant=principal.tenant, session=session, call=call, decision=kind, by=principal.key
+            "call decided", tenant=principal.access.tenant, session=session, call=call, decision=kind, by=principal.key
         )
         return found
 
@@ -121,17 +121,17 @@ class Decisions:
             if refused.code != "call_not_found":
                 raise
             # The session waits no more: another request or process has started the turn meanwhile.
-            return (await self._history.query(principal.tenant, ListCalls(found.session, found.turn))).next
+            return (await self._history.query(principal.access, ListCalls(found.session, found.turn))).next
 
     async def decide_call(
         self, principal: Principal, session: str, call: str, fields: dict[str, Any]
-    ) -> TurnKey | None:
+    ) -> ScopedKey | None:
         """See OptionalSteps."""
         found = await self.store(
             principal, session, call, convert(fields, DecisionBody), len(msgspec.json.encode(fields))
         )
         following = None if found.undecided else await self.start(principal, found)
-        return None if following is None else TurnKey(principal.tenant, following)
+        return None if following is None else ScopedKey(principal.access, following)
 
 
 async def post_decision(request: ApiRequest, decisions: Decisions) -> Response:
@@ -200,7 +200,7 @@ async def get_sessions(request: ApiRequest, history: HistoryClient) -> Response:
     after, limit = page_of(request)
     if AGE_S.fullmatch(age_s := parameters.get("min_age_s", "0")) is None:
         raise Refused("request_invalid", "`min_age_s` must be a number of seconds of at most nine digits")
-    found = await history.query(request.tenant, ListParked(after, limit, parameters.get("user"), int(age_s)))
+    found = await history.query(request.access, ListParked(after, limit, parameters.get("user"), int(age_s)))
     return json_response(
         sessions.SessionList(data=found.sessions, sessions=found.sessions, next=found.next, pagination=None)
     )

@@ -25,7 +25,7 @@ from tailrace.features.common.client_calls import calls_of, is_of_batch
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import Queries, viewer_of
+from tailrace.persistence.queries import Queries, scope_of
 from tailrace.persistence.rows import micros, moment, session_record
 from tailrace.persistence.rpc import QueryHandler, page_of
 from tailrace.persistence.sql import read_queries
@@ -144,7 +144,7 @@ class CallQueries:
             "user_parked_sessions" if of_user else "parked_sessions",
             tenant=tenant,
             user=query.user,
-            owner=viewer_of(query),
+            owner=scope_of(tenant, query).only_owner,
             until_at=until_at,
             before_at=before.at,
             before=before.name,

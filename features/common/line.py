@@ -22,6 +22,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 # The pause between two looks at a claim whose turn is not stored yet.
 LOOK_EVERY_S = 0.1
@@ -61,7 +62,9 @@ class Line:
         entry = await self._join(turn, entry)
         yield entry
         try:
-            await self.require_place(turn, _place_of(entry), entry.body_sha256 or "")
+            await self.require_place(
+                ScopedKey(draft.principal.access, turn.turn), _place_of(entry), entry.body_sha256 or ""
+            )
         except PlaceTaken:
             await self._free_key(draft, turn)
             raise
@@ -107,7 +110,7 @@ class Line:
         seen, until = None, 0.0
         while (found := await self._claims.read(tenant, name)) is not None and found.claim.turn != mine.turn:
             key = TurnKey(tenant, found.claim.turn)
-            if await self._log.has_turn(key):
+            if await self._log.has_turn(ScopedKey.whole(key)):
                 return found.claim.turn
             if found.revision != seen:
                 # Not the time since the request: its gateway has as much time as the one of any other claim.
@@ -119,7 +122,7 @@ class Line:
                 await asyncio.sleep(LOOK_EVERY_S)
         return None if found is not None else (await self._claims.claim(tenant, name, mine)).turn
 
-    async def require_place(self, turn: TurnKey, name: str, sha256: str) -> None:
+    async def require_place(self, turn: ScopedKey, name: str, sha256: str) -> None:
         """Stores the claim `name` of a turn again. If another turn has it, deletes the turn, and raises PlaceTaken.
 
         Raises LogUnavailable, too. A read alone may be a moment old (PROTOCOL R14).
@@ -136,7 +139,7 @@ class Line:
             await cancel(self._log, turn, "steer")
         # Otherwise it would be a branch beside the turn that has its place.
         with suppress(Refused, LogUnavailable):
-            await self._deleter.delete(turn.tenant, "turn", turn.turn)
+            await self._deleter.delete(turn.scope, "turn", turn.turn)
         raise PlaceTaken
 
 

@@ -81,15 +81,15 @@ async def post_count_tokens(
 
     The request is the same as for `POST /v1/messages`. No answer is generated.
     """
-    tenant, timeout_s = request.tenant, settings.query_timeout_s
+    scope, timeout_s = request.access, settings.query_timeout_s
     # Not the key of a turn: an id that pins the blobs until they are counted.
-    key = TurnKey(tenant, TurnId(new_id()))
+    key = TurnKey(scope.tenant, TurnId(new_id()))
     fields, raw = await request.read(dict[str, Any], has_model_output=True)
     refuse_account_headers(request.headers)
     refuse_account_fields(fields)
     body = read_body.convert(fields, ReadFields)
     # The name that Anthropic's API knows, instead of an alias.
-    fields["model"] = (await catalogue.offer(tenant)).model(body.model).id
+    fields["model"] = (await catalogue.offer(scope.tenant)).model(body.model).id
     fields = with_opaque_user(fields, submitter.pseudonym)
     betas, is_large = betas_of(request), len(raw) > SMALL_BYTES_MAX
     messages = fields["messages"] = _as_in_calls(body.messages)
@@ -102,7 +102,7 @@ async def post_count_tokens(
     elif API_VERSION.fullmatch(version) is None:
         raise Refused("request_invalid", "anthropic-version is not a date such as 2026-10-21")
     if has_files([one.get("content") for one in messages if isinstance(one, dict)]):
-        files = submitter.steps.open_files(tenant, len(raw), request.until_answered)
+        files = submitter.steps.open_files(scope, len(raw), request.until_answered)
         inlined = await files.insert(read_body.convert(messages, list[MessageParam]))
         fields["messages"], is_large = msgspec.to_builtins(inlined), True
     async with request_blobs.hold_pins(key):
@@ -113,7 +113,7 @@ async def post_count_tokens(
         query = CountTokens(msgspec.Raw(msgspec.json.encode(fields)), betas, is_large, version)
         try:
             answer = await rpc.request(
-                tenant, COUNT_TOKENS, msgspec.json.encode(query), timeout_s=timeout_s, role=GENERATORS
+                scope.tenant, COUNT_TOKENS, msgspec.json.encode(query), timeout_s=timeout_s, role=GENERATORS
             )
         except EntryTooLarge as error:
             raise Refused("body_too_large", TOO_LONG) from error

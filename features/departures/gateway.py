@@ -15,6 +15,7 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -91,11 +92,11 @@ class DisconnectPolicy:
             if await self._presence.has_readers_anywhere(key):
                 return
         logger.info("turn has no readers", turn=key.turn)
-        await cancel(self._presence.log, key, "on_disconnect")
+        await cancel(self._presence.log, ScopedKey.whole(key), "on_disconnect")
 
     async def _wait_s(self, key: TurnKey) -> float | None:
         """Returns the turn's grace period."""
-        first = await self._presence.log.read_entries(key, BEFORE_FIRST, limit=1)
+        first = await self._presence.log.read_entries(ScopedKey.whole(key), BEFORE_FIRST, limit=1)
         return grace_s(first[0].entry.on_disconnect) if first and isinstance(first[0].entry, Request) else None
 
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.delete import RunningDeletion
 from tailrace.proto.errors import LogError, Refused
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import Scope
 from tailrace.proto.resources import DeletedRows
 
 
@@ -28,7 +28,7 @@ class Eraser:
         self._draining = gateway.streams.draining
 
     async def erase(
-        self, tenant: Tenant, kind: Literal["user", "tenant"], name: str, within_s: float | None = None
+        self, scope: Scope, kind: Literal["user", "tenant"], name: str, within_s: float | None = None
     ) -> Erasure:
         """Like `Deleter.delete`, for all data of a user or the tenant; the log overwrites the entries (PROTOCOL R91).
 
@@ -40,8 +40,8 @@ class Eraser:
         deletion = RunningDeletion(erases=True, within_s=within_s, draining=draining)
         try:
             if kind == "user":
-                await self._deleter.withdraw(tenant, name)
-            is_complete = await self._deleter.run(tenant, kind, name, deletion)
+                await self._deleter.withdraw(scope.tenant, name)
+            is_complete = await self._deleter.run(scope, kind, name, deletion)
         except (LogError, Refused):
             if within_s is None or deletion.results() == (0, 0, DeletedRows()):
                 raise

@@ -15,7 +15,6 @@ from tailrace.gateway.resources.paging import limit_of
 from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.request_body import check_user
 from tailrace.proto.errors import Refused
-from tailrace.proto.ownership import viewer_in
 from tailrace.proto.resources import DeletedRows
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -61,7 +60,7 @@ async def delete_tenant(request: ApiRequest, eraser: Eraser) -> Response:
     `confirm` repeats the name of the tenant, against mistakes. Keys, sums of usage and the folders of Claude Code
     remain.
     """
-    tenant = request.tenant
+    tenant = request.access.tenant
     if request.query_params.get("confirm") != tenant:
         raise Refused(
             "request_invalid",
@@ -71,7 +70,7 @@ async def delete_tenant(request: ApiRequest, eraser: Eraser) -> Response:
 
 
 async def _erase(eraser: Eraser, request: ApiRequest, kind: Literal["user", "tenant"], name: str) -> Response:
-    if viewer_in(request.tenant) is not None:
+    if not request.access.is_whole_tenant:
         # An erasure is about a person, whoever has made the turns.
         raise Refused(
             "users_private", "a private user cannot erase data of a user or the tenant: use an API key of the tenant"
@@ -79,7 +78,7 @@ async def _erase(eraser: Eraser, request: ApiRequest, kind: Literal["user", "ten
     within_s = (
         limit_of(request, SECONDS_MAX, SECONDS_MAX, "max_seconds") if "max_seconds" in request.query_params else None
     )
-    done = await eraser.erase(request.tenant, kind, name, within_s)
+    done = await eraser.erase(request.access, kind, name, within_s)
     logger.info("erased", kind=kind, turns=done.turns, complete=done.is_complete)
     object_: Literal["user.erased", "tenant.erased"] = "user.erased" if kind == "user" else "tenant.erased"
     return json_response(

@@ -87,15 +87,15 @@ async def post(
             owner=request.principal.user,
         )
         # Not a turn: the pin holds until the file's record refers to the blob.
-        key = TurnKey(request.tenant, TurnId(name))
+        key = TurnKey(request.access.tenant, TurnId(name))
         async with request_blobs.hold_pins(key):
             async with admissions.count(request.principal) as admission:
                 await request_blobs.put(key, {sha256: file.content}, {sha256}, admission, is_renewed=True)
-            await history.query(request.tenant, CreateFile(record))
+            await history.query(request.access, CreateFile(record))
         return record
 
     async def find(name: str) -> FileRecord:
-        return await history.query(request.tenant, GetFile(name))
+        return await history.query(request.access, GetFile(name))
 
     # These fields and not the body, because a repeated form has another boundary.
     given = msgspec.json.encode([sha256, file.filename, media_type, purpose])
@@ -116,7 +116,7 @@ async def list_files(request: ApiRequest, history: HistoryClient) -> Response:
     if after is not None and FILE_ID.fullmatch(after) is None:
         raise Refused("cursor_invalid", "the cursor is not the id of a file: send the id of the last one of the page")
     query = ListFiles(after, limit, parameters.get("purpose"), is_oldest_first=is_oldest_first)
-    found = await history.query(request.tenant, query)
+    found = await history.query(request.access, query)
     data = [render_file(one, request) for one in found.files]
     page = {"object": "list", **list_page(data, has_more=found.has_more)}
     return json_response({**page, "next_page": page["last_id"] if found.has_more else None})
@@ -136,11 +136,11 @@ async def get_content(
     """`GET /v1/files/{file_id}/content`: the content of one file."""
     record = await _file_of(request, history)
     try:
-        await blob_store.size(request.tenant, record.sha256)
+        await blob_store.size(request.access.tenant, record.sha256)
     except BlobUnknown as error:
         raise not_found("file") from error
     blob = Blob(record.sha256, record.bytes)
-    return Download(Reader(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
+    return Download(Reader(streams, request), blob_store.chunks(request.access.tenant, blob), headers_of(blob))
 
 
 async def delete(request: ApiRequest, history: HistoryClient) -> Response:
@@ -148,7 +148,7 @@ async def delete(request: ApiRequest, history: HistoryClient) -> Response:
 
     A message that names the deleted file is refused.
     """
-    file = (await history.query(request.tenant, DeleteFile(_id_of(request)))).file
+    file = (await history.query(request.access, DeleteFile(_id_of(request)))).file
     if is_for_anthropic(request):
         return json_response({"id": file, "type": "file_deleted"})
     return json_response({"id": file, "object": "file", "deleted": True})
@@ -198,7 +198,7 @@ async def _life(form: Form, blob_store: BlobStore) -> timedelta | None:
 
 
 async def _file_of(request: ApiRequest, history: HistoryClient) -> FileRecord:
-    return await history.query(request.tenant, GetFile(_id_of(request)))
+    return await history.query(request.access, GetFile(_id_of(request)))
 
 
 def _id_of(request: ApiRequest) -> str:

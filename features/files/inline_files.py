@@ -21,8 +21,9 @@ from tailrace.gateway.turns.image_types import image_type
 from tailrace.proto.blobs import Blob
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import BlobUnknown, Refused
-from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.ids import is_token
 from tailrace.proto.nats import BlobStore
+from tailrace.proto.ownership import Scope
 from tailrace.protocols.common.media_types import IMAGES, PDF, PLAIN, accepted_type
 
 Block = dict[str, Any]
@@ -44,22 +45,22 @@ class UploadedFiles:
         self.large_bodies = large_bodies
         self.bytes_max = bytes_max
 
-    def open_files(self, tenant: Tenant, body_bytes: int, holder: AsyncExitStack) -> "InlineFiles":
+    def open_files(self, scope: Scope, body_bytes: int, holder: AsyncExitStack) -> "InlineFiles":
         """Returns the reader for one request, whose body has `body_bytes` bytes.
 
         Memory for large files is reserved until `holder` is closed.
         """
-        return InlineFiles(self, tenant, body_bytes, holder)
+        return InlineFiles(self, scope, body_bytes, holder)
 
 
 class InlineFiles:
     """Reads the files of one request, each once. The body and its files may have `bytes_max` bytes in total."""
 
-    def __init__(self, files: UploadedFiles, tenant: Tenant, body_bytes: int, holder: AsyncExitStack) -> None:
+    def __init__(self, files: UploadedFiles, scope: Scope, body_bytes: int, holder: AsyncExitStack) -> None:
         self.bytes = 0
         """The size of all contents so far. A file to which two blocks refer counts twice."""
         self._files = files
-        self._tenant = tenant
+        self._scope = scope
         self._holder = holder
         self._body_bytes = self._reserved_bytes = body_bytes
         self._records: dict[str, FileRecord] = {}
@@ -82,7 +83,9 @@ class InlineFiles:
         self._require_room(sum(record.bytes for record in records.values()))
         large = sum(record.bytes for record in records.values() if record.bytes > SMALL_BYTES_MAX)
         if large:
-            await self._files.large_bodies.reserve_more(self._holder, self._tenant, large, held=self._reserved_bytes)
+            await self._files.large_bodies.reserve_more(
+                self._holder, self._scope.tenant, large, held=self._reserved_bytes
+            )
             self._reserved_bytes += large
         self._records |= records
 
@@ -124,7 +127,7 @@ class InlineFiles:
         if not is_token(file):
             raise _unknown(file)
         try:
-            return await self._files.history.query(self._tenant, GetFile(file))
+            return await self._files.history.query(self._scope, GetFile(file))
         except Refused as error:
             raise (_unknown(file) if error.code == "file_not_found" else error) from error
 
@@ -132,7 +135,7 @@ class InlineFiles:
         """Returns a file's record, its content as a source, and the size of this source as JSON. Raises Refused."""
         record = self._records[file]
         try:
-            content = await self._files.blob_store.read(self._tenant, Blob(record.sha256, record.bytes))
+            content = await self._files.blob_store.read(self._scope.tenant, Blob(record.sha256, record.bytes))
         except BlobUnknown as error:
             raise _unknown(file) from error
         # In a thread: 30 MB take 40 ms, which would stop all streams of the event loop.

@@ -11,7 +11,7 @@ from tailrace.features.files.records import CreateFile, DeleteFile, FilePage, Fi
 from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import clamp_limit
-from tailrace.persistence.queries import viewer_of
+from tailrace.persistence.queries import scope_of
 from tailrace.persistence.rows import micros, moment
 from tailrace.persistence.rpc import QueryHandler, fit_in_message
 from tailrace.persistence.run_every import run_beside, run_every
@@ -57,7 +57,7 @@ class FileTable:
             tenant=tenant,
             after=start if query.after is None else query.after,
             purpose=query.purpose,
-            owner=viewer_of(query),
+            owner=scope_of(tenant, query).only_owner,
             now=micros(now),
             limit=limit,
         )
@@ -113,7 +113,7 @@ class FileQueries:
     async def file(self, tenant: Tenant, query: GetFile) -> FileRecord:
         """Returns an uploaded file that has not expired. Raises Refused if there is none of this id."""
         found = await self._table.file(tenant, query.file, await self._now())
-        if found is None or not may_use(viewer_of(query), found.owner):
+        if found is None or not may_use(scope_of(tenant, query), found.owner):
             raise not_found("file")
         return found
 

@@ -19,11 +19,11 @@ from tailrace.features.jwt.jwks import JwksCache, VerificationKey
 from tailrace.features.jwt.settings import Settings
 from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.http.duplicate_keys import require_unique_keys
-from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, Scope, scopes_of
+from tailrace.gateway.http.scope import ADMIN_SCOPE, TENANT_SCOPES, ScopeName, scopes_of
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token, is_user
-from tailrace.proto.ownership import name_token
+from tailrace.proto.ownership import WHOLE, Scope, name_token
 from tailrace.proto.runtime import base64url
 
 logger = structlog.get_logger()
@@ -133,7 +133,7 @@ class JwtVerifier:
             return None
         subject = str(claims.get("sub", ""))
         return Principal(
-            tenant_of_claim(str(owner)),
+            Scope(tenant_of_claim(str(owner)), WHOLE),
             key=name_token(subject),
             scopes=_parse_scopes(claims.get(self._scopes_claim)) if self._scopes_claim else TENANT_SCOPES,
             until=float(min(int(claims["exp"]) + LEEWAY_S, UNTIL_MAX)),
@@ -153,7 +153,7 @@ def tenant_of_claim(value: str) -> Tenant:
     return Tenant(f"{HASH_PREFIX}{sha256[:HASH_CHARS]}")
 
 
-def _parse_scopes(claim: object) -> frozenset[Scope]:
+def _parse_scopes(claim: object) -> frozenset[ScopeName]:
     """Returns the scopes that a claim grants. Never `admin`: logins use that word for rights in their own app."""
     return scopes_of(scopes_in(claim)) - {ADMIN_SCOPE}
 

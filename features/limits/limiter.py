@@ -41,7 +41,7 @@ from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.slots import HeldSlot
-from tailrace.proto.ownership import viewer_in, whole
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.
@@ -95,11 +95,12 @@ class Limiter(admission.Limiter):
 
         Raises LogUnavailable.
         """
-        own = self._own_limits_of(principal.tenant)
+        tenant = principal.access.tenant
+        own = self._own_limits_of(tenant)
         if isinstance(own, Unreadable):
             raise LogUnavailable(
-                f"the limits of the tenant {principal.tenant} in the bucket KEYS cannot be read: set them again with "
-                f"`tailrace limits {principal.tenant} --set NAME=NUMBER,…`, or remove them with `--clear`"
+                f"the limits of the tenant {tenant} in the bucket KEYS cannot be read: set them again with "
+                f"`tailrace limits {tenant} --set NAME=NUMBER,…`, or remove them with `--clear`"
             )
         if not (self._has_common_limits or principal.limits or own):
             return ()
@@ -107,12 +108,12 @@ class Limiter(admission.Limiter):
 
     def admission(self, principal: Principal) -> "Admission | None":
         owners = self.owners(principal)
-        return Admission(self, principal.tenant, owners, principal.key) if owners else None
+        return Admission(self, principal.access, owners, principal.key) if owners else None
 
     async def count_operator(self, principal: Principal, requests_max: int) -> None:
         """Counts a request to a route for operators: a credential has `requests_max` a minute. Raises Refused."""
-        owner = Owner(whole(principal.tenant), owner_name("admin_", principal), Limits(requests=requests_max))
-        await Admission(self, principal.tenant, [owner]).count_request()
+        owner = Owner(principal.access.tenant, owner_name("admin_", principal), Limits(requests=requests_max))
+        await Admission(self, principal.access, [owner]).count_request()
 
     def slots_of(self, principal: Principal) -> HeldSlots | None:
         limited = [owner for owner in self.owners(principal) if owner.limits.streams is not None]
@@ -149,10 +150,10 @@ class Limiter(admission.Limiter):
 class Admission:
     """The counts and slots that one request has taken from its limits."""
 
-    def __init__(self, limiter: Limiter, tenant: Tenant, of: Sequence[Owner], key: str | None = None) -> None:
+    def __init__(self, limiter: Limiter, scope: Scope, of: Sequence[Owner], key: str | None = None) -> None:
         self._key = key
         self._limiter = limiter
-        self._tenant = tenant
+        self._scope = scope
         self._owners = of
         self._taken: list[tuple[Quota, int]] = []
         self._slots: list[Seq] = []
@@ -294,7 +295,7 @@ class Admission:
                 is_reached = is_refused and is_final and amount <= quota.most
                 soft_limits.watch(owner, quota, value, self._key, is_refused=is_reached)
             if is_refused:
-                hides = quota.noun == "tenant" and viewer_in(self._tenant) is not None
+                hides = quota.noun == "tenant" and not self._scope.is_whole_tenant
                 raise quota_error(quota, amount, value - counted, self._limiter.now(), hides_budget=hides)
             added.append(quota.subject)
         return added
@@ -335,12 +336,12 @@ class Admission:
         return bool(ended)
 
     async def _is_over(self, slot: HeldSlot) -> bool:
-        key = TurnKey(self._tenant, TurnId(slot.holder))
+        key = TurnKey(self._scope.tenant, TurnId(slot.holder))
         log = self._limiter.log
         if await log.has_end(key):
             return True
         age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
-        return age > STORED_WITHIN and not await log.has_turn(key)
+        return age > STORED_WITHIN and not await log.has_turn(ScopedKey.whole(key))
 
 
 def quota_error(quota: Quota, amount: int, held: int, now: float, *, hides_budget: bool = False) -> Refused:

@@ -11,7 +11,6 @@ from tailrace.gateway.auth.limits import NAMES, UNLIMITED, Limits, parse_limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant
-from tailrace.proto.ownership import whole
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
@@ -55,7 +54,7 @@ def owners_of(principal: Principal, of_keys: Limits, of_tenants: Limits) -> tupl
     """Returns key and tenant of `principal`. The key is first: what it refuses is not counted for the tenant."""
     own = effective_limits(principal.limits or {}, of_keys)
     # Budgets are the tenant's, also where its users are private.
-    tenant = whole(principal.tenant)
+    tenant = principal.access.tenant
     return Owner(tenant, owner_name("k_", principal), own), Owner(tenant, TENANT, of_tenants)
 
 

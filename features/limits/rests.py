@@ -12,7 +12,6 @@ from tailrace.features.limits.quotas import Owner, Quota, What, quota_of
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import OPERATION, Route
-from tailrace.proto.ownership import viewer_in
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 DOLLARS = ("usd_day", "usd_month")
@@ -48,7 +47,7 @@ async def get_limits(request: ApiRequest, limiter: Limiter) -> Response:
     """
     principal = request.principal
     rests = [rest for owner in limiter.owners(principal) async for rest in _rests_of(limiter, owner, principal.key)]
-    if viewer_in(request.tenant) is not None:
+    if not request.access.is_whole_tenant:
         rests = [rest for rest in rests if rest.of == "key" or rest.name not in DOLLARS]
     return json_response(LimitRests(rests))
 

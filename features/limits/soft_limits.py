@@ -18,6 +18,7 @@ from tailrace.features.limits.records import CheckBudget
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.nats import Counters
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.runtime.race import is_set_within
 
 logger = structlog.get_logger()
@@ -87,7 +88,7 @@ class SoftLimits:
         renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
         is_of_key = quota.noun == "key"
         state = await self._history.query(
-            owner.tenant,
+            Scope(owner.tenant, WHOLE),
             CheckBudget(
                 name=quota.subject,
                 budget="usd_day" if quota.what == "usd_day" else "usd_month",

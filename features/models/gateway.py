@@ -31,7 +31,7 @@ async def models(request: ApiRequest, catalogue: Catalogue) -> Response:
 
     The ids can be sent as `model`. Retired models are listed with `lifecycle[]=retired`.
     """
-    offer, query = await catalogue.offer(request.tenant), request.query_params
+    offer, query = await catalogue.offer(request.access.tenant), request.query_params
     wanted = lifecycles_of(request)
     cards = [build_card(model, offer.listed) for model in offer.models if model.lifecycle in wanted]
     cursors = {name: query.get(name) for name in ("after_id", "before_id")}
@@ -45,7 +45,7 @@ async def model(request: ApiRequest, catalogue: Catalogue) -> Response:
 
     An alias or another name leads to the same model.
     """
-    offer = await catalogue.offer(request.tenant)
+    offer = await catalogue.offer(request.access.tenant)
     found = offer.model(request.path_params["model"], "model_not_found")
     # A dated name has the card of its model.
     return json_response(build_card(find_model(found.id) or found, offer.listed))
@@ -56,7 +56,7 @@ async def capabilities(request: ApiRequest, catalogue: Catalogue) -> Response:
 
     Unknown values are left out.
     """
-    offer = await catalogue.offer(request.tenant)
+    offer = await catalogue.offer(request.access.tenant)
     return json_response(ModelSheets(data=[build_sheet(model, offer.listed) for model in offer.models]))
 
 

@@ -60,11 +60,11 @@ async def projects(request: ApiRequest, history: HistoryClient) -> Response:
 
     Each project has the totals of its sessions. A page is requested by `after`, or by its number.
     """
-    tenant, page = request.tenant, number_of(request)
-    found = await history.query(tenant, ListProjects(page.after, page.limit, page.offset))
+    scope, page = request.access, number_of(request)
+    found = await history.query(scope, ListProjects(page.after, page.limit, page.offset))
     return json_response(
         ProjectList(
-            data=[with_path(tenant, record) for record in found.projects],
+            data=[with_path(scope.tenant, record) for record in found.projects],
             next=found.next,
             pagination=page.pagination(found.total, len(found.projects), has_more=found.next is not None),
         )
@@ -76,7 +76,7 @@ async def post(request: ApiRequest, admissions: Admissions, history: HistoryClie
 
     A project groups sessions. If Claude Code answers, the project has a folder of its own.
     """
-    tenant = request.tenant
+    scope = request.access
     new, raw = await request.read(NewProjectBody)
     check_name("id", new.id)
     if new.path is not None:
@@ -86,20 +86,20 @@ async def post(request: ApiRequest, admissions: Admissions, history: HistoryClie
 
     async def create(name: str) -> ProjectRecord:
         async with admissions.count(request.principal, len(raw)):
-            return await history.query(tenant, CreateProject(name, new.name, new.description))
+            return await history.query(scope, CreateProject(name, new.name, new.description))
 
     async def find(name: str) -> ProjectRecord:
-        return await history.query(tenant, GetProject(name))
+        return await history.query(scope, GetProject(name))
 
     made = await create_once(request, raw, claims, "project", new.id, create, find)
-    return json_response(with_path(tenant, made), headers={"location": f"/v1/projects/{made.id}"})
+    return json_response(with_path(scope.tenant, made), headers={"location": f"/v1/projects/{made.id}"})
 
 
 async def project(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/projects/{project}`: one project, with the totals of its sessions."""
-    tenant = request.tenant
+    scope = request.access
     query = GetProject(request.path_params["project"])
-    return json_response(with_path(tenant, await history.query(tenant, query)))
+    return json_response(with_path(scope.tenant, await history.query(scope, query)))
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
@@ -108,8 +108,8 @@ async def delete(request: ApiRequest, deleter: Deleter) -> Response:
     The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost. The
     project's folder of Claude Code remains, and a new project with the same id gets it.
     """
-    tenant = request.tenant
-    return await delete_response(deleter, tenant, "project", request.path_params["project"])
+    scope = request.access
+    return await delete_response(deleter, scope, "project", request.path_params["project"])
 
 
 ROUTES = [

@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects, ProjectPage, ProjectRecord
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import Queries
+from tailrace.persistence.queries import Queries, scope_of
 from tailrace.persistence.rows import micros, moment, totals_of
 from tailrace.persistence.rpc import QueryHandler, page_of
 from tailrace.persistence.sql import read_queries
@@ -67,7 +66,7 @@ class ProjectQueries:
     async def project(self, tenant: Tenant, query: GetProject) -> ProjectRecord:
         """Returns a project with its totals. Raises Refused if the tenant has no such project."""
         found = await self._table.project(tenant, query.project, self._queries.since)
-        if found is None or query.viewer is not UNSET:
+        if found is None or not scope_of(tenant, query).is_whole_tenant:
             raise not_found("project")
         return found
 
@@ -77,7 +76,7 @@ class ProjectQueries:
         Raises Refused for an invalid cursor.
         """
         limit, total = paging.clamp_limit(query.limit), None
-        if query.viewer is not UNSET:
+        if not scope_of(tenant, query).is_whole_tenant:
             # Projects are the tenant's.
             return ProjectPage([], None, None if query.offset is None else 0)
         if query.offset is not None:

@@ -16,6 +16,7 @@ from tailrace.proto.errors import BackendError, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.system_messages import fit_system_messages
 
@@ -34,7 +35,7 @@ async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
     base = request
     while base.is_queued and base.parent is not None:
         parent = TurnKey(key.tenant, base.parent)
-        if not await log.has_end(parent) and await log.has_turn(parent):
+        if not await log.has_end(parent) and await log.has_turn(ScopedKey.whole(parent)):
             # Two short reads come first, because each delivery of a waiting turn repeats them.
             return None
         record, base = await _read(log, parent)
@@ -59,7 +60,7 @@ async def prepare_queued(log: TurnLog, key: TurnKey, turn: Turn) -> Turn | None:
 async def _read(log: TurnLog, key: TurnKey) -> tuple[TurnRecord, Request]:
     """Returns a turn and its request. Raises BackendError if the log does not have it."""
     try:
-        turn = await log.read_turn(key)
+        turn = await log.read_turn(ScopedKey.whole(key))
         record = record_from_fold(key, turn)
     except TurnUnknown as error:
         raise BackendError("parent_not_found", GONE) from error

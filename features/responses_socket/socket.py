@@ -51,7 +51,7 @@ class ResponsesSocket(StreamedResponse):
 
     def __init__(self, request: ApiRequest, reader: Reader, memory: SocketMemory) -> None:
         super().__init__({})
-        self._hold = partial(memory.hold, request.tenant)
+        self._hold = partial(memory.hold, request.access.tenant)
         self._reader = reader
         self._streams = reader.streams
         self._gone = Flag()

@@ -25,8 +25,9 @@ from tailrace.gateway.turns.idempotency_key import is_reusable
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.reader_presence import ReaderPresence
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Claim, Claims, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.settings import NoSettings
 
 RETRY_COUNT = "x-stainless-retry-count"
@@ -62,21 +63,23 @@ class SdkRetries:
         """
         if draft.path not in PATHS or (sent := _sent(draft)) is None:
             return None
-        tenant, key = draft.principal.tenant, await _key(draft)
-        found = await self._claims.read(tenant, key)
+        scope, key = draft.principal.access, await _key(draft)
+        found = await self._claims.read(scope.tenant, key)
         if found is None:
             return Retry(key)
         if sent == "first":
             # If this request is refused, its repetition must not get the answer to an earlier equal request.
-            await self._claims.remove(tenant, key, found.revision)
+            await self._claims.remove(scope.tenant, key, found.revision)
             return Retry(key)
-        turn = TurnKey(tenant, found.claim.turn)
+        turn = ScopedKey(scope, found.claim.turn)
         await asyncio.sleep(SUBSCRIBE_WAIT_S)
-        if not await _is_reusable(self._presence.log, turn, sent) or await self._presence.has_readers_anywhere(turn):
+        if not await _is_reusable(self._presence.log, turn, sent) or await self._presence.has_readers_anywhere(
+            turn.plain
+        ):
             return Retry(key)
         # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
-        revision = await self._claims.renew(tenant, key, found)
-        return Retry(key) if revision is None else Retry(key, found.claim, self._remover(tenant, key, revision))
+        revision = await self._claims.renew(scope.tenant, key, found)
+        return Retry(key) if revision is None else Retry(key, found.claim, self._remover(scope.tenant, key, revision))
 
     async def claim_retry(self, tenant: Tenant, retry: Retry, claim: Claim) -> WhenDelivered:
         """Stores the claim of a new turn. Returns the function that removes it. Raises LogUnavailable."""
@@ -104,7 +107,7 @@ def _sent(draft: TurnDraft) -> Sent | None:
     return "again" if int(counts[0]) else "first"
 
 
-async def _is_reusable(log: TurnLog, key: TurnKey, sent: Sent) -> bool:
+async def _is_reusable(log: TurnLog, key: ScopedKey, sent: Sent) -> bool:
     """Returns whether the turn is new enough, and a repetition gets it. Raises Refused if it was stopped,
     LogUnavailable.
 

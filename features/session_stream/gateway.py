@@ -44,6 +44,7 @@ from tailrace.gateway.turns.request_body import check_session
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import CursorUnknown, LogError, Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetSession, ListTurnsSince
 from tailrace.proto.runtime.race import run_until
 from tailrace.proto.runtime.settings import NoSettings
@@ -77,7 +78,7 @@ async def get_events(request: ApiRequest, streams: StreamContext, new_turns: New
         )
     name, exists, waits = request.path_params["session"], True, is_true(request, "wait")
     try:
-        await streams.history.query(request.tenant, GetSession(name))
+        await streams.history.query(request.access, GetSession(name))
     except Refused as refused:
         if refused.code != "session_not_found" or not waits:
             raise
@@ -97,7 +98,7 @@ class SessionStream(StreamedResponse):
         super().__init__(HEADERS)
         self._reader = reader
         self._streams = reader.streams
-        self._tenant = reader.principal.tenant
+        self._scope = reader.principal.access
         self._new_turns = new_turns
         self._session = session
         self._cursor = cursor
@@ -120,7 +121,7 @@ class SessionStream(StreamedResponse):
         """
         async with (
             self._reader.open(receive, self._streams.draining),
-            self._new_turns.listen(self._tenant, self._session) as news,
+            self._new_turns.listen(self._scope.tenant, self._session) as news,
         ):
             await self._reader.acquire()
             await self._read_cursor()
@@ -145,7 +146,7 @@ class SessionStream(StreamedResponse):
                 await send(body(b"", more=False))
             if ending.reconnect_window_s is not None:
                 for turn in running:
-                    self._streams.on_disconnect(TurnKey(self._tenant, turn), ending.reconnect_window_s)
+                    self._streams.on_disconnect(TurnKey(self._scope.tenant, turn), ending.reconnect_window_s)
 
     async def _read_cursor(self) -> None:
         """Finds the turns that the cursor lists. Without a cursor, the stream begins with the turns that run now."""
@@ -155,13 +156,13 @@ class SessionStream(StreamedResponse):
         since, *listed = self._cursor.split(".")
         self._since = Seq(int(since))
         for request, last in (pair.split("-") for pair in listed):
-            turn = await self._streams.log.find_turn_at(self._tenant, Seq(int(request)), self._match)
+            turn = await self._streams.log.find_turn_at(self._scope, Seq(int(request)), self._match)
             # None: the turn is of another session. Or it was deleted and has no more events, or has left the log and
             # `_follow_new` finds it.
             if turn is not None:
                 self._positions[turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
 
-    async def _match(self, key: TurnKey, request: Request) -> TurnId | None:
+    async def _match(self, key: ScopedKey, request: Request) -> TurnId | None:
         """Returns the turn if it is of this session (PROTOCOL R147). A refusal would end an EventSource for good."""
         return key.turn if request.session == self._session else None
 
@@ -218,7 +219,7 @@ class SessionStream(StreamedResponse):
         with suppress(LogError, Refused):
             # If persistence does not answer, the followed turns go on, and the next call finds the others.
             query = ListTurnsSince(self._session, self._since)
-            found = (await self._streams.history.query(self._tenant, query)).turns
+            found = (await self._streams.history.query(self._scope, query)).turns
             # Turns with the oldest last entry come first, so that SINCE can move past them and the cursor stays short.
             for turn in (*self._positions, *(one.turn for one in found)):
                 if turn in self._following or turn in self._finished:
@@ -241,7 +242,7 @@ class SessionStream(StreamedResponse):
 
     async def _follow(self, send: Send, turn: TurnId) -> None:
         """Writes the events of one turn until it ends. Raises LogError, Refused if it cannot be followed further."""
-        key, start = TurnKey(self._tenant, turn), self._positions.get(turn)
+        key, start = ScopedKey(self._scope, turn), self._positions.get(turn)
         try:
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
         except CursorUnknown:
@@ -257,12 +258,12 @@ class SessionStream(StreamedResponse):
                     raise
             else:
                 position = TurnPosition(BEFORE_FIRST, record.cursor, is_ended=True)
-                await self._write(send, key, [(OF_SESSION.render_record(record, 0), position)])
+                await self._write(send, key.plain, [(OF_SESSION.render_record(record, 0), position)])
         self._finished.add(turn)
         if turn in self._positions:
             self._positions[turn].is_ended = True
 
-    async def _write_turn(self, send: Send, key: TurnKey, cursor: Seq) -> None:
+    async def _write_turn(self, send: Send, key: ScopedKey, cursor: Seq) -> None:
         async with self._streams.fan_out.subscribe(key, cursor) as feed:
             index = feed.start_index(cursor, OF_SESSION)
             known = self._positions.get(key.turn)
@@ -273,7 +274,7 @@ class SessionStream(StreamedResponse):
                     begin, index = index, index + len(frames)
                     seqs = feed.seqs[begin:index]
                     positions = [TurnPosition(request, seq) for seq in seqs]
-                    await self._write(send, key, list(zip(frames, positions, strict=True)))
+                    await self._write(send, key.plain, list(zip(frames, positions, strict=True)))
                     record.note_write(feed.entries, begin, index)
                     if index == len(feed.entries) and feed.is_ended:
                         record.close(feed.ending or BROKEN)

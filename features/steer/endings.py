@@ -16,6 +16,7 @@ from tailrace.proto.errors import FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 logger = structlog.get_logger()
 
@@ -58,7 +59,7 @@ class Endings:
             del self._tasks[key]
 
 
-async def end_at_boundary(log: TurnLog, key: TurnKey, successor: TurnId, by: str | None) -> None:
+async def end_at_boundary(log: TurnLog, key: ScopedKey, successor: TurnId, by: str | None) -> None:
     """Ends the turn after the next content block whose end is its last entry. Returns at its end. Raises LogError.
 
     If the generator appends the next block first, a later block end is tried.
@@ -71,7 +72,7 @@ async def end_at_boundary(log: TurnLog, key: TurnKey, successor: TurnId, by: str
                 continue
             end = build_end(turn, "cancelled", cause="steer", by=by, successor=successor)
             try:
-                await log.append(key, turn.chain, end)
+                await log.append(key.plain, turn.chain, end)
             except FenceLost:
                 # The next block has begun, or the turn has ended.
                 continue

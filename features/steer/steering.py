@@ -26,9 +26,9 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import UNCLEAR, TurnSubmitter
 from tailrace.proto.errors import LogError, LogUnavailable, Refused, TurnUnknown, not_found
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.ids import TurnId, new_id
 from tailrace.proto.nats import BlobStore, Claim, Claims, TurnLog
-from tailrace.proto.ownership import viewer_in
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn
 
 logger = structlog.get_logger()
@@ -62,7 +62,7 @@ class Steering:
         self._submitter = submitter
         self._endings = endings
 
-    async def steer(self, draft: TurnDraft, steered: TurnKey, at: At) -> Stored:
+    async def steer(self, draft: TurnDraft, steered: ScopedKey, at: At) -> Stored:
         """Stores the turn of `draft` after the turn `steered`, or after the last steer of it, and ends that one.
 
         If that turn has ended, the new turn is the next one of its session. A repeated request, with the same key and
@@ -86,10 +86,10 @@ class Steering:
                 # If its turn is never stored, the place is this message's.
                 before = await self._line.follow(place.tenant, name, Claim(TurnId(new_id()), sha256))
                 if before is not None:
-                    place = TurnKey(place.tenant, before)
+                    place = ScopedKey(place.scope, before)
                 continue
             one = replace(draft, idempotency_key=name)
-            if found is None or not await self._log.has_turn(TurnKey(place.tenant, found.claim.turn)):
+            if found is None or not await self._log.has_turn(ScopedKey(place.scope, found.claim.turn)):
                 # A repetition of a request that has claimed the place. Those that wait for its turn wait on.
                 if found is not None and await self._claims.renew(place.tenant, name, found) is None:
                     continue
@@ -114,13 +114,13 @@ class Steering:
                 except LogError as error:
                     # The message is stored: it is accepted, whatever the log answers now.
                     logger.warning("steered turn not ended yet", turn=stored.key.turn, error=str(error))
-                    self._endings.start(stored.key, end)
+                    self._endings.start(stored.key.plain, end)
             elif steered_turn(stored) is not None:
-                self._endings.start(stored.key, end)
+                self._endings.start(stored.key.plain, end)
             return stored
         raise Refused("session_busy", FAR.format(turn=steered.turn, place=place.turn))
 
-    async def _identify(self, draft: TurnDraft, steered: TurnKey) -> bytes:
+    async def _identify(self, draft: TurnDraft, steered: ScopedKey) -> bytes:
         """Returns bytes that are the same for repetitions of this request only. Raises Refused for a key of another."""
         key = draft.idempotency_key
         if key is None:
@@ -132,7 +132,7 @@ class Steering:
                 raise Refused("idempotency_key_reused", REUSED)
         return raw
 
-    async def _inherit(self, draft: TurnDraft, steered: TurnKey) -> NewTurn:
+    async def _inherit(self, draft: TurnDraft, steered: ScopedKey) -> NewTurn:
         """Returns the new turn with the session and settings of the steered turn. Raises Refused, LogUnavailable."""
         new_turn = msgspec.structs.replace(draft.new_turn, on_busy="queue")
         try:
@@ -156,17 +156,17 @@ class Steering:
             raise Refused("request_invalid", "the turn has `store: false`, so no turn can follow it: cancel it instead")
         return msgspec.structs.replace(new_turn, **await settings_of(self._blobs, steered.tenant, request))
 
-    async def _queue_behind(self, place: TurnKey, draft: TurnDraft) -> TurnDraft:
+    async def _queue_behind(self, place: ScopedKey, draft: TurnDraft) -> TurnDraft:
         """Returns the draft of a turn that waits for `place` and the turns behind it, or for the session's newest turn.
 
         Other turns may wait for `place` already (`on_busy: queue`). With the same parent, the new one were a branch.
         Raises Refused if too many wait or were steered in a row.
         """
-        new_turn, tenant = draft.new_turn, place.tenant
-        if new_turn.session is None or not await self._log.has_turn(place) or await self._log.has_end(place):
+        new_turn, scope = draft.new_turn, place.scope
+        if new_turn.session is None or not await self._log.has_turn(place) or await self._log.has_end(place.plain):
             return draft
-        newest = await self._history.query(tenant, GetLastTurn(new_turn.session))
-        row = await self._row_of(TurnKey(tenant, newest.turn))
+        newest = await self._history.query(scope, GetLastTurn(new_turn.session))
+        row = await self._row_of(ScopedKey(scope, newest.turn))
         if place not in row:
             # The newest turn is of another branch.
             row = await self._row_of(place)
@@ -175,7 +175,7 @@ class Steering:
             raise Refused("session_busy", MANY)
         return draft
 
-    async def _row_of(self, key: TurnKey) -> list[TurnKey]:
+    async def _row_of(self, key: ScopedKey) -> list[ScopedKey]:
         """Returns the turn and those that it has waited for, newest first, at most IN_A_ROW_MAX + 1."""
         row = [key]
         while len(row) <= IN_A_ROW_MAX:
@@ -185,7 +185,7 @@ class Steering:
                 break
             if request is None or not request.is_queued or request.parent is None:
                 break
-            row.append(TurnKey(key.tenant, request.parent))
+            row.append(ScopedKey(key.scope, request.parent))
         return row
 
     async def _end_turns_before(self, stored: Stored, by: str | None, at: At) -> None:
@@ -193,15 +193,15 @@ class Steering:
 
         At the boundary, those that wait end at once, and the running one after its content block.
         """
-        tenant, turn, request = stored.key.tenant, stored.key.turn, stored.entry
+        scope, turn, request = stored.key.scope, stored.key.turn, stored.entry
         for _ in range(IN_A_ROW_MAX + 1):
             if not request.is_queued or request.parent is None:
                 return
-            parent = TurnKey(tenant, request.parent)
+            parent = ScopedKey(scope, request.parent)
             try:
                 before = await self._log.read_turn(parent)
                 if before.end is None:
-                    if at == "boundary" and not await self._waits(before, tenant):
+                    if at == "boundary" and not await self._waits(before, scope):
                         await end_at_boundary(self._log, parent, turn, by)
                         return
                     before = await cancel(self._log, parent, "steer", by, turn)
@@ -216,18 +216,18 @@ class Steering:
             if before.end is not None and before.end.successor == turn:
                 turn = parent.turn
 
-    async def _waits(self, turn: Turn, tenant: Tenant) -> bool:
+    async def _waits(self, turn: Turn, scope: Scope) -> bool:
         """Returns whether the turn waits for another one. Raises LogUnavailable."""
         if turn.attempt or turn.request is None or not turn.request.is_queued or turn.request.parent is None:
             return False
-        parent = TurnKey(tenant, turn.request.parent)
-        return await self._log.has_turn(parent) and not await self._log.has_end(parent)
+        parent = ScopedKey(scope, turn.request.parent)
+        return await self._log.has_turn(parent) and not await self._log.has_end(parent.plain)
 
 
 def _require_user(draft: TurnDraft, user: str | None) -> None:
     """Raises Refused if the credential names another user than that of the steered turn."""
     # In a tenant with private users, the turn was found: the user owns it.
-    is_shared = viewer_in(draft.principal.tenant) is None
+    is_shared = draft.principal.access.is_whole_tenant
     if is_shared and draft.principal.user is not None and draft.principal.user != user:
         raise not_found("turn")
 

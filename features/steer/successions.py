@@ -9,8 +9,9 @@ from tailrace.gateway.streaming.response import EventStream
 from tailrace.gateway.turns.repeats import IN_A_ROW_MAX
 from tailrace.proto.entries import End, Request
 from tailrace.proto.errors import CursorUnknown, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 # The dialects whose clients know the event for it. Others go on with `goes_on`, or end with the steered turn.
 DIALECTS = frozenset({"tailrace"})
@@ -19,7 +20,7 @@ DIALECTS = frozenset({"tailrace"})
 class NextTurn(NamedTuple):
     """The turn in which a reader goes on, and its cursor there. BEFORE_FIRST: after the turn's request."""
 
-    key: TurnKey
+    key: ScopedKey
     cursor: Seq
 
 
@@ -29,7 +30,7 @@ class Successions:
     def __init__(self, log: TurnLog) -> None:
         self._log = log
 
-    async def go_on(self, stream: EventStream, key: TurnKey, cursor: Seq, end: End | None) -> bool:
+    async def go_on(self, stream: EventStream, key: ScopedKey, cursor: Seq, end: End | None) -> bool:
         """See GoOn."""
         found = await self.find_next(stream.reader.principal, key, cursor, stream.dialect, end)
         if found is None:
@@ -45,7 +46,7 @@ class Successions:
         return True
 
     async def find_next(
-        self, principal: Principal, key: TurnKey, cursor: Seq, dialect: Dialect, end: End | None = None
+        self, principal: Principal, key: ScopedKey, cursor: Seq, dialect: Dialect, end: End | None = None
     ) -> NextTurn | None:
         """Returns where a reader goes on whose cursor is not within the turn, or at its end. Raises LogUnavailable.
 
@@ -56,8 +57,8 @@ class Successions:
         if cursor == BEFORE_FIRST or principal.turn is not None or not (dialect.goes_on or dialect.name in DIALECTS):
             return None
         if end is not None:
-            return None if end.successor is None else NextTurn(TurnKey(key.tenant, end.successor), BEFORE_FIRST)
-        owner = await self._log.find_turn_at(key.tenant, cursor, partial(self._match, key))
+            return None if end.successor is None else NextTurn(ScopedKey(key.scope, end.successor), BEFORE_FIRST)
+        owner = await self._log.find_turn_at(key.scope, cursor, partial(self._match, key))
         if owner is None:
             return None
         last, successor = await self._end_of(owner)
@@ -65,11 +66,11 @@ class Successions:
             return NextTurn(successor, BEFORE_FIRST)
         return NextTurn(owner, cursor) if owner != key else None
 
-    async def _match(self, key: TurnKey, owner: TurnKey, _: Request) -> TurnKey | None:
+    async def _match(self, key: ScopedKey, owner: ScopedKey, _: Request) -> ScopedKey | None:
         """Returns `owner` if it is the turn `key` itself, a successor of it, or a turn that it succeeds."""
         return owner if owner == key or await self._leads(key, owner) or await self._leads(owner, key) else None
 
-    async def _leads(self, first: TurnKey, last: TurnKey) -> bool:
+    async def _leads(self, first: ScopedKey, last: ScopedKey) -> bool:
         """Returns whether `last` is one of the next IN_A_ROW_MAX successors of `first`."""
         for _ in range(IN_A_ROW_MAX):
             _, successor = await self._end_of(first)
@@ -78,11 +79,11 @@ class Successions:
             first = successor
         return False
 
-    async def _end_of(self, key: TurnKey) -> tuple[Seq, TurnKey | None]:
+    async def _end_of(self, key: ScopedKey) -> tuple[Seq, ScopedKey | None]:
         """Returns the sequence of the turn's last entry, and the successor that it names."""
         try:
             turn = await self._log.read_turn(key)
         except TurnUnknown:
             return BEFORE_FIRST, None
         successor = None if turn.end is None else turn.end.successor
-        return turn.chain.last, None if successor is None else TurnKey(key.tenant, successor)
+        return turn.chain.last, None if successor is None else ScopedKey(key.scope, successor)

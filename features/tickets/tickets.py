@@ -22,7 +22,7 @@ from tailrace.gateway.auth.signed_tokens import Signed, TokenSigner
 from tailrace.gateway.http.last_event_id import last_event_id
 from tailrace.proto.errors import not_found
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tailrace.proto.ownership import whole
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 
 PARAMETER = "ticket"
 # The only route that reads the parameter, so a ticket opens no other one.
@@ -87,7 +87,7 @@ class Tickets:
         if ends is not None:
             until = min(until, int(ends))
         ticket = Ticket(
-            tenant=whole(principal.tenant),
+            tenant=principal.access.tenant,
             turn=turn,
             key=principal.key,
             # Also if the key has ended since the request was authenticated: then no ticket of it is valid.
@@ -110,10 +110,10 @@ class Tickets:
         if ticket is None or time.time() > (ticket.until if self._has_proof(token, request) else ticket.begin_by):
             return None
         creator = self._find_key(ticket.key) if ticket.has_key and ticket.key is not None else NoKey.OTHER
-        if ticket.has_key and (isinstance(creator, NoKey) or creator.tenant != ticket.tenant):
+        if ticket.has_key and (isinstance(creator, NoKey) or creator.access.tenant != ticket.tenant):
             return None
         return Principal(
-            ticket.tenant,
+            Scope(ticket.tenant, WHOLE),
             ticket.key,
             scopes=frozenset({"read"}),
             until=ticket.until,
@@ -124,7 +124,7 @@ class Tickets:
             must_name_user=ticket.key is not None and not ticket.has_key,
         )
 
-    async def read_single_use(self, request: Request, key: TurnKey) -> Ticket | None:
+    async def read_single_use(self, request: Request, key: ScopedKey) -> Ticket | None:
         """Returns the single-use ticket of a request for the events of `key`; None for another ticket or none.
 
         Raises Refused if the ticket is not valid, or is for another turn. This repeats what the guard of the route
@@ -136,7 +136,7 @@ class Tickets:
         ticket = self._signer.read(tokens[0], Ticket) if len(tokens) == 1 else None
         if ticket is None or await self.verify(tokens[0], request) is None:
             raise credential_invalid()
-        if TurnKey(ticket.tenant, ticket.turn) != key:
+        if TurnKey(ticket.tenant, ticket.turn) != key.plain:
             raise not_found("turn")
         if ticket.once and last_event_id(request) and not self._has_proof(tokens[0], request):
             raise credential_invalid()

@@ -25,7 +25,7 @@ async def get_timeline(request: ApiRequest, log: TurnLog, history: HistoryClient
     For finding out why an answer was slow, or whether a reader received all of it.
     """
     key = request.turn()
-    ask_gateways = partial(rpc.collect_readers, key, wait_s=GATEWAYS_WAIT_S)
+    ask_gateways = partial(rpc.collect_readers, key.plain, wait_s=GATEWAYS_WAIT_S)
     try:
         return json_response(await timeline.read(log, history, key, ask_gateways))
     except TurnUnknown as unknown:

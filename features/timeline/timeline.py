@@ -17,7 +17,7 @@ from tailrace.proto.entries import Attempt, End, Event, Mode, Outcome, Prefix, R
 from tailrace.proto.errors import Refused, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.ownership import whole
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.thinking_prefix import count_unchanged_tokens
 from tailrace.proto.usage import NANO_USD_PER_USD, Usage
@@ -187,7 +187,7 @@ class Timeline(msgspec.Struct, kw_only=True):
 
 def build(key: TurnKey, stored: Iterable[StoredEntry], gateways: Sequence[GatewayReaders]) -> Timeline:
     """Returns the timeline of a turn, without `recorded`. Invalid entries are only counted."""
-    found = Timeline(turn=key.turn, tenant=whole(key.tenant))
+    found = Timeline(turn=key.turn, tenant=key.tenant)
     chain, times, last_at = START, dict[Seq, datetime](), None
     for one in stored:
         linked = link(chain, one.seq, one.entry)
@@ -246,7 +246,7 @@ def _lost_readers(
 
 
 async def read(
-    log: TurnLog, history: HistoryClient, key: TurnKey, ask_gateways: Callable[[], Awaitable[list[bytes]]]
+    log: TurnLog, history: HistoryClient, key: ScopedKey, ask_gateways: Callable[[], Awaitable[list[bytes]]]
 ) -> Timeline:
     """Returns the timeline of a turn; if the turn has left the log, the fields of its record.
 
@@ -258,7 +258,7 @@ async def read(
         stored += page
     record, recorded = None, None
     try:
-        record = await history.query(key.tenant, GetTurn(key.turn))
+        record = await history.query(key.scope, GetTurn(key.turn))
         recorded = record.ended_at is not None
     except Refused as refused:
         is_unknown = refused.code == "turn_not_found"
@@ -268,7 +268,7 @@ async def read(
             raise TurnUnknown(f"neither the log nor the database has a turn {key.turn} of {key.tenant}") from refused
         else:
             raise
-    found = build(key, stored, [_decode_readers(reply) for reply in await ask_gateways()])
+    found = build(key.plain, stored, [_decode_readers(reply) for reply in await ask_gateways()])
     found.recorded = recorded
     if record is not None and not stored:
         found.session, found.model, found.accepted_at = record.session, record.model, record.asked_at

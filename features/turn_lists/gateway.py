@@ -19,8 +19,9 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.entries import Outcome
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import PAGE_ITEMS_MAX, GetSession, ListRunning, ListTurns, TurnOrder, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -60,10 +61,10 @@ async def get_turns(request: ApiRequest, history: HistoryClient, reader: TurnRea
     finds turns whose message and answer contain all of its words. `order=first_token_s` lists the turns of a day whose
     first token took longest, at most `limit`.
     """
-    tenant, (after, limit) = request.tenant, page_of(request)
+    scope, (after, limit) = request.access, page_of(request)
     query = _query_of(request, after, limit)
-    found = await history.query(tenant, query)
-    turns = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
+    found = await history.query(scope, query)
+    turns = await asyncio.gather(*(reader.refresh(ScopedKey(scope, one.turn), one) for one in found.turns))
     shown = [one for one in turns if one.outcome == "running" or isinstance(query, ListTurns)]
     return json_response(TurnList(data=shown, next=found.next))
 
@@ -119,22 +120,22 @@ async def post_cancel(request: ApiRequest, log: TurnLog, history: HistoryClient)
 
     The response names the turns that this request has ended.
     """
-    tenant = request.tenant
-    session = (await history.query(tenant, GetSession(request.path_params["session"]))).session
+    scope = request.access
+    session = (await history.query(scope, GetSession(request.path_params["session"]))).session
     cancelled: list[TurnId] = []
     after: str | None = None
     while True:
-        page = await history.query(tenant, ListRunning(session, after, PAGE_ITEMS_MAX))
-        ended = await asyncio.gather(*(_cancel(log, tenant, one.turn, request.principal.key) for one in page.turns))
+        page = await history.query(scope, ListRunning(session, after, PAGE_ITEMS_MAX))
+        ended = await asyncio.gather(*(_cancel(log, scope, one.turn, request.principal.key) for one in page.turns))
         cancelled += [one.turn for one, is_cancelled in zip(page.turns, ended, strict=True) if is_cancelled]
         if (after := page.next) is None:
             return json_response(CancelledSession(session, cancelled))
 
 
-async def _cancel(log: TurnLog, tenant: Tenant, turn: TurnId, by: str | None) -> bool:
+async def _cancel(log: TurnLog, scope: Scope, turn: TurnId, by: str | None) -> bool:
     """Cancels a turn; returns False if it has ended otherwise, or has left the log."""
     try:
-        return (await cancel(log, TurnKey(tenant, turn), "session", by)).outcome == "cancelled"
+        return (await cancel(log, ScopedKey(scope, turn), "session", by)).outcome == "cancelled"
     except TurnUnknown:
         return False
 

@@ -18,6 +18,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Tombstones, TurnLog
 from tailrace.proto.nats.tombstones import ErasureNote
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.resources import DeleteResource, TurnToDelete
 from tailrace.proto.runtime.gather import gather_limited
 
@@ -91,7 +92,7 @@ class UnstoredTurns:
         LogUnavailable, StoreError.
         """
         try:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
         except TurnUnknown:
             return None
         if turn.request is None or turn.request.store:
@@ -178,7 +179,7 @@ class UnstoredTurns:
         """
         # Blobs come first: after the erasure no entry names them. A turn that was deleted has none left.
         with suppress(TurnUnknown):
-            turn = await self._log.read_turn(note.key)
+            turn = await self._log.read_turn(ScopedKey.whole(note.key))
             await self._unqueued_store.release_blobs(note.key.tenant, blobs_of(turn))
         # Also for an unknown turn: entries without a request would be found by nothing but the note.
         erased = await self._log.erase(note.key)

@@ -25,7 +25,8 @@ from tailrace.gateway.http.parameters import FROM, PAGE, TO
 from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, Tenant
+from tailrace.proto.ids import SessionId
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import Totals
 from tailrace.proto.runtime.settings import NoSettings
 
@@ -88,7 +89,7 @@ async def usage(request: ApiRequest, history: HistoryClient) -> Response:
     Only turns that have ended are counted. A deleted turn keeps its share of the sums. The records sum to the same
     `total` for each `by`: the record with the key null has the turns without a value, also after an erasure.
     """
-    return await usage_response(request, history, request.tenant)
+    return await usage_response(request, history, request.access)
 
 
 async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
@@ -96,7 +97,7 @@ async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
 
     The totals have the names of users, sessions and projects if `by` asks for them, but no text.
     """
-    return await usage_response(request, history, parse_tenant(request.path_params["tenant"]))
+    return await usage_response(request, history, Scope(parse_tenant(request.path_params["tenant"]), WHOLE))
 
 
 async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Response:
@@ -109,9 +110,9 @@ async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Respo
     first, last = days_of(request, datetime.now(UTC).date())
     match by := request.query_params.get("by", BY_TENANT):
         case "tenant":
-            found = await history.query(request.tenant, ListTenantUsage(first, last, after, limit))
+            found = await history.query(request.access, ListTenantUsage(first, last, after, limit))
         case "day" | "model":
-            found = await history.query(request.tenant, GetUsageOfAll(by, first, last, after, limit))
+            found = await history.query(request.access, GetUsageOfAll(by, first, last, after, limit))
         case _:
             raise Refused("request_invalid", f"`by` must be one of {', '.join(BY_OF_ALL)}", param="by")
     return _render(found, by, first, last)
@@ -124,8 +125,8 @@ async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     turns since the start of the UTC day on which that time began. `claude_sessions` are the sessions with a running
     turn.
     """
-    tenant = request.tenant
-    found = await history.query(tenant, GetStats())
+    scope = request.access
+    found = await history.query(scope, GetStats())
     active = ActiveSessions(
         active_sessions=found.active_sessions,
         turns=sum(model.turns for model in found.by_model),
@@ -144,12 +145,12 @@ async def stats(request: ApiRequest, history: HistoryClient) -> Response:
     )
 
 
-async def usage_response(request: Request, history: HistoryClient, tenant: Tenant) -> Response:
+async def usage_response(request: Request, history: HistoryClient, scope: Scope) -> Response:
     """Returns the usage of a tenant for the query of `request`. Raises Refused."""
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
-    return _render(await history.query(tenant, query), query.by, first, last)
+    return _render(await history.query(scope, query), query.by, first, last)
 
 
 def _render(found: UsagePage, by: str, first: date, last: date) -> Response:

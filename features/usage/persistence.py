@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from msgspec import UNSET
-
 from tailrace.features.usage.records import (
     BilledUsage,
     BilledUsageList,
@@ -21,7 +19,7 @@ from tailrace.features.usage.records import (
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
 from tailrace.persistence.paging import PageCursor
-from tailrace.persistence.queries import Queries, viewer_of
+from tailrace.persistence.queries import Queries, scope_of
 from tailrace.persistence.rows import EPOCH, micros, moment, totals_of
 from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.sql import read_queries
@@ -106,7 +104,7 @@ class UsageTable:
         """Returns tenants after `after` that have usage, in order."""
         return [row["tenant"] for row in await self._store.read("tenants_with_usage", after=after, limit=limit)]
 
-    async def active_sessions(self, tenant: Tenant, since: datetime, owner: str | None = None) -> int:
+    async def active_sessions(self, tenant: Tenant, since: datetime, *, owner: str | None) -> int:
         """Returns the number of sessions that were used after `since`, of all owners if `owner` is None."""
         rows = await self._store.read("active_sessions", tenant=tenant, since=micros(since), owner=owner)
         return int(rows[0]["sessions"])
@@ -116,7 +114,7 @@ class UsageTable:
         rows = await self._store.read("usage_since", tenant=tenant, first=(since - EPOCH).days)
         return [usage_record(row) for row in rows]
 
-    async def busy_sessions(self, tenant: Tenant, owner: str | None = None) -> list[SessionId]:
+    async def busy_sessions(self, tenant: Tenant, *, owner: str | None) -> list[SessionId]:
         """Returns the sessions that have a running turn, at most `BUSY_SESSIONS_MAX`."""
         rows = await self._store.read("busy_sessions", tenant=tenant, owner=owner, limit=BUSY_SESSIONS_MAX)
         return [row["session"] for row in rows]
@@ -146,8 +144,9 @@ class UsageQueries:
         """
         limit = paging.clamp_limit(query.limit)
         start = _start_after(query.after) if query.after is not None else query.key or ""
-        if query.viewer is not UNSET:
-            found, total = await self._table.usage_of_owner(tenant, query.by, query.first, query.last, query.viewer)
+        owner = scope_of(tenant, query).only_owner
+        if owner is not None:
+            found, total = await self._table.usage_of_owner(tenant, query.by, query.first, query.last, owner)
             found = [record for record in found if (record.key or "") >= start][: limit + 1]
         else:
             found, total = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
@@ -181,16 +180,16 @@ class UsageQueries:
 
     async def stats(self, tenant: Tenant, query: GetStats) -> Stats:
         """Returns the number of active sessions, recent usage, and the sessions that have a running turn."""
-        since, owner = self._queries.since, viewer_of(query)
+        since, owner = self._queries.since, scope_of(tenant, query).only_owner
         if owner is None:
             by_model = await self._table.usage_since(tenant, since)
         else:
             today = datetime.now(UTC).date()
             by_model, _ = await self._table.usage_of_owner(tenant, "model", since.date(), today, owner)
         return Stats(
-            active_sessions=await self._table.active_sessions(tenant, since, owner),
+            active_sessions=await self._table.active_sessions(tenant, since, owner=owner),
             by_model=by_model,
-            running=await self._table.busy_sessions(tenant, owner),
+            running=await self._table.busy_sessions(tenant, owner=owner),
         )
 
 

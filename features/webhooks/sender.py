@@ -29,6 +29,7 @@ from tailrace.proto.errors import LogUnavailable, SettingsInvalid, TurnUnknown, 
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnKey, is_child_id, is_token
 from tailrace.proto.nats import Deliveries, Delivery, Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import record_from_fold
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.runtime.race import is_set_within
@@ -387,7 +388,7 @@ class WebhookSender:
         Raises TurnUnknown if the log has removed it by age, LogUnavailable.
         """
         try:
-            turn = await self._log.read_turn_upto(key, seq)
+            turn = await self._log.read_turn_upto(ScopedKey.whole(key), seq)
         except TurnUnknown:
             if await self._tombstones.exists(key):
                 return None
@@ -451,11 +452,11 @@ class WebhookSender:
 
         Reads only the first entry if possible.
         """
-        for stored in await self._log.read_entries(key, limit=1):
+        for stored in await self._log.read_entries(ScopedKey.whole(key), limit=1):
             if isinstance(stored.entry, Request):
                 return stored.entry
         with suppress(TurnUnknown):
-            return (await self._log.read_turn(key)).request
+            return (await self._log.read_turn(ScopedKey.whole(key))).request
         return None
 
     async def _ack(self, seq: Seq) -> None:

@@ -23,7 +23,7 @@ from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Tenant
 from tailrace.proto.nats import Connection
-from tailrace.proto.ownership import Users
+from tailrace.proto.ownership import WHOLE, Scope, Users
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.race import is_set_within
 
@@ -244,7 +244,7 @@ def _is_good(record: ApiKey | None) -> bool:
 
 def _principal(record: ApiKey) -> Principal:
     return Principal(
-        record.tenant,
+        Scope(record.tenant, WHOLE),
         record.id,
         scopes_of(record.scopes),
         until=record.expires_at,

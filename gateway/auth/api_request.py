@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import TypeVar
 
+from starlette import types
 from starlette.requests import Request
-from starlette.types import Receive, Scope
 
 from tailrace.gateway.auth.authenticate import Authenticator, credential_invalid
 from tailrace.gateway.auth.principal import Principal
@@ -15,7 +15,8 @@ from tailrace.gateway.http.json_mistake import replace_halves
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.read_body import BodyReader
 from tailrace.proto.errors import Refused, not_found
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import Tenant, TurnId, is_token
+from tailrace.proto.ownership import Scope, ScopedKey
 
 B = TypeVar("B")
 
@@ -23,7 +24,9 @@ B = TypeVar("B")
 class ApiRequest(Request):
     """A request of an authenticated principal, or of any client on a public route."""
 
-    def __init__(self, scope: Scope, receive: Receive, authenticator: Authenticator, bodies: BodyReader) -> None:
+    def __init__(
+        self, scope: types.Scope, receive: types.Receive, authenticator: Authenticator, bodies: BodyReader
+    ) -> None:
         super().__init__(scope, receive)
         self._authenticator = authenticator
         self._bodies = bodies
@@ -38,9 +41,9 @@ class ApiRequest(Request):
         raise credential_invalid()
 
     @property
-    def tenant(self) -> Tenant:
-        """The tenant of the principal. Raises Refused on a public route."""
-        return self.principal.tenant
+    def access(self) -> Scope:
+        """What the principal may see. Raises Refused on a public route."""
+        return self.principal.access
 
     async def read(
         self, kind: type[B], *, is_text_allowed: bool = False, has_model_output: bool = False
@@ -58,13 +61,13 @@ class ApiRequest(Request):
 
     async def read_bytes(self, types: frozenset[str]) -> bytes:
         """Returns the body. Raises Refused for a media type not in `types`."""
-        raw = await self._bodies.read(self, self.principal.tenant, self.until_answered, types)
+        raw = await self._bodies.read(self, self.principal.access.tenant, self.until_answered, types)
         # A body may take minutes to arrive, and the credential may have ended meanwhile.
         self._authenticator.require_valid(self.principal)
         return raw
 
-    def turn(self, parameter: str = "turn", prefix: str = "") -> TurnKey:
-        """Returns the turn that the path names, in the principal's tenant. Raises Refused for a name that is no id.
+    def turn(self, parameter: str = "turn", prefix: str = "") -> ScopedKey:
+        """Returns the turn that the path names, in the principal's scope. Raises Refused for a name that is no id.
 
         The tenant comes from the credential alone, so another tenant's turn cannot be addressed: it is not found. The
         name may begin with `prefix`.
@@ -72,7 +75,7 @@ class ApiRequest(Request):
         turn = self.path_params[parameter].removeprefix(prefix)
         if not is_token(turn):
             raise not_found("turn")
-        return TurnKey(self.principal.tenant, TurnId(turn))
+        return ScopedKey(self.principal.access, TurnId(turn))
 
 
 def parse_tenant(name: str) -> Tenant:

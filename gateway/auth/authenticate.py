@@ -17,12 +17,11 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
 from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
-from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES, Scope
+from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES, ScopeName
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids, subjects
 from tailrace.proto.errors import CredentialMissing, Refused
-from tailrace.proto.ids import Tenant
-from tailrace.proto.ownership import view_of, viewer_in, viewer_of
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.ip_address import is_loopback
 
@@ -30,9 +29,9 @@ logger = structlog.get_logger()
 
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without a key, so only the command line creates it.
-LOCAL = Principal(ids.LOCAL, scopes=SCOPES - {ADMIN_SCOPE})
+LOCAL = Principal(Scope(ids.LOCAL, WHOLE), scopes=SCOPES - {ADMIN_SCOPE})
 # A turn starts later, and nothing else.
-STAND_IN_SCOPES: frozenset[Scope] = frozenset({"write"})
+STAND_IN_SCOPES: frozenset[ScopeName] = frozenset({"write"})
 CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
     "or add the page's origin to TAILRACE_ORIGINS."
@@ -124,7 +123,7 @@ class Authenticator:
             token, verifiers = found[0]
             for verifier in verifiers:
                 if token and (principal := await verifier.verify(token, request)) is not None:
-                    if self.api_keys.users_of(principal.tenant) == "private":
+                    if self.api_keys.users_of(principal.access.tenant) == "private":
                         principal = _among_private_users(principal)
                     self.require_valid(principal)
                     return principal
@@ -132,17 +131,17 @@ class Authenticator:
             raise Refused("credential_invalid", TWO_HEADERS_MESSAGE)
         raise credential_invalid()
 
-    def _has_view(self, principal: Principal) -> bool:
-        """Returns whether the principal still sees what it may: the tenant's users may have become private."""
-        viewer = viewer_of(principal.user, self.api_keys.users_of(principal.tenant))
-        return viewer in (None, viewer_in(principal.tenant))
+    def _has_access(self, principal: Principal) -> bool:
+        """Returns whether the principal may still see what it sees: the tenant's users may have become private."""
+        users = self.api_keys.users_of(principal.access.tenant)
+        return users != "private" or principal.access.viewer == principal.user
 
     def find_key(self, key_id: str) -> Principal | NoKey:
         """Returns the principal of the API key with this id, or why there is none."""
         static = self._static_keys.find(key_id)
         return self.api_keys.find(key_id) if static is None else static
 
-    def stand_in(self, tenant: Tenant, credential: str | None) -> Principal:
+    def stand_in(self, scope: Scope, credential: str | None) -> Principal:
         """Returns the principal of a turn that starts after the request of `credential`, the id of one or None.
 
         For a key that a rotation has replaced, it is the newest key, whose limits and counters are the same. For a
@@ -152,7 +151,7 @@ class Authenticator:
         found = self.api_keys.find_successor(credential) if credential is not None else NoKey.OTHER
         if found is NoKey.ENDED:
             raise Refused("credential_invalid", f"The API key {credential} was revoked or has expired.")
-        return found if isinstance(found, Principal) else Principal(tenant, credential, STAND_IN_SCOPES)
+        return found if isinstance(found, Principal) else Principal(scope, credential, STAND_IN_SCOPES)
 
     def require_valid(self, principal: Principal) -> None:
         """Raises Refused if the credential has expired, its API key has ended, or its users have become private.
@@ -162,7 +161,7 @@ class Authenticator:
         is_expired = principal.until is not None and principal.until <= time.time()
         if is_expired or (not self.is_open if principal.key is None else self.api_keys.is_ended(principal.key)):
             raise credential_invalid()
-        if principal.must_name_user and not self._has_view(principal):
+        if principal.must_name_user and not self._has_access(principal):
             raise Refused("users_changed", "the users of the tenant have become private meanwhile: repeat the request")
 
     def watch(self, principal: Principal) -> tuple[Flag, asyncio.TimerHandle | None]:
@@ -176,7 +175,7 @@ class Authenticator:
         # A credential that a client got for its key ends at its own expiry or at the key's, whichever is first.
         ends = [each.until for each in (principal, key) if isinstance(each, Principal) and each.until is not None]
         ended = self.api_keys.watch(_users_record(principal) if principal.must_name_user else principal.key)
-        if principal.must_name_user and not self._has_view(principal):
+        if principal.must_name_user and not self._has_access(principal):
             ended.set()
         if not ends:
             return ended, None
@@ -191,7 +190,7 @@ class Authenticator:
 
 
 def _among_private_users(principal: Principal) -> Principal:
-    """Returns the principal in a tenant whose users are private: a user gets the tenant as this user sees it.
+    """Returns the principal in a tenant whose users are private: a user sees its own things alone.
 
     Raises Refused if the credential must name a user and names none.
     """
@@ -199,12 +198,12 @@ def _among_private_users(principal: Principal) -> Principal:
         return principal._replace(has_private_users=True)
     if principal.user is None:
         raise credential_invalid()
-    return principal._replace(tenant=view_of(principal.tenant, principal.user))
+    return principal._replace(access=Scope(principal.access.tenant, principal.user))
 
 
 def _users_record(principal: Principal) -> str:
     """Returns the name of the record in the bucket KEYS whose change ends the streams of a user's credential."""
-    return subjects.users_of_tenant(principal.tenant)
+    return subjects.users_of_tenant(principal.access.tenant)
 
 
 def credential_invalid() -> Refused:

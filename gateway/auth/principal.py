@@ -5,20 +5,23 @@ from enum import Enum
 from typing import NamedTuple
 
 from tailrace.gateway.auth.limits import GivenLimits
-from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.gateway.http.scope import TENANT_SCOPES, ScopeName
+from tailrace.proto.ids import TurnId
+from tailrace.proto.ownership import Scope
 
 
 class Principal(NamedTuple):
     """The authenticated sender of a request."""
 
-    tenant: Tenant
+    access: Scope
+    """What the credential may see: the whole tenant, or the things of one private user. The name of the tenant is
+    `access.tenant`."""
     key: str | None = None
     """The credential's id, which is not secret; usage is counted by it. None: no credential was needed.
 
     A credential that a client got for its key carries the id of that key, and ends with it.
     """
-    scopes: frozenset[Scope] = TENANT_SCOPES
+    scopes: frozenset[ScopeName] = TENANT_SCOPES
     until: float | None = None
     """Expiry in Unix seconds; None: it does not expire."""
     turn: TurnId | None = None

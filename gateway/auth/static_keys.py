@@ -8,6 +8,7 @@ from tailrace.gateway.auth.api_key import hash_key
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.ownership import WHOLE, Scope
 
 # Enough hex digits of the hash to tell keys apart, too few to find a key by.
 ID_CHARS = 12
@@ -44,7 +45,7 @@ def _parse(text: str) -> dict[str, Principal]:
                 f"TAILRACE_API_KEYS: pair {number} is not TENANT:SHA256, with a TENANT of a-z 0-9 _ - and the hash "
                 "that `printf %s KEY | sha256sum` prints"
             )
-        principal = Principal(Tenant(match[1]), f"env_{match[2][:ID_CHARS]}")
+        principal = Principal(Scope(Tenant(match[1]), WHOLE), f"env_{match[2][:ID_CHARS]}")
         if principals.setdefault(match[2], principal) != principal:
             raise SettingsInvalid("TAILRACE_API_KEYS: one key is listed for two tenants; give each tenant its own")
     return principals

@@ -12,7 +12,6 @@ from tailrace.proto.errors import BlobUnknown
 from tailrace.proto.ids import is_token
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.nats.blobs import UNKNOWN
-from tailrace.proto.ownership import viewer_in
 from tailrace.proto.records import ListTurns
 
 HEADERS = {
@@ -31,13 +30,13 @@ async def get(request: ApiRequest, blob_store: BlobStore, streams: StreamContext
     sha256 = request.path_params["sha256"]
     if not is_token(sha256):
         raise BlobUnknown(UNKNOWN)
-    if viewer_in(request.tenant) is not None:
+    if not request.access.is_whole_tenant:
         # A blob has no owner: several users may have sent the same string.
         query = ListTurns(blob=sha256, limit=1)
-        if not (await history.query(request.tenant, query)).turns:
+        if not (await history.query(request.access, query)).turns:
             raise BlobUnknown(UNKNOWN)
-    blob = Blob(sha256, await blob_store.size(request.tenant, sha256))
-    return Download(Reader(streams, request), blob_store.chunks(request.tenant, blob), headers_of(blob))
+    blob = Blob(sha256, await blob_store.size(request.access.tenant, sha256))
+    return Download(Reader(streams, request), blob_store.chunks(request.access.tenant, blob), headers_of(blob))
 
 
 def headers_of(blob: Blob) -> dict[str, str]:

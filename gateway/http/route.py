@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from tailrace.gateway.http.refusal_events import RenderRefusal
-from tailrace.gateway.http.scope import Scope
+from tailrace.gateway.http.scope import ScopeName
 
 Json = dict[str, Any]
 
-Need = Scope | Literal["public"]
+Need = ScopeName | Literal["public"]
 """`public`: the route needs no credential."""
 
 SSE = "text/event-stream"

@@ -11,7 +11,7 @@ from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.route import TURNS, Route
 from tailrace.gateway.turns.delete import Deleter
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import Scope
 from tailrace.proto.resources import Kind
 
 logger = structlog.get_logger()
@@ -45,12 +45,12 @@ async def delete_turn(request: ApiRequest, deleter: Deleter) -> Response:
     The text is erased from the log and the database. Sums of usage keep the tokens and the cost.
     """
     key = request.turn()
-    return await delete_response(deleter, key.tenant, "turn", key.turn)
+    return await delete_response(deleter, key.scope, "turn", key.turn)
 
 
-async def delete_response(deleter: Deleter, tenant: Tenant, kind: Kind, name: str) -> Response:
+async def delete_response(deleter: Deleter, scope: Scope, kind: Kind, name: str) -> Response:
     """Deletes a turn, session or project with its turns and returns the response. Raises Refused."""
-    turns = await deleter.delete(tenant, kind, name)
+    turns = await deleter.delete(scope, kind, name)
     logger.info("deleted", kind=kind, turns=turns)
     return json_response(
         DeletedObject(

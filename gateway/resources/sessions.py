@@ -30,8 +30,8 @@ from tailrace.gateway.turns.request_body import (
 )
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claims
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetSession, ListSessions, ListSessionTurns, SessionRecord, TurnRecord
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, ListBranches
 
@@ -91,11 +91,11 @@ async def sessions(request: ApiRequest, history: HistoryClient) -> Response:
 
     Each session has the totals of its turns. A page is requested by `after`, or by its number.
     """
-    tenant, page = request.tenant, number_of(request)
+    scope, page = request.access, number_of(request)
     parameters = request.query_params
     check_name("project_id", parameters.get("project_id"))
     query = ListSessions(page.after, page.limit, parameters.get("project_id"), page.offset, parameters.get("user"))
-    found = await history.query(tenant, query)
+    found = await history.query(scope, query)
     return json_response(
         SessionList(
             data=found.sessions,
@@ -113,22 +113,22 @@ async def post(
 
     A turn can also name a new session itself, with `create_session`.
     """
-    tenant = request.tenant
+    scope = request.access
     new, raw = await request.read(NewSessionBody)
     check_session("id", new.id)
     check_name("project_id", new.project_id)
     check_user(new.user)
     maker = request.principal.user
     user = maker or new.user
-    _check(new, await catalogue.offer(tenant))
+    _check(new, await catalogue.offer(scope.tenant))
 
     async def create(name: str) -> SessionRecord:
         session = CreateSession(name, new.title, new.model, new.system_prompt, new.project_id, user, maker)
         async with admissions.count(request.principal, len(raw)):
-            return await history.query(tenant, session)
+            return await history.query(scope, session)
 
     async def find(name: str) -> SessionRecord:
-        return await history.query(tenant, GetSession(name))
+        return await history.query(scope, GetSession(name))
 
     made = await create_once(request, raw, claims, "session", new.id, create, find)
     return json_response(made, headers={"location": f"/v1/sessions/{made.session}"})
@@ -136,9 +136,9 @@ async def post(
 
 async def session(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/sessions/{session}`: one session, with the totals of all its branches."""
-    tenant = request.tenant
+    scope = request.access
     query = GetSession(request.path_params["session"])
-    return json_response(await history.query(tenant, query))
+    return json_response(await history.query(scope, query))
 
 
 async def patch(request: ApiRequest, history: HistoryClient, catalogue: Catalogue) -> Response:
@@ -146,11 +146,11 @@ async def patch(request: ApiRequest, history: HistoryClient, catalogue: Catalogu
 
     A field that is left out does not change; null removes its value.
     """
-    tenant = request.tenant
+    scope = request.access
     new, _ = await request.read(ChangeBody)
-    _check(new, await catalogue.offer(tenant))
+    _check(new, await catalogue.offer(scope.tenant))
     query = ChangeSession(request.path_params["session"], new.title, new.model, new.system_prompt)
-    return json_response(await history.query(tenant, query))
+    return json_response(await history.query(scope, query))
 
 
 async def delete(request: ApiRequest, deleter: Deleter) -> Response:
@@ -158,8 +158,8 @@ async def delete(request: ApiRequest, deleter: Deleter) -> Response:
 
     The text of the turns is erased from the log and the database. Sums of usage keep the tokens and the cost.
     """
-    tenant = request.tenant
-    return await delete_response(deleter, tenant, "session", request.path_params["session"])
+    scope = request.access
+    return await delete_response(deleter, scope, "session", request.path_params["session"])
 
 
 async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader) -> Response:
@@ -167,10 +167,10 @@ async def turns(request: ApiRequest, history: HistoryClient, reader: TurnReader)
 
     The list has the turns of all branches.
     """
-    tenant, (after, limit) = request.tenant, page_of(request)
+    scope, (after, limit) = request.access, page_of(request)
     query = ListSessionTurns(request.path_params["session"], after, limit, is_newest_first(request, "asc"))
-    found = await history.query(tenant, query)
-    current = await asyncio.gather(*(reader.refresh(TurnKey(tenant, one.turn), one) for one in found.turns))
+    found = await history.query(scope, query)
+    current = await asyncio.gather(*(reader.refresh(ScopedKey(scope, one.turn), one) for one in found.turns))
     return json_response(SessionTurns(data=current, turns=current, next=found.next))
 
 
@@ -179,9 +179,9 @@ async def branches(request: ApiRequest, history: HistoryClient) -> Response:
 
     Each branch is one way to read the conversation.
     """
-    tenant, (after, limit) = request.tenant, page_of(request)
+    scope, (after, limit) = request.access, page_of(request)
     query = ListBranches(request.path_params["session"], after, limit)
-    found = await history.query(tenant, query)
+    found = await history.query(scope, query)
     return json_response(BranchList(data=found.branches, next=found.next))
 
 

@@ -22,7 +22,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.log_server import LiveFeed
-from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
+from tailrace.proto.ownership import ScopedKey, may_use, owner_of
 
 # The timeout of the check that an ended turn is still in the log. The log answers within a millisecond, or not at all.
 KEPT_TIMEOUT_S = 0.5
@@ -225,7 +225,7 @@ class FanOut:
         self._readers = Counter[TurnKey]()
 
     @asynccontextmanager
-    async def subscribe(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
+    async def subscribe(self, key: ScopedKey, cursor: Seq, *, from_start: bool = False) -> AsyncIterator[TurnFeed]:
         """Yields a feed with all entries after `cursor`; with `from_start`, also those before it.
 
         Raises TurnUnknown, CursorUnknown, LogUnavailable before it yields.
@@ -236,24 +236,24 @@ class FanOut:
         finally:
             self.leave(feed)
 
-    async def join(self, key: TurnKey, cursor: Seq, *, from_start: bool = False) -> TurnFeed:
+    async def join(self, key: ScopedKey, cursor: Seq, *, from_start: bool = False) -> TurnFeed:
         """Returns what `subscribe` yields; raises the same errors. Call `leave` with the result."""
-        if isinstance(key.tenant, TenantView):
+        if not key.scope.is_whole_tenant:
             await self._require_owned(key)
-        if from_start and cursor:
-            feed = await self.join(key, BEFORE_FIRST)
+        plain, start = key.plain, BEFORE_FIRST if from_start else cursor
+        feed = await self._join_shared(plain, start) or await self._add_reader(self._create_feed(plain, start))
+        if start != cursor:
             try:
                 await self._wait_for_cursor(feed, cursor)
             except BaseException:
                 self.leave(feed)
                 raise
-            return feed
-        return await self._join_shared(key, cursor) or await self._add_reader(self._create_feed(key, cursor))
+        return feed
 
-    async def _require_owned(self, key: TurnKey) -> None:
-        """Raises TurnUnknown for another's turn in a user's view, also if its feed is in memory; LogUnavailable."""
-        request = self.request_of(key)
-        if request is not None and may_use(viewer_in(key.tenant), owner_of(request)):
+    async def _require_owned(self, key: ScopedKey) -> None:
+        """Raises TurnUnknown for a turn that the scope does not show, also if its feed is in memory; LogUnavailable."""
+        request = self.request_of(key.plain)
+        if request is not None and may_use(key.scope, owner_of(request)):
             return
         await self._log.require_owned(key)
 
@@ -337,7 +337,7 @@ class FanOut:
             return
         # The feed may be behind another gateway's, or its first read was stale. Subscribing at the cursor asks the log:
         # it raises CursorUnknown when no such entry exists.
-        async with self.subscribe(feed.key, cursor):
+        async with self.subscribe(ScopedKey.whole(feed.key), cursor):
             pass
         while not feed.can_start_at(cursor):
             # The log had the entry, and the turn has ended without it: the entry belongs to a fork.

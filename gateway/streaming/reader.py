@@ -118,7 +118,7 @@ class Reader:
     async def reserve(self) -> AsyncIterator[None]:
         """Admits the reader before its turn is submitted; releases it if that fails. Raises Refused."""
         try:
-            self._counted = self.streams.counts.add(self.principal.tenant, self._address)
+            self._counted = self.streams.counts.add(self.principal.access.tenant, self._address)
             await self.acquire()
             yield
         except BaseException:
@@ -136,7 +136,7 @@ class Reader:
     async def __aenter__(self) -> None:
         try:
             if self._is_counted and self._counted is None:
-                self._counted = self.streams.counts.add(self.principal.tenant, self._address)
+                self._counted = self.streams.counts.add(self.principal.access.tenant, self._address)
             expired, self._expiry = self.streams.authenticator.watch(self.principal)
         except BaseException:
             await self.release()

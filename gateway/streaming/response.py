@@ -27,8 +27,9 @@ from tailrace.gateway.streaming.writer import FrameWriter, Snapshot, TurnWriter
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.entries import End, Event, Failure
 from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable, Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime import tracing
 
 # The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
@@ -37,7 +38,7 @@ AFTER_LOST = Seq(2**53 - 1)
 TRY_LOG_EVERY_S = 0.5
 
 
-GoOn = Callable[["EventStream", TurnKey, Seq, End | None], Awaitable[bool]]
+GoOn = Callable[["EventStream", ScopedKey, Seq, End | None], Awaitable[bool]]
 """Joins the turn in which the reader of a turn goes on, and returns whether there is one. Raises LogError.
 
 The cursor is not within the turn, or at its end. The `end` is that of the turn, if the stream has sent it."""
@@ -103,7 +104,7 @@ class Start(NamedTuple):
     `headers` are added to the response. `dialect` is a variant of the stream's dialect that depends on the turn.
     """
 
-    key: TurnKey
+    key: ScopedKey
     seen: int | None = None
     headers: Mapping[str, str] = {}
     dialect: Dialect | None = None
@@ -118,7 +119,7 @@ class EventStream(StreamedResponse):
     def __init__(
         self,
         reader: Reader,
-        start: TurnKey | Start | Callable[[], Awaitable[Start]],
+        start: ScopedKey | Start | Callable[[], Awaitable[Start]],
         dialect: Dialect,
         cursor: Seq = BEFORE_FIRST,
         headers: Mapping[str, str] | None = None,
@@ -139,7 +140,7 @@ class EventStream(StreamedResponse):
         self.reader = reader
         self._streams = reader.streams
         self.heartbeat_s = reader.streams.settings.heartbeat_s
-        self._start = Start(start) if isinstance(start, TurnKey) else start
+        self._start = Start(start) if isinstance(start, ScopedKey) else start
         self.dialect = dialect
         self._cursor = cursor
         self._snapshot = snapshot
@@ -151,6 +152,8 @@ class EventStream(StreamedResponse):
         self._is_open = False
         """Whether the stream is counted as an open one."""
         self.feed: TurnFeed
+        self._key: ScopedKey
+        """The turn of `feed`, in the scope of the reader."""
         self._is_joined = False
         """Whether the response reads `feed`."""
         self._part = 0
@@ -215,7 +218,7 @@ class EventStream(StreamedResponse):
         """Like `_begin_stream`, for a turn that can be followed."""
         reader = self.reader
         while (feed := self.feed).is_ended and self.position == len(feed.entries):
-            if feed.key != start.key or not await self._go_on(start.key, self._cursor):
+            if self._key != start.key or not await self._go_on(start.key, self._cursor):
                 # fetch-event-source, which repeats a POST, treats 204 as an error and retries forever.
                 await self._send_empty(send, 200 if method == "POST" else 204)
                 return False
@@ -254,19 +257,19 @@ class EventStream(StreamedResponse):
         reader.interrupt_after(random_life_s(self._streams.settings))
         return True
 
-    async def join(self, key: TurnKey, cursor: Seq) -> None:
+    async def join(self, key: ScopedKey, cursor: Seq) -> None:
         """Joins the feed of a turn after the cursor, in place of the one before. Raises TurnUnknown, CursorUnknown,
         LogUnavailable."""
         feed = await self._streams.fan_out.join(key, cursor, from_start=self.dialect.is_stateful)
         if self._is_joined:
             self._streams.fan_out.leave(self.feed)
         self._is_joined = True
-        self.feed, self.position = feed, feed.start_index(cursor, self.dialect)
+        self.feed, self._key, self.position = feed, key, feed.start_index(cursor, self.dialect)
         self._part = self.reader.part if cursor == self._cursor and self.position else 0
         self.position -= bool(self._part)
         self._headers["tailrace-turn"] = key.turn
 
-    async def _go_on(self, key: TurnKey, cursor: Seq, end: End | None = None) -> bool:
+    async def _go_on(self, key: ScopedKey, cursor: Seq, end: End | None = None) -> bool:
         """Returns whether a feature has joined the turn in which the reader goes on; see GoOn. Raises LogError."""
         for go_on in self._streams.successions:
             if await go_on(self, key, cursor, end):
@@ -280,7 +283,7 @@ class EventStream(StreamedResponse):
         if record is None or last is None or not isinstance(last.entry, End):
             return WHOLE
         try:
-            if not await self._go_on(before.key, last.seq, last.entry):
+            if not await self._go_on(self._key, last.seq, last.entry):
                 return WHOLE
         except LogError:
             return BROKEN
@@ -484,7 +487,7 @@ async def _turn_traceparent(log: TurnLog, feed: TurnFeed) -> str | None:
     if feed.request is not None:
         return feed.request.traceparent
     try:
-        request = (await log.read_turn(feed.key)).request
+        request = (await log.read_turn(ScopedKey.whole(feed.key))).request
     except LogError:
         return None
     return request.traceparent if request is not None else None

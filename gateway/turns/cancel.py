@@ -10,10 +10,11 @@ from tailrace.proto.end_entry import end_fields
 from tailrace.proto.entries import CancelCause
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnId
 from tailrace.proto.model_records import CANCEL_TURN, CancelTurn, TurnCancelled
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 
 logger = structlog.get_logger()
@@ -28,7 +29,7 @@ ASK_TIMEOUT_S = 2.0
 
 
 async def cancel(
-    log: TurnLog, key: TurnKey, cause: CancelCause, by: str | None = None, successor: TurnId | None = None
+    log: TurnLog, key: ScopedKey, cause: CancelCause, by: str | None = None, successor: TurnId | None = None
 ) -> Turn:
     """Ends the turn as cancelled unless it has ended; returns it with its end.
 
@@ -48,11 +49,11 @@ async def cancel(
         raise LogUnavailable(f"{key.turn} could not be cancelled in {CANCEL_TIMEOUT_S:.0f} s: try again") from error
     if was_running:
         metrics.CANCELLED.inc()
-        logger.info("turn cancelled", **end_fields(key, turn))
+        logger.info("turn cancelled", **end_fields(key.plain, turn))
     return turn
 
 
-async def _ask_generator(log: TurnLog, key: TurnKey, cancellation: CancelTurn) -> bool:
+async def _ask_generator(log: TurnLog, key: ScopedKey, cancellation: CancelTurn) -> bool:
     """Asks a generator, which is close to NATS, to cancel the turn. Returns whether it has ended the turn."""
     query = msgspec.json.encode(cancellation)
     try:

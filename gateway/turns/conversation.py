@@ -16,9 +16,9 @@ from tailrace.gateway.turns.conversation_match import (
 )
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, new_messages
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.ids import SessionId, TurnId, new_id
 from tailrace.proto.nats import TurnLog
-from tailrace.proto.ownership import viewer_in
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
 from tailrace.proto.resources import CreateSession
 
@@ -33,7 +33,7 @@ class Conversations:
         self._history = history
 
     async def find_position(
-        self, tenant: Tenant, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]], by: str | None
+        self, scope: Scope, new_turn: NewTurn, may_interrupt: Callable[[], Awaitable[bool]], by: str | None
     ) -> Position:
         """Returns the position after the turn's parent, or after its session's newest turn. Raises Refused.
 
@@ -46,14 +46,14 @@ class Conversations:
             case None, None | msgspec.UNSET:
                 return Position(session=SessionId(new_id()), new=new)
             case str(session), None:
-                return position_after(await self._beginning(tenant, session, may_create=new_turn.create_session), new)
+                return position_after(await self._beginning(scope, session, may_create=new_turn.create_session), new)
             case session, parent:
-                may_begin = new_turn.create_session and viewer_in(tenant) is None
+                may_begin = new_turn.create_session and scope.is_whole_tenant
                 query = GetContext(session, None if parent is msgspec.UNSET else parent, may_begin)
-                context = await self._context(tenant, query, new_turn, may_interrupt, by)
+                context = await self._context(scope, query, new_turn, may_interrupt, by)
                 if isinstance(context, TurnRecord):
                     # A generator will add the answer of the turn before (PROTOCOL R79).
-                    beginning = await self._beginning(tenant, context.session, may_create=False)
+                    beginning = await self._beginning(scope, context.session, may_create=False)
                     return msgspec.structs.replace(position_after(beginning, new), parent=context.turn, is_queued=True)
                 if isinstance(new_turn, AppendedTurn):
                     return await asyncio.to_thread(append_to_history, context, new)
@@ -63,16 +63,16 @@ class Conversations:
                 position = await asyncio.to_thread(match_history, context, new)
                 return verbatim_position(position, new) if new_turn.verbatim else position
 
-    async def _beginning(self, tenant: Tenant, session: str, *, may_create: bool) -> Context:
+    async def _beginning(self, scope: Scope, session: str, *, may_create: bool) -> Context:
         """Returns an empty branch of a session. Raises Refused if it does not exist, unless `may_create`."""
         try:
-            found = await self._history.query(tenant, GetSession(session))
+            found = await self._history.query(scope, GetSession(session))
         except Refused as refused:
             if refused.code != "session_not_found" or not may_create:
                 raise
-            if viewer_in(tenant) is None:
+            if scope.is_whole_tenant:
                 return Context(SessionId(session), None, [])
-            found = await self._create_own(tenant, session, refused)
+            found = await self._create_own(scope, session, refused)
         return Context(
             found.session,
             None,
@@ -83,19 +83,19 @@ class Conversations:
             owner=found.owner,
         )
 
-    async def _create_own(self, tenant: Tenant, session: str, not_found: Refused) -> SessionRecord:
+    async def _create_own(self, scope: Scope, session: str, not_found: Refused) -> SessionRecord:
         """Creates the session of a private user. Raises `not_found` if another one has this name.
 
         It is created before its first turn: two users may choose one name at the same time.
         """
         try:
-            return await self._history.query(tenant, CreateSession(session, owner=viewer_in(tenant)))
+            return await self._history.query(scope, CreateSession(session, owner=scope.only_owner))
         except Refused as refused:
             raise (not_found if refused.code == "session_exists" else refused) from refused
 
     async def _context(
         self,
-        tenant: Tenant,
+        scope: Scope,
         query: GetContext,
         new_turn: NewTurn,
         may_interrupt: Callable[[], Awaitable[bool]],
@@ -104,15 +104,15 @@ class Conversations:
         """Returns the branch to continue. While its last turn runs, applies `on_busy`; `queue` returns that turn."""
         while True:
             try:
-                return await self._history.query(tenant, query)
+                return await self._history.query(scope, query)
             except Refused as refused:
                 is_new = refused.code == "session_not_found" and new_turn.create_session
-                if is_new and query.session is not None and viewer_in(tenant) is not None:
-                    await self._create_own(tenant, query.session, refused)
+                if is_new and query.session is not None and not scope.is_whole_tenant:
+                    await self._create_own(scope, query.session, refused)
                     continue
                 if refused.code != "session_busy" or new_turn.on_busy == "reject":
                     raise
-                newest, running = await self._find_running(tenant, query)
+                newest, running = await self._find_running(scope, query)
                 # After the running turn is known: its POST has claimed its key before.
                 if new_turn.on_busy == "interrupt" and not await may_interrupt():
                     raise
@@ -120,27 +120,27 @@ class Conversations:
                 return newest
             if new_turn.on_busy == "interrupt":
                 try:
-                    await cancel(self._log, TurnKey(tenant, running.turn), "on_busy", by)
+                    await cancel(self._log, ScopedKey(scope, running.turn), "on_busy", by)
                 except TurnUnknown as error:
                     # The turn is running in the database, but its log is gone, and the end with it.
                     # No field is named: the client protocols have different ones.
                     raise Refused("session_busy", NO_END) from error
             elif running.parent is None:
-                return await self._beginning(tenant, running.session, may_create=False)
+                return await self._beginning(scope, running.session, may_create=False)
             else:
                 query = GetContext(query.session, running.parent)
 
-    async def _find_running(self, tenant: Tenant, query: GetContext) -> tuple[TurnRecord, TurnRecord]:
+    async def _find_running(self, scope: Scope, query: GetContext) -> tuple[TurnRecord, TurnRecord]:
         """Returns the turn that the new one would continue, and the running turn of its branch.
 
         They differ if a queued turn was cancelled while the turn before it still runs.
         """
         if query.parent is not None:
-            newest = await self._history.query(tenant, GetTurn(TurnId(query.parent)))
+            newest = await self._history.query(scope, GetTurn(TurnId(query.parent)))
         else:
             assert query.session is not None  # noqa: S101  # without session and parent there is no context to query
-            newest = await self._history.query(tenant, GetLastTurn(query.session))
+            newest = await self._history.query(scope, GetLastTurn(query.session))
         running = newest
         while running.outcome != "running" and running.parent is not None:
-            running = await self._history.query(tenant, GetTurn(running.parent))
+            running = await self._history.query(scope, GetTurn(running.parent))
         return newest, running if running.outcome == "running" else newest

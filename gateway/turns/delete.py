@@ -17,7 +17,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.ownership import viewer_in
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.runtime.gather import gather_limited
@@ -102,22 +102,22 @@ class Deleter:
         self.steps: list[DeletionSteps] = []
         """The steps of the features."""
 
-    async def delete(self, tenant: Tenant, kind: Kind, name: str, *, erases: bool = False) -> int:
+    async def delete(self, scope: Scope, kind: Kind, name: str, *, erases: bool = False) -> int:
         """Deletes a turn with its follow-ups, a session, or a project with its sessions. Returns the number of turns.
 
         `erases`: the log overwrites the entries. Raises Refused when it does not exist, or not all of it could be
         deleted; LogUnavailable. It can be repeated.
         """
         if kind == "turn":
-            if viewer_in(tenant) is not None:
-                await self._require_owned(TurnKey(tenant, TurnId(name)))
+            if not scope.is_whole_tenant:
+                await self._require_owned(ScopedKey(scope, TurnId(name)))
             for steps in self.steps:
-                await steps.begin(TurnKey(tenant, TurnId(name)))
+                await steps.begin(TurnKey(scope.tenant, TurnId(name)))
         deletion = RunningDeletion(erases=erases)
-        await self.run(tenant, kind, name, deletion)
+        await self.run(scope, kind, name, deletion)
         return len(deletion.turns)
 
-    async def _require_owned(self, key: TurnKey) -> None:
+    async def _require_owned(self, key: ScopedKey) -> None:
         """Raises Refused for another's turn that the log has; LogUnavailable. Persistence checks all others.
 
         It does not know the owner of a turn with `store: false`.
@@ -125,7 +125,7 @@ class Deleter:
         try:
             await self._log.require_owned(key)
         except TurnUnknown as unknown:
-            if await self._log.has_turn(key):
+            if await self._log.has_turn(ScopedKey.whole(key.plain)):
                 raise not_found("turn") from unknown
 
     async def withdraw(self, tenant: Tenant, user: str) -> None:
@@ -133,7 +133,7 @@ class Deleter:
         for steps in self.steps:
             await steps.withdraw(tenant, user)
 
-    async def run(self, tenant: Tenant, kind: Kind, name: str, deletion: RunningDeletion) -> bool:
+    async def run(self, scope: Scope, kind: Kind, name: str, deletion: RunningDeletion) -> bool:
         """Deletes in rounds, and adds to `deletion` what it has deleted.
 
         Returns False if the time was over before the end. Raises Refused, LogUnavailable.
@@ -141,7 +141,7 @@ class Deleter:
         purged = PurgeRound()
         few, is_large, results = -1, False, deletion.results()
         while few < ROUNDS_MAX:
-            left = await self._history.query(tenant, DeleteResource(kind, name, purged.turns))
+            left = await self._history.query(scope, DeleteResource(kind, name, purged.turns))
             deletion.rows += left.rows
             # A turn whose row is left is returned again.
             deletion.turns |= set(purged.turns) - {turn.turn for turn in left.turns}
@@ -152,29 +152,29 @@ class Deleter:
             # Rounds without a result must end.
             few = 0 if is_large and deletion.results() != results else few + 1
             results = deletion.results()
-            purged = await self._purge(tenant, left.turns, deletion)
+            purged = await self._purge(scope, left.turns, deletion)
             is_large = len(purged.turns) >= MANY_TURNS or purged.is_cut
         raise Refused("session_busy", "turns were submitted during the deletion: repeat it when no client submits more")
 
-    async def _purge(self, tenant: Tenant, turns: list[TurnToDelete], deletion: RunningDeletion) -> PurgeRound:
+    async def _purge(self, scope: Scope, turns: list[TurnToDelete], deletion: RunningDeletion) -> PurgeRound:
         """Removes turns from the log, and returns them.
 
         If any was running, purges none, but cancels those that run: persistence must record their ends first.
         """
         was_running = False
         for turn in turns:
-            was_running |= turn.is_running and await self._try_cancel(TurnKey(tenant, turn.turn))
+            was_running |= turn.is_running and await self._try_cancel(ScopedKey(scope, turn.turn))
         if was_running:
             return PurgeRound()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
         # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
         # turns takes 100 ms, here once for all turns.
-        stored = await self._log.find_stored(TurnKey(tenant, turn.turn) for turn in some)
+        stored = await self._log.find_stored(TurnKey(scope.tenant, turn.turn) for turn in some)
         await gather_limited(self._release, stored, LOOKED_AT_ONCE)
         purged: list[TurnId] = []
         deadline = deletion.round_deadline()
         for turn in some:
-            key = TurnKey(tenant, turn.turn)
+            key = TurnKey(scope.tenant, turn.turn)
             if not (deletion.erases or turn.is_unstored):
                 await self._log.purge(key)
             elif not await self._erase(key, deletion, deadline):
@@ -193,7 +193,7 @@ class Deleter:
         deletion.log_entries += erased.entries
         return erased.is_gone
 
-    async def _try_cancel(self, key: TurnKey) -> bool:
+    async def _try_cancel(self, key: ScopedKey) -> bool:
         """Cancels a turn. False when the log has none of it."""
         try:
             await self.cancel(key)
@@ -201,16 +201,16 @@ class Deleter:
             return False
         return True
 
-    async def cancel(self, key: TurnKey) -> None:
+    async def cancel(self, key: ScopedKey) -> None:
         """Cancels a turn. Raises TurnUnknown, LogUnavailable."""
         # Mark first: otherwise the cancelled turn would be sent to its webhook before it is purged.
-        await self._tombstones.mark_deletion(key)
+        await self._tombstones.mark_deletion(key.plain)
         await cancel(self._log, key, "deletion")
 
     async def _release(self, key: TurnKey) -> None:
         """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
         try:
-            turn = await self._log.read_turn(key)
+            turn = await self._log.read_turn(ScopedKey.whole(key))
         except TurnUnknown:
             return
         # Most turns have nothing to settle: the log's time is requested for the others only.

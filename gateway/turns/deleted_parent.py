@@ -3,8 +3,9 @@
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.delete import Deleter
 from tailrace.proto.errors import LogUnavailable, Refused
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn
 
 DELETED = "the conversation was deleted while this turn was submitted: repeat the request to start a new one"
@@ -18,28 +19,28 @@ class ParentCheck:
         self._history = history
         self._deleter = deleter
 
-    async def check_parent(self, key: TurnKey, parent: TurnId) -> None:
+    async def check_parent(self, key: ScopedKey, parent: TurnId) -> None:
         """Raises Refused after it has deleted the turn; LogUnavailable."""
-        if not await is_deleted(self._log, self._history, TurnKey(key.tenant, parent)):
+        if not await is_deleted(self._log, self._history, ScopedKey(key.scope, parent)):
             return
         try:
             # The parent may have been erased, and the request repeats its text.
-            await self._deleter.delete(key.tenant, "turn", key.turn, erases=True)
+            await self._deleter.delete(key.scope, "turn", key.turn, erases=True)
         except Refused as refused:
             if refused.code != "turn_not_found":
                 raise
         raise Refused("parent_not_found", DELETED)
 
 
-async def is_deleted(log: TurnLog, history: HistoryClient, parent: TurnKey) -> bool:
+async def is_deleted(log: TurnLog, history: HistoryClient, parent: ScopedKey) -> bool:
     """Returns whether the parent of a stored turn was deleted; False when persistence is unavailable.
 
     A deletion first purges the turn and then looks for its follow-ups. So it finds each follow-up that was stored
     before the purge. A follow-up that is stored after the purge finds here that its parent is gone.
     """
     try:
-        if not await log.has_end(parent):
-            await history.query(parent.tenant, GetTurn(parent.turn))
+        if not await log.has_end(parent.plain):
+            await history.query(parent.scope, GetTurn(parent.turn))
     except LogUnavailable:
         return False
     except Refused as refused:

@@ -14,9 +14,9 @@ from tailrace.gateway.turns.idempotency_key import AUTO, idempotency_key_of
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto import entries
 from tailrace.proto.errors import CursorUnknown, Refused, not_found
-from tailrace.proto.ids import Seq, TurnKey, parse_cursor
+from tailrace.proto.ids import Seq, parse_cursor
 from tailrace.proto.nats import Claim
-from tailrace.proto.ownership import owned_key, viewer_in
+from tailrace.proto.ownership import ScopedKey, owned_key
 
 WhenDelivered = Callable[[], Awaitable[None]]
 
@@ -87,7 +87,7 @@ class TurnDraft(Draft):
 class Stored(NamedTuple):
     """A turn in the log."""
 
-    key: TurnKey
+    key: ScopedKey
     entry: entries.Request
     """The request entry."""
     when_delivered: WhenDelivered | None = None
@@ -108,13 +108,13 @@ def draft_turn(
 
     Raises Refused for an invalid key or cursor, and for a project of a private user.
     """
-    if new_turn.project is not None and viewer_in(request.tenant) is not None:
+    if new_turn.project is not None and not request.access.is_whole_tenant:
         # Projects are the tenant's. Claude Code works in one folder for all sessions of a project. A turn that a
         # feature derives from a stored one has no check: it keeps the project that the tenant has chosen.
         raise not_found("project")
     key = idempotency_key_of(request) or default_key
     if key not in (None, AUTO):
-        key = owned_key(request.tenant, key)
+        key = owned_key(request.access, key)
     return TurnDraft(
         request.principal,
         raw,

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from tailrace.proto.entries import Message
-from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import Scope
 
 
 class FileReader(Protocol):
@@ -19,7 +19,7 @@ class FileReader(Protocol):
         """Returns the messages with the contents of the files to which they refer. Raises Refused, LogUnavailable."""
 
 
-OpenFiles = Callable[[Tenant, int, AsyncExitStack], FileReader]
+OpenFiles = Callable[[Scope, int, AsyncExitStack], FileReader]
 """Called with the size of the request's body. Memory for large files is reserved until the stack is closed."""
 
 

@@ -13,6 +13,7 @@ from tailrace.proto import entries
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim
+from tailrace.proto.ownership import ScopedKey
 
 Check = Callable[[NewTurn], None]
 RenderPrompts = Callable[[Sequence[Params], Tenant, int], Awaitable[Sequence[Params | Refused]]]
@@ -61,7 +62,7 @@ class OptionalSteps(NamedTuple):
     take_place: TakePlace | None = None
     """Surrounds the append of a turn with `on_busy: queue`, whose key is claimed: takes a place in the session for it,
     and gives the entry at that place. Raises LogUnavailable at the end if another turn has the place."""
-    decide_call: Callable[[Principal, str, str, dict[str, Any]], Awaitable[TurnKey | None]] = absent("resume")
+    decide_call: Callable[[Principal, str, str, dict[str, Any]], Awaitable[ScopedKey | None]] = absent("resume")
     """Stores the decision about a call of a session. Returns the turn that follows; None while other calls wait."""
     add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
     """Returns the entry with the trace that other processes continue. Raises nothing."""

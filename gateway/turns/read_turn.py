@@ -3,8 +3,8 @@
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 
 
@@ -15,28 +15,28 @@ class TurnReader:
         self._log = log
         self._history = history
 
-    async def read(self, key: TurnKey) -> TurnRecord:
+    async def read(self, key: ScopedKey) -> TurnRecord:
         """Returns the turn as far as it is stored. Raises Refused (`turn_not_found`) and LogUnavailable."""
         try:
-            return record_from_fold(key, await self._log.read_turn(key))
+            return record_from_fold(key.plain, await self._log.read_turn(key))
         except TurnUnknown:
             return await self._history.read_past_turn(key)
 
-    async def cancel(self, key: TurnKey, by: str | None) -> TurnRecord:
+    async def cancel(self, key: ScopedKey, by: str | None) -> TurnRecord:
         """Cancels the turn unless it has ended, and returns it. `by` is the credential of the client that requests it.
 
         Raises Refused (`turn_not_found`), LogError.
         """
         try:
-            return record_from_fold(key, await cancel(self._log, key, "request", by))
+            return record_from_fold(key.plain, await cancel(self._log, key, "request", by))
         except TurnUnknown:
             return await self.read(key)
 
-    async def refresh(self, key: TurnKey, record: TurnRecord) -> TurnRecord:
+    async def refresh(self, key: ScopedKey, record: TurnRecord) -> TurnRecord:
         """If the turn is running, returns it as the log has it: the database only knows its request and its end."""
         if record.outcome != "running":
             return record
         try:
-            return record_from_fold(key, await self._log.read_turn(key))
+            return record_from_fold(key.plain, await self._log.read_turn(key))
         except TurnUnknown:
             return close_record(record)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 
 # How long gateways, this one included, may take to answer that they have readers of the turn.
@@ -26,7 +27,11 @@ class ReaderPresence(NamedTuple):
 
         Raises LogUnavailable.
         """
-        return self.fan_out.has_ended(key) or await self.log.has_end(key) or not await self.log.has_turn(key)
+        return (
+            self.fan_out.has_ended(key)
+            or await self.log.has_end(key)
+            or not await self.log.has_turn(ScopedKey.whole(key))
+        )
 
     async def has_readers_anywhere(self, key: TurnKey) -> bool:
         """Returns whether a gateway answers within PRESENCE_TIMEOUT_S that it has readers of the turn.

@@ -7,6 +7,7 @@ from tailrace.gateway.turns.idempotency_key import turn_deleted
 from tailrace.proto.errors import Refused, TurnDamaged, TurnUnknown
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 # The most turns in a row of which each waits for the one before it, if the newest one is a steer. A generator reads all
 # of them for the conversation (PROTOCOL R79), and a gateway for a cursor (R138).
@@ -40,8 +41,8 @@ class Repeats:
 
         Raises Refused if the turn has another body or was deleted, LogUnavailable.
         """
-        tenant, key, retry = draft.principal.tenant, draft.idempotency_key, draft.retry
-        claim = await self._claims.find(tenant, key) if key is not None else retry and retry.claim
+        scope, key, retry = draft.principal.access, draft.idempotency_key, draft.retry
+        claim = await self._claims.find(scope.tenant, key) if key is not None else retry and retry.claim
         return None if claim is None else await self._examine(claim, draft)
 
     async def claim(self, own: TurnKey, draft: Draft) -> Repeat:
@@ -60,12 +61,12 @@ class Repeats:
             claim = await self._claims.replace(own.tenant, key, claim, own_claim)
         return None
 
-    async def has_other_turn(self, key: str, turn: TurnKey) -> bool:
+    async def has_other_turn(self, key: str, turn: ScopedKey) -> bool:
         """Returns whether the key is claimed for another turn than `turn`. Raises LogUnavailable."""
         claim = await self._claims.find(turn.tenant, key)
         return claim is not None and claim.turn != turn.turn
 
-    async def load(self, key: TurnKey) -> Stored | None:
+    async def load(self, key: ScopedKey) -> Stored | None:
         """Returns the turn of an earlier POST if it is stored. Raises LogUnavailable."""
         try:
             turn = await self._log.read_turn(key)
@@ -75,7 +76,7 @@ class Repeats:
             return None
         return Stored(key, turn.request) if turn.request is not None else None
 
-    async def load_repeat(self, key: TurnKey, draft: Draft) -> Stored | None:
+    async def load_repeat(self, key: ScopedKey, draft: Draft) -> Stored | None:
         """Returns the turn of an earlier POST with the key and body of `draft`, if it is stored.
 
         Raises Refused if it is of another session than `draft` names in a header (PROTOCOL R147), LogUnavailable.
@@ -93,7 +94,7 @@ class Repeats:
                 return found
             if not found.entry.is_queued or found.entry.parent is None:
                 break
-            parent = TurnKey(found.key.tenant, found.entry.parent)
+            parent = ScopedKey(found.key.scope, found.entry.parent)
             try:
                 before = await self._log.read_turn(parent)
             except TurnUnknown:
@@ -106,12 +107,12 @@ class Repeats:
     async def _examine(self, claim: Claim, draft: Draft) -> Repeat:
         if claim.body_sha256 != draft.body_sha256:
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used with another body: use a new one")
-        claimed = TurnKey(draft.principal.tenant, claim.turn)
+        claimed = ScopedKey(draft.principal.access, claim.turn)
         if (stored := await self.load_repeat(claimed, draft)) is not None:
             return stored
-        match await self._tombstones.find(claimed):
+        match await self._tombstones.find(claimed.plain):
             case "deleted":
                 raise turn_deleted(claim.turn)
             case "erased":
                 return None
-        return OtherWriter(claimed)
+        return OtherWriter(claimed.plain)

@@ -20,6 +20,7 @@ from tailrace.proto.entries import CacheFor, Message, OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import LOCAL, USER_CHARS_MAX, is_session_name, is_user
 from tailrace.proto.models import Model
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.schema import schema_of, with_schema
 from tailrace.proto.system_messages import fit_system_messages
 from tailrace.proto.usage import NANO_USD_PER_USD
@@ -273,7 +274,7 @@ def new_messages(new_turn: NewTurn) -> list[Message]:
 
 
 # No credential was needed.
-ANYONE = Principal(LOCAL)
+ANYONE = Principal(Scope(LOCAL, WHOLE))
 
 
 def build_entry(

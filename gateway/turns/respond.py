@@ -21,7 +21,8 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.fold import fold
-from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, TurnId
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 
 NOT_COMPLETE = (
@@ -37,7 +38,7 @@ class Responder:
         self._submitter = submitter
         self._streams = streams
 
-    async def accept(self, draft: TurnDraft, respond: Callable[[TurnKey], StreamedResponse]) -> StreamedResponse:
+    async def accept(self, draft: TurnDraft, respond: Callable[[ScopedKey], StreamedResponse]) -> StreamedResponse:
         """Submits the turn and returns the response that `respond` makes, which does not wait for the answer.
 
         Raises Refused, LogError.
@@ -136,7 +137,7 @@ class JsonAnswer(StreamedResponse):
     def __init__(
         self,
         reader: Reader,
-        key: TurnKey,
+        key: ScopedKey,
         render: Callable[[TurnRecord], bytes],
         headers: Mapping[str, str],
         *,
@@ -162,9 +163,9 @@ class JsonAnswer(StreamedResponse):
             async with self._reader.open(receive, streams.draining, is_counted=False):
                 ending = await serve(self._reader, partial(_wait_for_end, feed))
             if feed.is_ended:
-                return record_from_fold(self._key, fold(feed.entries))
+                return record_from_fold(self._key.plain, fold(feed.entries))
         if ending.reconnect_window_s is not None:
-            streams.on_disconnect(self._key, ending.reconnect_window_s)
+            streams.on_disconnect(self._key.plain, ending.reconnect_window_s)
         if ending is EXPIRED:
             raise credential_invalid()
         if ending is DRAINED:

@@ -35,6 +35,7 @@ from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavaila
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.schema import schema_of
 
@@ -110,7 +111,7 @@ class TurnSubmitter:
         steps, principal, new_turn = self.steps, draft.principal, draft.new_turn
         check_fields(steps, new_turn)
         if new_turn.prompt is not None:
-            new_turn = await steps.render_prompt(new_turn, principal.tenant)
+            new_turn = await steps.render_prompt(new_turn, principal.access.tenant)
             draft = replace(draft, new_turn=new_turn)
         await convert_body(draft.body_bytes, check_turn, new_turn)
         if draft.idempotency_key == AUTO:
@@ -135,7 +136,7 @@ class TurnSubmitter:
         await convert_body(draft.body_bytes, check_turn, draft.new_turn)
         key, raw = await self.steps.derive_key(draft.principal, draft.new_turn)
         draft = replace(draft, idempotency_key=key, raw=raw, body_sha256=await hash_body(raw))
-        if (stored := await self._repeats.load(TurnKey(draft.principal.tenant, turn))) is None:
+        if (stored := await self._repeats.load(ScopedKey(draft.principal.access, turn))) is None:
             # Refuses the request if the turn was deleted.
             await self._repeats.find_repeat(draft)
         return stored if stored is not None and stored.entry.body_sha256 == draft.body_sha256 else None
@@ -149,7 +150,8 @@ class TurnSubmitter:
         refuse_when_draining(self._draining)
         steps, limiter, key, retry = self.steps, self._admissions.limiter, draft.idempotency_key, draft.retry
         draft = replace(draft, body_sha256=await hash_body(draft.raw))
-        own = TurnKey(draft.principal.tenant, TurnId(new_id()))
+        scope = draft.principal.access
+        own = TurnKey(scope.tenant, TurnId(new_id()))
         may_exist = bool(key or (retry and retry.claim))
         # Before `build`, which may interrupt a running turn: perhaps the turn of this very POST.
         repeat = await self._repeats.find_repeat(draft) if may_exist else None
@@ -208,7 +210,7 @@ class TurnSubmitter:
                     is_kept = False
                     # Only a concurrent POST with the same idempotency key can have appended.
                     if isinstance(error, FenceLost):
-                        found = await self._repeats.load_repeat(turn, draft)
+                        found = await self._repeats.load_repeat(ScopedKey(scope, turn.turn), draft)
                         if found is not None:
                             return _repeated(found, retry)
                     if isinstance(error, EntryTooLarge):
@@ -228,10 +230,10 @@ class TurnSubmitter:
             # An entry may be larger than its body: it has the whole conversation.
             limiter.log_share.add(own.tenant, max(len(draft.raw), entry_bytes))
             if entry.parent is not None:
-                await self._parents.check_parent(turn, entry.parent)
+                await self._parents.check_parent(ScopedKey(scope, turn.turn), entry.parent)
         metrics.ACCEPTED.inc()
         logger.info("turn accepted", turn=turn.turn, tenant=turn.tenant, session=entry.session, model=entry.model)
-        return Stored(turn, entry, when_delivered)
+        return Stored(ScopedKey(scope, turn.turn), entry, when_delivered)
 
     async def _build(
         self, draft: TurnDraft, own: TurnKey, turn: TurnKey, admission: Admission | None, held: AsyncExitStack
@@ -239,7 +241,7 @@ class TurnSubmitter:
         """Returns the request entry of a turn at its position in the conversation."""
         principal, new_turn, body_bytes = draft.principal, draft.new_turn, draft.body_bytes
         if new_turn.messages is not None and has_files([message.content for message in new_turn.messages]):
-            files = self.steps.open_files(principal.tenant, body_bytes, held)
+            files = self.steps.open_files(principal.access, body_bytes, held)
             new_turn = msgspec.structs.replace(new_turn, messages=await files.insert(new_turn.messages))
             body_bytes += files.bytes
 
@@ -249,21 +251,21 @@ class TurnSubmitter:
 
         entry = build_entry(
             new_turn,
-            await self._conversations.find_position(principal.tenant, new_turn, may_interrupt, principal.key),
+            await self._conversations.find_position(principal.access, new_turn, may_interrupt, principal.key),
             self._settings.max_tokens,
-            await self._catalogue.offer(principal.tenant),
+            await self._catalogue.offer(principal.access.tenant),
             pseudonym=self.pseudonym,
             principal=principal,
             cache=self._settings.cache,
             body_sha256=draft.body_sha256,
         )
-        if (ahead := self._queue.estimate_position(principal.tenant)) is not None:
+        if (ahead := self._queue.estimate_position(principal.access.tenant)) is not None:
             entry = msgspec.structs.replace(entry, queue_position=ahead)
             draft.response_headers.append({"tailrace-queue-position": str(ahead)})
         if entry.options is not None:
             require_offered(entry)
             if (schema := schema_of(entry.options)) is not None:
-                await self.steps.check_schema(schema, principal.tenant)
+                await self.steps.check_schema(schema, principal.access.tenant)
         if admission is not None:
             entry = await admission.reserve_turn(turn.turn, entry)
         return await self._blobs.store_blobs(own, entry, body_bytes, admission, held)
@@ -276,8 +278,8 @@ class TurnSubmitter:
         """
         refuse_when_draining(self._draining)
         match = partial(self._match, replace(draft, body_sha256=await hash_body(draft.raw)))
-        tenant = draft.principal.tenant
-        stored = await self._log.find_turn_at(tenant, cursor, match) if cursor != BEFORE_FIRST else None
+        scope = draft.principal.access
+        stored = await self._log.find_turn_at(scope, cursor, match) if cursor != BEFORE_FIRST else None
         if stored is None:
             raise cursor_mismatch(
                 f"{cursor} is no event id of this POST's answer: it belongs to another body or session, or its answer "
@@ -287,7 +289,7 @@ class TurnSubmitter:
             raise cursor_mismatch(f"{cursor} is an event id of a turn with another Idempotency-Key")
         return _repeated(stored, None)
 
-    async def _match(self, draft: TurnDraft, key: TurnKey, request: entries.Request) -> Stored | None:
+    async def _match(self, draft: TurnDraft, key: ScopedKey, request: entries.Request) -> Stored | None:
         """Returns the turn that answers the POST if `key` is it, or one that has steered it."""
         stored = await self._repeats.find_steered(Stored(key, request), draft.body_sha256)
         has_body = stored.entry.body_sha256 == draft.body_sha256

@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import TurnId
 from tailrace.proto.nats.turn_log import TurnLog
+from tailrace.proto.ownership import ScopedKey
 
 
 async def append_cancellation(
     log: TurnLog,
-    key: TurnKey,
+    key: ScopedKey,
     on_fence_lost: Callable[[int], Awaitable[bool]] | None = None,
     *,
     cause: str | None,
@@ -29,7 +30,7 @@ async def append_cancellation(
     while turn.end is None:
         try:
             end = build_end(turn, "cancelled", cause=cause, by=by, successor=successor)
-            await log.append(key, turn.chain, end, timeout_s=timeout_s)
+            await log.append(key.plain, turn.chain, end, timeout_s=timeout_s)
             was_running = True
         except FenceLost:
             # Another writer has meanwhile appended more of the answer, or its end.

@@ -21,7 +21,7 @@ from tailrace.proto.chain import START, link
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry, Unreadable
 from tailrace.proto.entry_encryption import EncryptionKeys, is_encrypted
-from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable, TurnUnknown
+from tailrace.proto.errors import EntryTooLarge, LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import pub_ack
 from tailrace.proto.nats.client import Message, Receive, find_header
@@ -41,7 +41,6 @@ from tailrace.proto.nats.pub_ack import Ack
 from tailrace.proto.nats.replay import ask_twice
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.nats.tombstones import Tombstones
-from tailrace.proto.ownership import TenantView, may_use, owner_of, viewer_in
 from tailrace.proto.subjects import STREAM
 
 T = TypeVar("T")
@@ -141,14 +140,12 @@ class JetStreamLog:
         return True
 
     async def read(self, key: TurnKey, after: Seq, limit: int = PAGE_MAX) -> EntryPage:
-        """See LogServer.read. Raises LogUnavailable, and TurnUnknown for another's turn in a user's view."""
+        """See LogServer.read. Raises LogUnavailable."""
         turn = subjects.entries(key)
         page = await self._reads.page(turn, Seq(after + 1), limit)
         found = self._decode_all(page.messages, turn)
         if after == BEFORE_FIRST:
             self.remember_request(key, found)
-        if isinstance(key.tenant, TenantView) and found:
-            _require_owned(key, found if after == BEFORE_FIRST else (await self.read(key, BEFORE_FIRST, 1)).entries)
         if any(isinstance(stored.entry, Unreadable) for stored in found) and any(
             is_encrypted(message.data) for message in page.messages
         ):
@@ -185,27 +182,16 @@ class JetStreamLog:
         found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
-    async def find_turn_at(
-        self, tenant: Tenant, seq: Seq, match: Callable[[TurnKey, Request], Awaitable[T | None]]
-    ) -> T | None:
-        """Returns what `match` returns for the turn of the tenant's entry at `seq`; None if there is no such turn.
+    async def find_request_at(self, tenant: Tenant, seq: Seq) -> tuple[TurnKey, Request] | None:
+        """Returns the turn of the tenant's entry at `seq`, and its request; None if the stream's leader has none.
 
-        A sequence is a number that a client can guess (PROTOCOL R147). `match` compares the turn with the session, turn
-        or body that the request names, and returns None for another one. That is asked for twice, like a turn that is
-        missing, and takes as long. In a user's view, an entry of another's turn is missing. Raises LogUnavailable.
+        A missing turn takes as many reads as another one. Raises LogUnavailable.
         """
-
-        async def find() -> T | None:
-            found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
-            key = TurnKey(tenant, TurnId(new_id()) if found is None else subjects.parse(found.subject)[0].turn)
-            # Also without an entry at `seq`: a missing turn takes the same reads as one that does not match.
-            stored = await self._leader.first(subjects.entry(key, "request"), 1)
-            request = None if stored is None else entries.decode("request", stored.data)
-            if found is None or found.seq != seq or not isinstance(request, Request):
-                return None
-            return await match(key, request) if may_use(viewer_in(tenant), owner_of(request)) else None
-
-        return await ask_twice(find)
+        found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
+        key = TurnKey(tenant, TurnId(new_id()) if found is None else subjects.parse(found.subject)[0].turn)
+        stored = await self._leader.first(subjects.entry(key, "request"), 1)
+        request = None if stored is None else entries.decode("request", stored.data)
+        return (key, request) if found is not None and found.seq == seq and isinstance(request, Request) else None
 
     async def find_turn(self, turn: TurnId) -> TurnKey | None:
         """Returns the turn with this id, of any tenant; None if the log has none.
@@ -436,13 +422,6 @@ def find_place(headers: bytes) -> Sequence[bytes]:
     if found is not None:
         return found.groups()
     return [find_header(headers, name) for name in (b"Nats-Subject", b"Nats-Sequence", b"Nats-Time-Stamp")]
-
-
-def _require_owned(key: TurnKey, first: Sequence[StoredEntry]) -> None:
-    """Raises TurnUnknown if the user who sees the tenant does not own the turn, whose `first` entry is its request."""
-    request = first[0].entry if first else None
-    if not isinstance(request, Request) or not may_use(viewer_in(key.tenant), owner_of(request)):
-        raise TurnUnknown(f"the log has no turn {key.turn}")
 
 
 class _Listening(Generic[T]):

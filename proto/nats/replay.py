@@ -286,13 +286,6 @@ async def _find_lost(server: LogServer, key: TurnKey) -> Seq | None:
     return lost
 
 
-async def require_owned(server: LogServer, key: TurnKey) -> None:
-    """Raises TurnUnknown if the log has no such turn, or for another's turn in a user's view; LogUnavailable."""
-    # The read raises for another's turn. A read that is behind finds nothing, which proves nothing.
-    while not (await server.read(key, BEFORE_FIRST, 1)).entries:
-        await require_turn(server, key)
-
-
 async def find_stored(server: LogServer, keys: Iterable[TurnKey]) -> set[TurnKey]:
     """Returns the turns of `keys` whose request the stream's leader has. Raises LogUnavailable.
 

@@ -3,18 +3,23 @@
 The rules are in append.py, replay.py and follower.py; the requests to JetStream are in jetstream_log.py.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
+from typing import TypeVar
 
 from tailrace.proto.chain import Chain
-from tailrace.proto.entries import Entry, StoredEntry
+from tailrace.proto.entries import Entry, Request, StoredEntry
 from tailrace.proto.errors import LogError, TurnUnknown
+from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import append, replay
 from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed, PublishUnclear
+from tailrace.proto.ownership import Scope, ScopedKey, may_use, owner_of
+
+T = TypeVar("T")
 
 # The wait after a failed read for an end. All turns of a process may wait for a leader at once.
 REREAD_AFTER_ERROR_S = 1.0
@@ -23,15 +28,9 @@ REREAD_AFTER_ERROR_S = 1.0
 class TurnLog(JetStreamLog):
     """The logs of all turns, shared by the tasks of a process. Each turn has at most one append at a time."""
 
-    # The rules, which are functions of any LogServer.
-    read_turn = replay.read_turn
-    read_turn_direct = replay.read_turn_direct
-    read_remains = replay.read_remains
-    read_turn_upto = replay.read_turn_upto
-    read_ended_turn = replay.read_ended_turn
+    # Hints about a turn without its content: functions of any LogServer.
     find_stored = replay.find_stored
     require_turn = replay.require_turn
-    require_owned = replay.require_owned
 
     async def append(
         self,
@@ -49,15 +48,41 @@ class TurnLog(JetStreamLog):
             await self.forget_event(key, entry)
             raise
 
-    async def read_entries(self, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:
+    # Each read of a turn's content takes a scope, and raises TurnUnknown for a turn that the scope does not show.
+
+    async def read_turn(self, key: ScopedKey, known: Turn = EMPTY_TURN) -> Turn:
+        """See replay.read_turn."""
+        return await replay.read_turn(self, await self._open(key), known)
+
+    async def read_turn_direct(self, key: ScopedKey, known: Turn = EMPTY_TURN) -> Turn:
+        """See replay.read_turn_direct."""
+        return await replay.read_turn_direct(self, await self._open(key), known)
+
+    async def read_remains(self, key: ScopedKey) -> Turn:
+        """See replay.read_remains."""
+        return await replay.read_remains(self, await self._open(key))
+
+    async def read_turn_upto(self, key: ScopedKey, seq: Seq, enough: int | None = None) -> Turn:
+        """See replay.read_turn_upto."""
+        return await replay.read_turn_upto(self, await self._open(key), seq, enough)
+
+    async def read_ended_turn(self, key: ScopedKey, end: StoredEntry) -> Turn:
+        """See replay.read_ended_turn."""
+        return await replay.read_ended_turn(self, await self._open(key), end)
+
+    async def read_entries(self, key: ScopedKey, after: Seq = BEFORE_FIRST, limit: int = PAGE_MAX) -> list[StoredEntry]:
         """Returns the stored entries of a turn after `after`, at most `limit`, oldest first, valid or not (direct get).
 
         An empty list does not mean that the turn has ended, which only an End entry says, or that it is unknown, which
-        one read never proves. Raises LogUnavailable.
+        one read never proves. It is also the result for a turn that the scope does not show. Raises LogUnavailable.
         """
-        return (await self.read(key, after, limit)).entries
+        try:
+            plain = await self._open(key)
+        except TurnUnknown:
+            return []
+        return (await self.read(plain, after, limit)).entries
 
-    async def follow(self, key: TurnKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[StoredEntry], None]:
+    async def follow(self, key: ScopedKey, after: Seq = BEFORE_FIRST) -> AsyncGenerator[list[StoredEntry], None]:
         """Yields the valid entries of a turn after `after`, in order, each once, as they are stored, up to its end.
 
         The first list has the entries already stored, maybe none. After the end there is no list. Raises TurnUnknown
@@ -65,8 +90,9 @@ class TurnLog(JetStreamLog):
         fork, and the last entries yielded belong to it), and LogUnavailable before the first list; after that it waits
         until the log is available again. Close the generator when done (`contextlib.aclosing`).
         """
-        async with self.subscribe(key) as feed:
-            follower = Follower(self, key, after, feed)
+        plain = await self._open(key)
+        async with self.subscribe(plain) as feed:
+            follower = Follower(self, plain, after, feed)
             valid = await follower.first()
             if valid or not follower.is_ended:
                 yield valid
@@ -83,6 +109,8 @@ class TurnLog(JetStreamLog):
     ) -> None:
         """Like `follow`, but calls `receive` with the entries, most of them as they arrive; returns at the turn's end.
 
+        Without a scope: for a feed that several readers share, each of which has called `require_owned`.
+
         The first call has the entries already stored, maybe none. `receive` must return at once. A `subscription` that
         is older than the turn saves the first read of the log. Raises as `follow` does.
         """
@@ -95,13 +123,48 @@ class TurnLog(JetStreamLog):
                 if valid := await follower.next():
                     receive(valid)
 
-    async def has_turn(self, key: TurnKey) -> bool:
-        """Returns whether the turn's `request` is stored now. Raises LogUnavailable."""
+    async def has_turn(self, key: ScopedKey) -> bool:
+        """Returns whether the turn's `request` is stored now, and the scope shows the turn. Raises LogUnavailable."""
         try:
-            await self.require_turn(key)
+            await self.require_turn(await self._open(key))
         except TurnUnknown:
             return False
         return True
+
+    async def find_turn_at(
+        self, scope: Scope, seq: Seq, match: Callable[[ScopedKey, Request], Awaitable[T | None]]
+    ) -> T | None:
+        """Returns what `match` returns for the turn of the entry at `seq`; None if the scope shows no such turn.
+
+        A sequence is a number that a client can guess (PROTOCOL R147). `match` compares the turn with the session, turn
+        or body that the request names, and returns None for another one. That is asked for twice, like a turn that is
+        missing, and takes as long. Raises LogUnavailable.
+        """
+
+        async def find() -> T | None:
+            key, request = await self.find_request_at(scope.tenant, seq) or (None, None)
+            if key is None or request is None or not may_use(scope, owner_of(request)):
+                return None
+            return await match(ScopedKey(scope, key.turn), request)
+
+        return await replay.ask_twice(find)
+
+    async def require_owned(self, key: ScopedKey) -> None:
+        """Raises TurnUnknown if the log has no such turn, or the scope does not show it; LogUnavailable."""
+        plain = key.plain
+        # A read that is behind finds nothing, which proves nothing.
+        while not (found := (await self.read(plain, BEFORE_FIRST, 1)).entries):
+            await self.require_turn(plain)
+        if not key.scope.is_whole_tenant:
+            request = found[0].entry
+            if not isinstance(request, Request) or not may_use(key.scope, owner_of(request)):
+                raise TurnUnknown(f"the log has no turn {key.turn}")
+
+    async def _open(self, key: ScopedKey) -> TurnKey:
+        """Returns the name of the turn, for the reads of LogServer. Raises as `require_owned` for a private user."""
+        if not key.scope.is_whole_tenant:
+            await self.require_owned(key)
+        return key.plain
 
     async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the turn's `end` is stored now: False also after a purge, or beyond the retention.
@@ -124,8 +187,10 @@ class TurnLog(JetStreamLog):
                 if live := await feed.next(wait_s):
                     return live[-1].at
                 try:
-                    if await self.has_end(key) and (ended_at := (await self.read_turn(key)).ended_at) is not None:
-                        return ended_at
+                    if await self.has_end(key):
+                        ended_at = (await replay.read_turn(self, key)).ended_at
+                        if ended_at is not None:
+                            return ended_at
                     wait_s = REREAD_S
                 except LogError:
                     # Meanwhile the writer may pay for an answer that no reader gets.

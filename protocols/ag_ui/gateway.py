@@ -32,9 +32,9 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import names_of
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, parse_cursor
 from tailrace.proto.nats import BlobStore, Claim, Claims
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ownership import ScopedKey, owned_key
 from tailrace.proto.records import GetLastTurn, GetSession, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
@@ -160,28 +160,28 @@ async def post_run(
 
 async def decide(
     request: ApiRequest, run: RunAgentInput, raw: bytes, submitter: TurnSubmitter, claims: Claims, turns: TurnReader
-) -> TurnKey:
+) -> ScopedKey:
     """Decides the interrupts of a thread. Returns the turn that follows, which gets the run's id. Raises Refused.
 
     `useInterrupt` of CopilotKit sends the id of the run that was interrupted, which keeps its claim.
     """
     decisions, sha256 = decisions_of(run), await hash_body(raw)
-    claim = await claims.find(request.tenant, owned_key(request.tenant, run.run_id))
+    claim = await claims.find(request.access.tenant, owned_key(request.access, run.run_id))
     if claim is not None and claim.body_sha256 != sha256:
         await require_interrupted(request, run, claim, turns)
-    following: TurnKey | None = None
+    following: ScopedKey | None = None
     for call, decision in decisions.items():
         following = await submitter.steps.decide_call(request.principal, run.thread_id, call, decision)
     if following is None:
         raise Refused("request_invalid", "`resume` lacks the decision about another call of the answer", param="resume")
     if claim is None:
-        await claims.claim(request.tenant, owned_key(request.tenant, run.run_id), Claim(following.turn, sha256))
+        await claims.claim(request.access.tenant, owned_key(request.access, run.run_id), Claim(following.turn, sha256))
     return following
 
 
 async def require_interrupted(request: ApiRequest, run: RunAgentInput, claim: Claim, turns: TurnReader) -> None:
     """Raises Refused if the turn that has the id of `run` is not the one that was interrupted."""
-    turn = await turns.read(TurnKey(request.tenant, claim.turn))
+    turn = await turns.read(ScopedKey(request.access, claim.turn))
     if turn.session != run.thread_id or not decisions_of(run).keys() <= calls_of(turn):
         raise Refused("run_id_reused", REUSED, param="runId")
 
@@ -198,13 +198,13 @@ async def find_question_key(
     Raises Refused if the thread does not wait for the decisions.
     """
     key, sha256 = run.run_id, await hash_body(raw)
-    claim = await claims.find(request.tenant, owned_key(request.tenant, key))
+    claim = await claims.find(request.access.tenant, owned_key(request.access, key))
     if claim is not None and claim.body_sha256 != sha256:
         await require_interrupted(request, run, claim, turns)
         key = sha256
-        claim = await claims.find(request.tenant, owned_key(request.tenant, key))
+        claim = await claims.find(request.access.tenant, owned_key(request.access, key))
     if claim is None:
-        newest = await history.query(request.tenant, GetLastTurn(run.thread_id))
+        newest = await history.query(request.access, GetLastTurn(run.thread_id))
         if not {entry.interrupt_id for entry in run.resume or ()} <= calls_of(newest):
             raise Refused("call_decided", GONE_ON, param="resume")
     return key
@@ -220,12 +220,12 @@ async def add_context(
     """
     session = None
     try:
-        session = await history.query(request.tenant, GetSession(new_turn.session or ""))
+        session = await history.query(request.access, GetSession(new_turn.session or ""))
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
     name = new_turn.model or (None if session is None else session.model)
-    if checks_thinking((await catalogue.offer(request.tenant)).model(name).id):
+    if checks_thinking((await catalogue.offer(request.access.tenant)).model(name).id):
         return msgspec.structs.replace(new_turn, messages=with_context(new_turn.messages or [], text))
     system = new_turn.system or (None if session is None else session.system_prompt) or []
     blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
@@ -249,15 +249,15 @@ async def get_thread_or_run(
     if (thread is None) == (run is None):
         raise Refused("request_invalid", "either `threadId` or `runId` is required")
     if thread is not None:
-        found = await read_thread(streams.history, blob_store, request.tenant, thread, settings.body_bytes_max)
-        run = "" if found.newest is None else await name_run(claims, request.tenant, found.newest)
+        found = await read_thread(streams.history, blob_store, request.access, thread, settings.body_bytes_max)
+        run = "" if found.newest is None else await name_run(claims, request.access, found.newest)
         return await large_json_response(await asyncio.to_thread(found.page, run))
     assert run is not None  # noqa: S101
     reader, last = Reader(streams, request), last_event_id(request, "offset")
     seq, reader.part = split_part("" if last == "-1" else last)
     cursor = parse_cursor(seq or "0")
 
-    key = await find_run(streams.log, claims, streams.history, request.tenant, run)
+    key = await find_run(streams.log, claims, streams.history, request.access, run)
     if cursor:
         if (again := await end_again(streams.log, key, cursor, reader.part, AG_UI)) is not None:
             return again
@@ -269,7 +269,7 @@ async def get_thread_or_run(
 
 async def get_info(request: ApiRequest, catalogue: Catalogue) -> Response:
     """`GET /api/copilotkit/info`: the agents of a CopilotKit runtime: `default`, and one for each model."""
-    models = [model.id for model in (await catalogue.offer(request.tenant)).models]
+    models = [model.id for model in (await catalogue.offer(request.access.tenant)).models]
     agents = {DEFAULT_AGENT: AgentInfo(DEFAULT_AGENT, "Tailrace", "The model of the session")}
     agents |= {name: AgentInfo(name, "Tailrace", f"The model {name}") for name in models}
     return json_response(RuntimeInfo(VERSION, agents))
@@ -285,9 +285,9 @@ async def post_connect(
     fields, _ = await request.read(dict[str, Any], has_model_output=True)
     run = read_body.convert(fields, RunAgentInput)
     refuse_when_draining(streams.draining)
-    thread = await read_thread(streams.history, blob_store, request.tenant, run.thread_id, settings.body_bytes_max)
+    thread = await read_thread(streams.history, blob_store, request.access, run.thread_id, settings.body_bytes_max)
     has_reasoning = any(message.role == "reasoning" for message in run.messages)
-    start = await connect(thread, request.tenant, is_1=run.is_1, has_reasoning=has_reasoning)
+    start = await connect(thread, request.access, is_1=run.is_1, has_reasoning=has_reasoning)
     if start is None:
         return Response(headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})
     return EventStream(Reader(streams, request), start, AG_UI_1 if run.is_1 else AG_UI)
@@ -302,11 +302,11 @@ async def post_stop(request: ApiRequest, streams: StreamContext, claims: Claims,
     # CopilotKit names the type of a body that it does not send.
     if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
         body, _ = await request.read(StopBody)
-    thread, tenant = request.path_params["thread"], request.tenant
+    thread, scope = request.path_params["thread"], request.access
     run = body.run_id
     if run is None:
-        run = (await streams.history.query(tenant, GetLastTurn(thread))).turn
-    key = await find_run(streams.log, claims, streams.history, tenant, run)
+        run = (await streams.history.query(scope, GetLastTurn(thread))).turn
+    key = await find_run(streams.log, claims, streams.history, scope, run)
     before = await turns.read(key)
     if before.session != thread:
         raise Refused("turn_not_found", "this run is not of this thread")

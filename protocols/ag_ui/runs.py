@@ -10,9 +10,9 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.response import Start
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.errors import Refused, TurnUnknown, not_found
-from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import Seq, TurnId, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ownership import Scope, ScopedKey, owned_key
 from tailrace.proto.records import ListTurns, TurnRecord, record_from_fold
 from tailrace.protocols.ag_ui.blocks import Answer
 from tailrace.protocols.ag_ui.events import Json
@@ -61,16 +61,16 @@ class Thread:
         return make_dialect(f"thread {has_reasoning}", is_1=is_1, reset=reset, before=tuple(shown))
 
 
-async def name_run(claims: Claims, tenant: Tenant, turn: TurnRecord) -> str:
+async def name_run(claims: Claims, scope: Scope, turn: TurnRecord) -> str:
     """Returns the id by which `find_run` finds a turn: a turn that decisions have started has the metadata of the turn
     before. Raises LogUnavailable."""
     run = run_of(turn.turn, turn.metadata)
-    claim = await claims.find(tenant, owned_key(tenant, run))
+    claim = await claims.find(scope.tenant, owned_key(scope, run))
     return run if claim is not None and claim.turn == turn.turn else turn.turn
 
 
 async def read_thread(
-    history: HistoryClient, blob_store: BlobStore, tenant: Tenant, thread: str, bytes_max: int
+    history: HistoryClient, blob_store: BlobStore, scope: Scope, thread: str, bytes_max: int
 ) -> Thread:
     """Returns the newest branch of a thread; an unknown thread has no turns yet. Waits for the database.
 
@@ -80,7 +80,7 @@ async def read_thread(
     deadline = loop.time() + BEHIND_S_MAX
     while True:
         try:
-            return Thread(await newest_branch(history, blob_store, tenant, thread, bytes_max))
+            return Thread(await newest_branch(history, blob_store, scope, thread, bytes_max))
         except Refused as refused:
             if refused.code == "session_not_found":
                 return Thread([])
@@ -89,31 +89,31 @@ async def read_thread(
         await asyncio.sleep(BEHIND_WAIT_S)
 
 
-async def connect(thread: Thread, tenant: Tenant, *, is_1: bool, has_reasoning: bool) -> Start | None:
+async def connect(thread: Thread, scope: Scope, *, is_1: bool, has_reasoning: bool) -> Start | None:
     """Returns the start of a stream of the whole thread; None if it has no turns."""
     if thread.newest is None:
         return None
     # In a thread: long conversations take a while.
     dialect = await asyncio.to_thread(thread.dialect, is_1=is_1, has_reasoning=has_reasoning)
-    return Start(TurnKey(tenant, thread.newest.turn), dialect=dialect)
+    return Start(ScopedKey(scope, thread.newest.turn), dialect=dialect)
 
 
-async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, tenant: Tenant, run: str) -> TurnKey:
+async def find_run(log: TurnLog, claims: Claims, history: HistoryClient, scope: Scope, run: str) -> ScopedKey:
     """Returns the turn of a run, whose id may also be that of the turn. Raises Refused, LogUnavailable."""
     if IDEMPOTENCY_KEY.fullmatch(run) is None:
         raise not_found("turn")
-    if (claim := await claims.find(tenant, owned_key(tenant, run))) is not None:
-        return TurnKey(tenant, claim.turn)
-    key = TurnKey(tenant, TurnId(run))
+    if (claim := await claims.find(scope.tenant, owned_key(scope, run))) is not None:
+        return ScopedKey(scope, claim.turn)
+    key = ScopedKey(scope, TurnId(run))
     if is_token(run) and await log.has_turn(key):
         return key
     # The claim is kept for a day.
-    if found := (await history.query(tenant, ListTurns(labels={f"metadata.{RUN}": run}, limit=1))).turns:
-        return TurnKey(tenant, found[0].turn)
+    if found := (await history.query(scope, ListTurns(labels={f"metadata.{RUN}": run}, limit=1))).turns:
+        return ScopedKey(scope, found[0].turn)
     raise not_found("turn")
 
 
-async def end_again(log: TurnLog, key: TurnKey, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
+async def end_again(log: TurnLog, key: ScopedKey, cursor: Seq, part: int, dialect: Dialect) -> Response | None:
     """Returns a response with the last event of a run to a client that has received it; None if it has not.
 
     If a connection breaks after this event, TanStack AI resumes, and takes an empty response for an error. It drops
@@ -125,12 +125,12 @@ async def end_again(log: TurnLog, key: TurnKey, cursor: Seq, part: int, dialect:
         turn = await log.read_turn(key)
         # The run may have gone on in a turn that steered it.
         while turn.chain.last < cursor and turn.end is not None and turn.end.successor is not None:
-            key = key._replace(turn=turn.end.successor)
+            key = ScopedKey(key.scope, turn.end.successor)
             turn = await log.read_turn(key)
     except TurnUnknown:
         return None
     if turn.end is None or turn.chain.last != cursor or turn.end.successor is not None:
         return None
-    last = dialect.render_record(record_from_fold(key, turn), 0).events[-1]
+    last = dialect.render_record(record_from_fold(key.plain, turn), 0).events[-1]
     event = last._replace(leading_id=b"%d-%d" % (cursor, max(part, AGAIN)))
     return Response(sse.encode((event,)), headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})

@@ -30,8 +30,9 @@ from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.ai_sdk.absent_routes import advise
@@ -89,21 +90,21 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     unless their long texts and files have more than 1 MiB. `Last-Event-ID` continues a stream after any chunk with an
     `id:`, and takes precedence over `startIndex`.
     """
-    tenant, name = request.tenant, request.path_params["chat"]
+    scope, name = request.access, request.path_params["chat"]
     if cursor := cursor_of(request):
-        turn = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+        turn = await find_turn_or_chat(streams.log, streams.history, scope, name)
         return stream_of(Reader(streams, request), request, turn, cursor, UI)
     index = start_index(request)
     is_replay = is_true(request, "replay")
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        find = partial(find_chunk, streams, blob_store, tenant, name, index, is_replay=is_replay)
+        find = partial(find_chunk, streams, blob_store, scope, name, index, is_replay=is_replay)
         return HeldStream(Reader(streams, request), find, UI)
     refuse_when_draining(streams.draining)
     if index is not None:
-        start = await find_chunk(streams, blob_store, tenant, name, index, is_replay=is_replay)
+        start = await find_chunk(streams, blob_store, scope, name, index, is_replay=is_replay)
         return EventStream(Reader(streams, request), start, UI)
-    key = await find_resumable(streams, turns, tenant, name)
+    key = await find_resumable(streams, turns, scope, name)
     if key is None:
         return Response(status_code=204)
     return EventStream(Reader(streams, request), key, await replay_of(streams, blob_store, key))
@@ -114,8 +115,8 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
 
     The message stays in the chat with its text so far.
     """
-    tenant, name = request.tenant, request.path_params["chat"]
-    key = await find_turn_or_chat(log, history, tenant, name)
+    scope, name = request.access, request.path_params["chat"]
+    key = await find_turn_or_chat(log, history, scope, name)
     return json_response(StoppedTurn(key.turn, (await turns.cancel(key, request.principal.key)).outcome))
 
 
@@ -126,18 +127,18 @@ async def get_messages(
 
     A running answer is not included: `resume: true` streams it.
     """
-    tenant, name = request.tenant, request.path_params["chat"]
-    turns = await newest_branch(history, blob_store, tenant, name, settings.body_bytes_max)
+    scope, name = request.access, request.path_params["chat"]
+    turns = await newest_branch(history, blob_store, scope, name, settings.body_bytes_max)
     # In a thread, like the steps of `newest_branch`: 24,000 messages take 100 ms, in which the loop would serve no
     # stream.
     return await large_json_response(await asyncio.to_thread(build_messages, turns))
 
 
 async def find_chunk(
-    streams: StreamContext, blob_store: BlobStore, tenant: Tenant, name: str, index: int, *, is_replay: bool
+    streams: StreamContext, blob_store: BlobStore, scope: Scope, name: str, index: int, *, is_replay: bool
 ) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
-    key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+    key = await find_turn_or_chat(streams.log, streams.history, scope, name)
     dialect = await replay_of(streams, blob_store, key) if is_replay else UI
     try:
         count, is_ended = await count_events(streams, key, dialect, index)
@@ -154,7 +155,7 @@ async def find_chunk(
     return Start(key, seen, headers, dialect)
 
 
-async def replay_of(streams: StreamContext, blob_store: BlobStore, key: TurnKey) -> Dialect:
+async def replay_of(streams: StreamContext, blob_store: BlobStore, key: ScopedKey) -> Dialect:
     """Returns the dialect with the earlier steps of the message, or UI if they are too long. Raises LogUnavailable."""
     try:
         async with streams.fan_out.subscribe(key, BEFORE_FIRST) as feed:
@@ -166,23 +167,23 @@ async def replay_of(streams: StreamContext, blob_store: BlobStore, key: TurnKey)
     return UI if texts is None else replay_dialect(texts)
 
 
-async def find_turn_or_chat(log: TurnLog, history: HistoryClient, tenant: Tenant, name: str) -> TurnKey:
+async def find_turn_or_chat(log: TurnLog, history: HistoryClient, scope: Scope, name: str) -> ScopedKey:
     """Returns the turn with the id `name`, or the newest turn of the chat `name`. Raises Refused."""
-    turn = TurnKey(tenant, TurnId(name))
+    turn = ScopedKey(scope, TurnId(name))
     if is_token(name) and await is_logged(log, turn):
         return turn
     try:
-        return TurnKey(tenant, (await history.query(tenant, GetLastTurn(name))).turn)
+        return ScopedKey(scope, (await history.query(scope, GetLastTurn(name))).turn)
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        return TurnKey(tenant, (await history.query(tenant, GetTurn(TurnId(name)))).turn)
+        return ScopedKey(scope, (await history.query(scope, GetTurn(TurnId(name)))).turn)
 
 
-async def find_resumable(streams: StreamContext, turns: TurnReader, tenant: Tenant, name: str) -> TurnKey | None:
+async def find_resumable(streams: StreamContext, turns: TurnReader, scope: Scope, name: str) -> ScopedKey | None:
     """Returns `name`'s turn; None if the turn is over or does not exist, which `useChat` does not treat as an error."""
     try:
-        key = await find_turn_or_chat(streams.log, streams.history, tenant, name)
+        key = await find_turn_or_chat(streams.log, streams.history, scope, name)
         return None if is_over(await turns.read(key), datetime.now(UTC)) else key
     except Refused as refused:
         if refused.code != "turn_not_found":
@@ -198,7 +199,7 @@ def is_over(turn: TurnRecord, now: datetime) -> bool:
     return (now - turn.ended_at).total_seconds() > LATE_S
 
 
-async def is_logged(log: TurnLog, key: TurnKey) -> bool:
+async def is_logged(log: TurnLog, key: ScopedKey) -> bool:
     """Returns whether the log still has the turn, and the user who sees the tenant owns it. Raises LogUnavailable."""
     # Any replica has the first entry, also while there is no leader. Only a leader can say that there is no entry.
     try:

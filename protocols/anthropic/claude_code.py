@@ -16,9 +16,9 @@ from tailrace.gateway.http.hash_body import hash_body
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.turns.request_body import NewTurn, check_turn
 from tailrace.proto import long_strings
-from tailrace.proto.ids import Tenant, is_session_name
+from tailrace.proto.ids import is_session_name
 from tailrace.proto.nats import Claims, TurnLog
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ownership import Scope, owned_key
 from tailrace.protocols.common.usable_key import find_usable_key
 
 # Claude Code repeats a broken request within a minute. If it does not, the user has pressed Escape, and everything that
@@ -41,7 +41,7 @@ def session_of(request: Request) -> str | None:
 
 
 async def idempotency_key(
-    log: TurnLog, claims: Claims, tenant: Tenant, new_turn: NewTurn, body_bytes: int
+    log: TurnLog, claims: Claims, scope: Scope, new_turn: NewTurn, body_bytes: int
 ) -> tuple[str, bytes]:
     """Returns the key of the turn that the same request has started already, or of a new turn; and the request as
     canonical bytes, which a repeated request has, too. Raises LogUnavailable, Refused (also if the turn was stopped).
@@ -55,8 +55,8 @@ async def idempotency_key(
     canonical = b"".join(await long_strings.encode(_without_stream(new_turn), is_sorted=True))
     prefix = f"claude-code {await hash_body(canonical)}"
     # By the key in the claim, of which the gateway makes it again for a private user.
-    keys = {owned_key(tenant, key): key for key in (f"{prefix} {number}" for number in range(TURNS_MAX))}
-    found = await find_usable_key(log, claims, tenant, keys)
+    keys = {owned_key(scope, key): key for key in (f"{prefix} {number}" for number in range(TURNS_MAX))}
+    found = await find_usable_key(log, claims, scope, keys)
     return keys.get(found or "", f"{prefix} {TURNS_MAX - 1}"), canonical
 
 

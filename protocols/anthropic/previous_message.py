@@ -6,14 +6,15 @@ import msgspec
 
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.errors import TurnUnknown
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import Scope, ScopedKey
 
 PREFIX = "msg_"
 FIELD = "diagnostics.previous_message_id"
 
 
-async def map_previous_message(new_turn: NewTurn, log: TurnLog, tenant: Tenant) -> tuple[NewTurn, list[str]]:
+async def map_previous_message(new_turn: NewTurn, log: TurnLog, scope: Scope) -> tuple[NewTurn, list[str]]:
     """Returns the turn with the API's own id of the answer that the client names, and the names of ignored fields.
 
     The field is null, and ignored, if the log has no such answer: the API then reports nothing about the prompt cache.
@@ -21,7 +22,7 @@ async def map_previous_message(new_turn: NewTurn, log: TurnLog, tenant: Tenant) 
     """
     match new_turn.options:
         case {"diagnostics": {"previous_message_id": str(name)} as diagnostics}:
-            own = await _own_id(log, tenant, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+            own = await _own_id(log, scope, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
             changed: dict[str, Any] = {**diagnostics, "previous_message_id": own}
             options = {**(new_turn.options or {}), "diagnostics": changed}
             return msgspec.structs.replace(new_turn, options=options), [] if own else [FIELD]
@@ -29,11 +30,11 @@ async def map_previous_message(new_turn: NewTurn, log: TurnLog, tenant: Tenant) 
             return new_turn, []
 
 
-async def _own_id(log: TurnLog, tenant: Tenant, turn: str) -> str | None:
+async def _own_id(log: TurnLog, scope: Scope, turn: str) -> str | None:
     if not is_token(turn):
         return None
     try:
-        found = await log.read_turn(TurnKey(tenant, TurnId(turn)))
+        found = await log.read_turn(ScopedKey(scope, TurnId(turn)))
     except TurnUnknown:
         return None
     return found.message.id if found.message is not None and found.message.id else None

@@ -33,8 +33,8 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
     if session is not None:
         new_turn = msgspec.structs.replace(new_turn, session=session, on_disconnect=claude_code.ON_DISCONNECT)
         with name_as_client(CLIENT_NAMES):
-            key, raw = await claude_code.idempotency_key(log, claims, request.tenant, new_turn, len(raw))
-    new_turn, ignored = await map_previous_message(new_turn, log, request.tenant)
+            key, raw = await claude_code.idempotency_key(log, claims, request.access, new_turn, len(raw))
+    new_turn, ignored = await map_previous_message(new_turn, log, request.access)
     with name_as_client(CLIENT_NAMES):
         return await responder.answer(
             request,

@@ -6,12 +6,13 @@ from tailrace.gateway.http import sse
 from tailrace.gateway.streaming import writer
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import StreamContext
-from tailrace.proto.ids import BEFORE_FIRST, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST
+from tailrace.proto.ownership import ScopedKey
 
 DONE = b"[DONE]"
 
 
-async def count_events(streams: StreamContext, key: TurnKey, dialect: Dialect, enough: int) -> tuple[int, bool]:
+async def count_events(streams: StreamContext, key: ScopedKey, dialect: Dialect, enough: int) -> tuple[int, bool]:
     """Returns how many events a turn has so far, without `[DONE]`, and whether it has ended.
 
     Counts what this gateway has read; if that is less than `enough`, what is stored: another gateway may be further on.
@@ -21,7 +22,7 @@ async def count_events(streams: StreamContext, key: TurnKey, dialect: Dialect, e
     return known if known[0] >= enough else await _count(streams, key, dialect, after_last=True)
 
 
-async def _count(streams: StreamContext, key: TurnKey, dialect: Dialect, *, after_last: bool) -> tuple[int, bool]:
+async def _count(streams: StreamContext, key: ScopedKey, dialect: Dialect, *, after_last: bool) -> tuple[int, bool]:
     cursor = (await streams.log.read_turn(key)).chain.last if after_last else BEFORE_FIRST
     async with streams.fan_out.subscribe(key, cursor, from_start=True) as feed:
         count = position = 0

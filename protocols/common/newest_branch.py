@@ -10,8 +10,9 @@ import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import BlobStore
+from tailrace.proto.ownership import Scope
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 from tailrace.protocols.common.stored_messages import read_texts, resolve
 
@@ -20,14 +21,14 @@ TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turn
 
 
 async def newest_branch(
-    history: HistoryClient, blob_store: BlobStore, tenant: Tenant, chat: str, bytes_max: int
+    history: HistoryClient, blob_store: BlobStore, scope: Scope, chat: str, bytes_max: int
 ) -> list[TurnRecord]:
     """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for a chat that is too large."""
     too_large = Refused("body_too_large", TOO_LARGE.format(most=bytes_max, chat=chat))
     found: list[TurnRecord] = []
-    size, next_turn = 0, await last_turn(history, tenant, chat)
+    size, next_turn = 0, await last_turn(history, scope, chat)
     while next_turn is not None:
-        page = await history.query(tenant, GetAncestry(next_turn, PAGE_TURNS))
+        page = await history.query(scope, GetAncestry(next_turn, PAGE_TURNS))
         # About the size of the response; also limits how many turns are read.
         size += len(msgspec.json.encode(page.turns))
         if size > bytes_max:
@@ -36,19 +37,19 @@ async def newest_branch(
         next_turn = page.next
     found.reverse()
     messages = [message for turn in found for message in turn.input]
-    texts = await read_texts(blob_store, tenant, messages, bytes_max - size)
+    texts = await read_texts(blob_store, scope.tenant, messages, bytes_max - size)
     if texts is None:
         raise too_large
     resolved = iter(await asyncio.to_thread(resolve, messages, texts))
     return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
 
 
-async def last_turn(history: HistoryClient, tenant: Tenant, chat: str) -> TurnId | None:
+async def last_turn(history: HistoryClient, scope: Scope, chat: str) -> TurnId | None:
     """Returns the chat's newest turn, None if it has none yet. Raises Refused for an unknown chat."""
     try:
-        return (await history.query(tenant, GetLastTurn(chat))).turn
+        return (await history.query(scope, GetLastTurn(chat))).turn
     except Refused as refused:
         if refused.code != "session_not_found":
             raise
-        await history.query(tenant, GetSession(chat))
+        await history.query(scope, GetSession(chat))
         return None

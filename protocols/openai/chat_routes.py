@@ -30,8 +30,8 @@ async def post_chat_completion(
     """
     fields, raw = await request.read(dict[str, Any])
     chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
-    name = chat.model or await read_session_model(history, request.tenant, chat.session_id, None)
-    offer = await catalogue.offer(request.tenant)
+    name = chat.model or await read_session_model(history, request.access, chat.session_id, None)
+    offer = await catalogue.offer(request.access.tenant)
     new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, offer.model(name), fields, offer.models)
     include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
     with name_as_client(names):

@@ -11,7 +11,8 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.containers import container_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, TurnRecord
 from tailrace.protocols.openai.builtin_tools import turn_of_container
 from tailrace.protocols.openai.responses_input import InputItem
@@ -26,7 +27,7 @@ async def find_container(
     items: str | Sequence[InputItem],
     parent: str | None,
     session: str | None,
-    tenant: Tenant,
+    scope: Scope,
     turns: TurnReader,
     history: HistoryClient,
 ) -> str | None:
@@ -36,7 +37,7 @@ async def find_container(
     """
     given = next((tool.get("container") for tool in tools or () if tool.get("type") == "code_interpreter"), None)
     if isinstance(given, str):
-        return await _named(given, tenant, turns)
+        return await _named(given, scope, turns)
     if given is None:
         return None
     used = (
@@ -44,17 +45,17 @@ async def find_container(
         if not isinstance(items, str)
         else []
     )
-    async for record in _branch(used[-1] if used else parent, session, tenant, turns, history):
+    async for record in _branch(used[-1] if used else parent, session, scope, turns, history):
         if (container := container_of(record.envelope)) is not None:
             return container if is_usable(record) else None
     return None
 
 
-async def _named(name: str, tenant: Tenant, turns: TurnReader) -> str | None:
+async def _named(name: str, scope: Scope, turns: TurnReader) -> str | None:
     turn = turn_of_container(name)
     if turn is None:
         return name
-    record = await _read(turn, tenant, turns)
+    record = await _read(turn, scope, turns)
     container = None if record is None else container_of(record.envelope)
     if record is None or container is None:
         raise Refused("request_invalid", "`container`: no response has this container: send a new one, `auto`")
@@ -76,26 +77,26 @@ def is_usable(record: TurnRecord) -> bool:
 
 
 async def _branch(
-    parent: str | None, session: str | None, tenant: Tenant, turns: TurnReader, history: HistoryClient
+    parent: str | None, session: str | None, scope: Scope, turns: TurnReader, history: HistoryClient
 ) -> AsyncIterator[TurnRecord]:
     """Yields the turn `parent`, or the newest of the session, and turns before it."""
     if parent is None and session is not None:
         try:
-            parent = (await history.query(tenant, GetLastTurn(session))).turn
+            parent = (await history.query(scope, GetLastTurn(session))).turn
         except Refused as refused:
             if refused.code not in NOT_FOUND:
                 raise
     for _ in range(TURNS_MAX):
-        record = None if parent is None else await _read(parent, tenant, turns)
+        record = None if parent is None else await _read(parent, scope, turns)
         if record is None:
             return
         yield record
         parent = record.parent
 
 
-async def _read(turn: str, tenant: Tenant, turns: TurnReader) -> TurnRecord | None:
+async def _read(turn: str, scope: Scope, turns: TurnReader) -> TurnRecord | None:
     try:
-        return await turns.read(TurnKey(tenant, TurnId(turn))) if is_token(turn) else None
+        return await turns.read(ScopedKey(scope, TurnId(turn))) if is_token(turn) else None
     except Refused as refused:
         if refused.code not in NOT_FOUND:
             raise

@@ -14,7 +14,8 @@ import msgspec
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_token
+from tailrace.proto.ids import TurnId, is_token
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES, LISTING, pair_results
 from tailrace.protocols.openai.responses_input import InputItem, StoredItem, invalid_item
 from tailrace.protocols.openai.responses_object import ITEM_ID, response_of
@@ -29,7 +30,7 @@ INSERTED_BYTES_MAX = 4 * 1024 * 1024
 
 
 async def insert_items(
-    items: str | Sequence[InputItem], tenant: Tenant, turns: TurnReader, bytes_max: int
+    items: str | Sequence[InputItem], scope: Scope, turns: TurnReader, bytes_max: int
 ) -> tuple[str | Sequence[InputItem], int]:
     """Returns the input with each reference replaced by its item, and each call of a built-in tool with its blocks.
 
@@ -45,7 +46,7 @@ async def insert_items(
     unread = iter(dict.fromkeys(turn_of_item(one) for one in items if _is_read(one)))
 
     async def read(turn: str) -> None:
-        found = await _read_items(tenant, turn, turns) if is_token(turn) else {}
+        found = await _read_items(scope, turn, turns) if is_token(turn) else {}
         responses[turn] = {item_id: item for item_id, item in found.items() if item_id in wanted}
 
     replaced = []
@@ -100,10 +101,10 @@ def block_of_item(item: InputItem) -> int:
     return int(named[2]) if named is not None else 0
 
 
-async def _read_items(tenant: Tenant, turn: str, turns: TurnReader) -> dict[str, _Read]:
+async def _read_items(scope: Scope, turn: str, turns: TurnReader) -> dict[str, _Read]:
     """Returns the output items of a response by id; none if there is no such response. Raises LogUnavailable."""
     try:
-        record = await turns.read(TurnKey(tenant, TurnId(turn)))
+        record = await turns.read(ScopedKey(scope, TurnId(turn)))
     except Refused as refused:
         if refused.code != "turn_not_found":
             raise

@@ -18,7 +18,8 @@ from tailrace.gateway.streaming.writer import Snapshot
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, fold
-from tailrace.proto.ids import BEFORE_FIRST, TurnId, TurnKey, is_token
+from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import record_from_fold
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.item_references import turn_of_item
@@ -53,7 +54,7 @@ def find_received(items: str | Sequence[InputItem]) -> Received | None:
 
 
 async def find_rest(
-    fan_out: FanOut, key: TurnKey, items: Sequence[InputItem], size: int, *, may_continue: bool
+    fan_out: FanOut, key: ScopedKey, items: Sequence[InputItem], size: int, *, may_continue: bool
 ) -> Snapshot | None:
     """Returns what renders the response so far without `items`, which have `size` bytes at most.
 

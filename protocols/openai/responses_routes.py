@@ -34,8 +34,9 @@ from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto import odd_json
 from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
-from tailrace.proto.ids import TurnKey, parse_cursor
+from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore
+from tailrace.proto.ownership import ScopedKey
 from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.common.event_count import count_events
 from tailrace.protocols.common.examples import MODEL, TURN
@@ -73,13 +74,13 @@ async def post_response(
     body, raw = await request.read(ResponseRequest)
     body = apply_session_headers(body, request.headers)
     bytes_max = min(settings.body_bytes_max, INSERTED_BYTES_MAX)
-    items, added_bytes = await insert_items(body.input, request.tenant, turns, bytes_max)
+    items, added_bytes = await insert_items(body.input, request.access, turns, bytes_max)
     body = msgspec.structs.replace(body, input=items)
     session, parent = session_of(body), parent_of(body)
-    name = body.model or await read_session_model(history, request.tenant, session, parent)
-    offer = await catalogue.offer(request.tenant)
+    name = body.model or await read_session_model(history, request.access, session, parent)
+    offer = await catalogue.offer(request.access.tenant)
     model = offer.model(name)
-    container = await find_container(body.tools, items, parent, session, request.tenant, turns, history)
+    container = await find_container(body.tools, items, parent, session, request.access, turns, history)
     if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
         asked = msgspec.structs.replace(body, input=received.question)
         build = partial(build_turn, asked, model, offer.models, container)
@@ -127,7 +128,7 @@ async def stream_rest(
     """
     # As for each other request that may get an earlier response: its client repeats it at another gateway.
     refuse_when_draining(streams.draining)
-    key, size = TurnKey(request.tenant, received.turn), len(raw) + added_bytes
+    key, size = ScopedKey(request.access, received.turn), len(raw) + added_bytes
     try:
         built = await convert_body(size, build)
         draft = draft_turn(request, built.turn, raw, added_bytes=added_bytes)
@@ -158,7 +159,7 @@ async def respond_in_background(
 ) -> ASGIApp:
     """Answers with the response as it is after it was stored, usually `queued`."""
 
-    def respond(key: TurnKey) -> StreamedResponse:
+    def respond(key: ScopedKey) -> StreamedResponse:
         return _StoredResponse(turns, key, headers)
 
     return await responder.accept(draft_turn(request, new_turn, raw, added_bytes=added_bytes), respond)
@@ -167,7 +168,7 @@ async def respond_in_background(
 class _StoredResponse(StreamedResponse):
     """The response object of a turn as far as it is stored."""
 
-    def __init__(self, turns: TurnReader, key: TurnKey, headers: dict[str, str]) -> None:
+    def __init__(self, turns: TurnReader, key: ScopedKey, headers: dict[str, str]) -> None:
         super().__init__(NO_STORE | headers)
         self._turns = turns
         self._key = key
@@ -202,7 +203,7 @@ async def get_response(request: ApiRequest, streams: StreamContext, turns: TurnR
     return stream(Reader(streams, request), start, OPENAI_RESPONSES)
 
 
-async def find_start(streams: StreamContext, key: TurnKey, seen: int) -> Start:
+async def find_start(streams: StreamContext, key: ScopedKey, seen: int) -> Start:
     """Returns the start of a stream after `seen` events. Raises Refused if there were never as many, LogUnavailable."""
     # A turn that has left the log is read from the database, where deltas are joined.
     with suppress(TurnUnknown):
@@ -227,7 +228,7 @@ async def delete_response(request: ApiRequest, deleter: Deleter) -> Response:
     The text is erased from the log and the database. Sums of usage keep the tokens and the cost.
     """
     key = request.turn("response_id", PREFIX)
-    await deleter.delete(key.tenant, "turn", key.turn)
+    await deleter.delete(key.scope, "turn", key.turn)
     return json_response({"id": f"{PREFIX}{key.turn}", "object": "response", "deleted": True})
 
 
@@ -241,7 +242,7 @@ async def get_input_items(
     turn = await turns.read(request.turn("response_id", PREFIX))
     limit, after = limit_of(request, 20, ITEMS_MAX), request.query_params.get("after")
     is_reversed = is_newest_first(request, "desc")
-    texts = await read_texts(blob_store, request.tenant, turn.input, settings.body_bytes_max)
+    texts = await read_texts(blob_store, request.access.tenant, turn.input, settings.body_bytes_max)
     if texts is None:
         raise Refused("body_too_large", TOO_LARGE.format(most=settings.body_bytes_max, turn=turn.turn))
     items = await asyncio.to_thread(lambda: items_of(turn.turn, resolve(turn.input, texts)))

@@ -2,12 +2,13 @@
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ids import TurnId
+from tailrace.proto.ownership import Scope
 from tailrace.proto.records import GetSession, GetTurn
 
 
 async def read_session_model(
-    history: HistoryClient, tenant: Tenant, session: str | None, parent: str | None
+    history: HistoryClient, scope: Scope, session: str | None, parent: str | None
 ) -> str | None:
     """Returns the model that was set for the session, or for the session of the turn `parent`.
 
@@ -15,8 +16,8 @@ async def read_session_model(
     """
     try:
         if session is None and parent is not None:
-            session = (await history.query(tenant, GetTurn(TurnId(parent)))).session
-        return None if session is None else (await history.query(tenant, GetSession(session))).model
+            session = (await history.query(scope, GetTurn(TurnId(parent)))).session
+        return None if session is None else (await history.query(scope, GetSession(session))).model
     except Refused as refused:
         if refused.code not in ("session_not_found", "turn_not_found"):
             raise

@@ -27,8 +27,8 @@ from tailrace.gateway.turns.idempotency_key import idempotency_key_of
 from tailrace.gateway.turns.respond import Responder
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, Tenant, TurnId
-from tailrace.proto.ownership import owned_key
+from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.ownership import Scope, owned_key
 from tailrace.proto.runtime import base64url
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.common.field_names import name_as_client
@@ -89,7 +89,7 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     cookie = cookie_of(request)
     if cookie is None:
         key = idempotency_key_of(request)
-        cookie = new_cookie() if key is None else cookie_of_key(request.tenant, key, raw)
+        cookie = new_cookie() if key is None else cookie_of_key(request.access, key, raw)
     # Hashed, because session names are listed and sent in headers, and must not reveal the cookie.
     session = f"chat:{hashlib.sha256(cookie.encode()).hexdigest()}"
     # The cookie is part of the compared body: the same text and Idempotency-Key in another conversation is a conflict.
@@ -104,7 +104,7 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     )
 
 
-def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
+def cookie_of_key(scope: Scope, key: str, raw: bytes) -> str:
     """Returns the cookie of the conversation that a POST with this Idempotency-Key and body starts.
 
     The cookie is derived, so that a client that lost the response gets the same cookie from the repeated POST. The key
@@ -116,7 +116,7 @@ def cookie_of_key(tenant: Tenant, key: str, raw: bytes) -> str:
             "the Idempotency-Key of a first message gives access to the conversation: "
             f"send a random one of at least {FIRST_KEY_CHARS_MIN} characters, for example a UUID",
         )
-    digest = hashlib.sha256(f"{COOKIE}\0{tenant}\0{owned_key(tenant, key)}\0".encode() + raw).digest()
+    digest = hashlib.sha256(f"{COOKIE}\0{scope.tenant}\0{owned_key(scope, key)}\0".encode() + raw).digest()
     return base64url.encode(digest[:24])
 
 

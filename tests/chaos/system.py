@@ -132,8 +132,8 @@ class ChaosSystem(RecordedSystem):
         """
         large = "x" * (KEPT_BYTES_MAX - 4000)
         clients = [
-            Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.tenant)
-            for one in self.gateway_clients(LOCAL.tenant)
+            Client(self.folder, f"warm-up {new_id()}", [one], LOCAL.access.tenant)
+            for one in self.gateway_clients(LOCAL.access.tenant)
         ]
         served: set[tuple[str, Process]] = set()
         while len(served) < 2 * len(self.generators):

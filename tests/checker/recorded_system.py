@@ -28,7 +28,7 @@ from tests.harness.system import SETTLED_S_MAX, System
 from tests.harness.until import until
 
 OVERLOADER = Tenant("overloader")
-KEYS = {LOCAL.tenant: b"key-of-local", OVERLOADER: b"key-of-overloader"}
+KEYS = {LOCAL.access.tenant: b"key-of-local", OVERLOADER: b"key-of-overloader"}
 
 
 def tenant_keys() -> dict[str, object]:
@@ -55,14 +55,14 @@ class RecordedSystem(System):
                 for client in self.clients
             ]
         # A gateway subscribes to the inbox of its reads at the first one, and each count has to include that.
-        for client in self.gateway_clients(LOCAL.tenant):
+        for client in self.gateway_clients(LOCAL.access.tenant):
             await client.get(f"/v1/turns/{new_id()}")
 
     def recorder(self, name: str) -> Recorder:
         """Returns a recorder of the process `name`, which is a sequence of operations."""
         return Recorder(self.folder / HISTORY, name)
 
-    def client(self, name: str, tenant: Tenant = LOCAL.tenant) -> Client:
+    def client(self, name: str, tenant: Tenant = LOCAL.access.tenant) -> Client:
         """Returns a recorded client that uses all gateways in turn."""
         return Client(self.folder, name, self.gateway_clients(tenant), tenant)
 

@@ -194,7 +194,7 @@ async def takeover_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
         connection = await Connection.open(server.url, "test")
         await shorten_lease(connection, LEASE_S)
         async with run_simulated_claude() as claude_url, Persistence(server.url, folder / "tailrace.db"):
-            gateway = Gateway(server.url, LOCAL.tenant, {"api_keys": ""})
+            gateway = Gateway(server.url, LOCAL.access.tenant, {"api_keys": ""})
             await gateway.answers()
             yield Takeover(gateway, connection, server.url, claude_url)
             await gateway.stop()

@@ -12,6 +12,7 @@ import pytest
 from tailrace.deploy.local import ports
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.clients import node
 from tests.clients.conftest import Takeover, read_stored_text
 from tests.harness import processes
@@ -157,7 +158,7 @@ async def test_session_with_a_tool_is_one_conversation(
     (result,) = second["input"]
     assert result["content"][0]["content"] == "tail\nrace"
     # The model receives the messages of the request: those of the session have old cache marks.
-    request = (await system_log.read_turn(TurnKey(tenant, TurnId(second["turn"])))).request
+    request = (await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, TurnId(second["turn"]))))).request
     assert request is not None
     model_request = (await read_last_request(claude))["body"]
     assert model_request["messages"] == msgspec.to_builtins(request.messages)

@@ -33,7 +33,7 @@ async def small(monkeypatch: pytest.MonkeyPatch, nats_url: str, new_gateway: New
 @pytest.fixture
 async def writer(log: TurnLog) -> Writer:
     """A turn of the tenant without keys."""
-    writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+    writer = Writer(log, TurnKey(LOCAL.access.tenant, TurnId(new_id())))
     await writer.open("a" * 2000)
     return writer
 

@@ -71,7 +71,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 async def write_turn(log: TurnLog) -> TurnKey:
     """Writes a turn with the content in each kind of block."""
-    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    key = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open(*NASTY)
     await writer.store_events(
@@ -90,7 +90,7 @@ async def write_turn(log: TurnLog) -> TurnKey:
 
 async def write_failed_turn(log: TurnLog) -> TurnKey:
     """Writes a turn whose error has the content."""
-    key = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    key = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
     writer = Writer(log, key)
     await writer.open("a")
     await writer.end("failed", Failure("backend_failed", "".join(NASTY)))

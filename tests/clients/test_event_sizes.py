@@ -21,7 +21,7 @@ DOCUMENTED_BUFFER_BYTES = 2**24
 @pytest.fixture
 async def url(log: TurnLog, nats_url: str, new_gateway: NewGateway) -> str:
     """The stream of an answer of 1.2 MB, whose last events are longer than either limit."""
-    writer = Writer(log, TurnKey(LOCAL.tenant, TurnId(new_id())))
+    writer = Writer(log, TurnKey(LOCAL.access.tenant, TurnId(new_id())))
     await writer.open("a" * DELTA_CHARS)
     await writer.store_texts(*["b" * DELTA_CHARS] * (DELTAS - 1))
     await writer.end()

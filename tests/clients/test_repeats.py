@@ -28,6 +28,7 @@ from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.clients import node
 from tests.clients.matrix import MODEL
 from tests.clients.test_anthropic_claude_code import BINARY
@@ -158,7 +159,7 @@ class Running(NamedTuple):
     async def _end(self, build: Callable[[Turn], End]) -> None:
         """Ends the turn as its generator would."""
         while True:
-            turn = await self.log.read_turn(self.key)
+            turn = await self.log.read_turn(ScopedKey.whole(self.key))
             with suppress(FenceLost):
                 await self.log.append(self.key, turn.chain, build(turn))
                 return
@@ -177,7 +178,7 @@ class Running(NamedTuple):
         """Cuts the client's connection. Its turn goes on, or is cancelled before the client's next request."""
         self.proxy.cut_all()
         if cause is not None:
-            await cancel(self.log, self.key, cause)
+            await cancel(self.log, ScopedKey.whole(self.key), cause)
 
 
 ENDS: dict[str, Callable[[Running], Awaitable[None]] | None] = {
@@ -249,7 +250,9 @@ async def test_the_client_repeats_so_many_requests_and_pays_for_so_many_turns(
     monkeypatch.setattr(TurnLog, "append", count_turn)
 
     async def has_begun() -> bool:
-        return bool(turns) and len((await system_log.read_turn(TurnKey(tenant, turns[0]))).text) >= SHOWN
+        return (
+            bool(turns) and len((await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, turns[0])))).text) >= SHOWN
+        )
 
     # On a busy machine, an answer of two seconds would be over before its stop.
     words = 10 * WORDS if row.end in STOPS and row.sees.endswith("an error") else WORDS

@@ -10,6 +10,7 @@ from tailrace.features.batches.runner import BatchRunner
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
 from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.service_builders import build_batch_runner
 from tests.integration.conftest import Gateway
@@ -53,7 +54,7 @@ class BatchSystem(OwnSystem):
         return input_keys(self.tenant, batch)
 
     async def turn(self, batch: dict[str, Any]) -> Turn:
-        return await self.log.read_turn(self.key(batch))
+        return await self.log.read_turn(ScopedKey.whole(self.key(batch)))
 
     async def batch_ended(self, batch: dict[str, Any]) -> Turn:
         """Returns the batch's turn when it has ended."""

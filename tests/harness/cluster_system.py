@@ -18,6 +18,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Rpc
 from tailrace.proto.nats.direct_get import DirectReader
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord
 from tests.harness import readers
 from tests.harness.generator_in_loop import read_stats, words
@@ -92,7 +93,7 @@ class ClusterSystem(System):
         response = await self.clients[client].post("/v1/turns", json={"message": f"#sim {line}"}, headers=headers)
         took_s, body = monotonic() - began, response.json()
         if response.status_code == 202:
-            return PostResult(202, took_s, "", None), TurnKey(LOCAL.tenant, TurnId(body["turn"]))
+            return PostResult(202, took_s, "", None), TurnKey(LOCAL.access.tenant, TurnId(body["turn"]))
         retry_after = response.headers.get("retry-after")
         return PostResult(response.status_code, took_s, body["error"]["code"], retry_after), None
 
@@ -144,14 +145,14 @@ class ClusterSystem(System):
         async def record() -> TurnRecord | None:
             # Persistence answers "try again" while its consumer has no leader or is behind.
             with suppress(Refused):
-                return await history_client.query(listener.key.tenant, GetTurn(listener.key.turn))
+                return await history_client.query(Scope(listener.key.tenant, WHOLE), GetTurn(listener.key.turn))
             return None
 
         found = await until(record, HEALED_S_MAX)
         assert found is not None
         reader = readers.build_reader("listener", listener.key, listener.connected)
         history = await readers.read_history(self.log, listener.key, reader, records={listener.key: found})
-        return await self.log.read_turn(listener.key), judge(history)
+        return await self.log.read_turn(ScopedKey.whole(listener.key)), judge(history)
 
 
 @asynccontextmanager

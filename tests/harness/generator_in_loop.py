@@ -20,6 +20,7 @@ from tailrace.proto.entries import Attempt, Message
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.service import Stop
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness.processes import as_user
@@ -72,9 +73,9 @@ async def append_request(log: TurnLog, line: str, tenant: Tenant = Tenant("tenan
 async def wait_for_end(log: TurnLog, key: TurnKey) -> Turn:
     """Waits for the turn's end; returns its fold."""
     async with asyncio.timeout(END_S_MAX):
-        async for _ in log.follow(key):
+        async for _ in log.follow(ScopedKey.whole(key)):
             pass
-    return await log.read_turn(key)
+    return await log.read_turn(ScopedKey.whole(key))
 
 
 def failure_code(turn: Turn) -> str:
@@ -85,7 +86,9 @@ def failure_code(turn: Turn) -> str:
 
 
 async def read_attempts(log: TurnLog, key: TurnKey) -> list[Attempt]:
-    return [stored.entry for stored in await log.read_entries(key) if isinstance(stored.entry, Attempt)]
+    return [
+        stored.entry for stored in await log.read_entries(ScopedKey.whole(key)) if isinstance(stored.entry, Attempt)
+    ]
 
 
 async def is_acknowledged(connection: Connection) -> bool:

@@ -12,6 +12,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused, not_found
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetTurn, TurnRecord, record_from_fold
 
 
@@ -26,10 +27,10 @@ class MemoryHistory:
         self._turns = turns
         self._read = read
 
-    async def query(self, tenant: Tenant, query: Any) -> Any:
+    async def query(self, scope: Scope, query: Any) -> Any:
         match query:
             case GetTurn(turn):
-                return await self.read_past_turn(TurnKey(tenant, turn))
+                return await self.read_past_turn(ScopedKey(scope, turn))
             case GetLastTurn(session):
                 return await self._newest(session)
             case GetContext(session, parent):
@@ -45,8 +46,8 @@ class MemoryHistory:
                     session=query.session, system_prompt=None, model=None, project_id=None, owner=None
                 )
 
-    async def read_past_turn(self, key: TurnKey) -> TurnRecord:
-        if key not in self._turns():
+    async def read_past_turn(self, key: ScopedKey) -> TurnRecord:
+        if key.plain not in self._turns():
             raise not_found("turn")
         return await self._record(key.turn)
 

@@ -14,6 +14,7 @@ from tailrace.proto.entries import StoredEntry
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.users import GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tests.harness.processes import as_user
@@ -143,7 +144,7 @@ def build_reader(name: str, key: TurnKey, *connections: ReaderConnection, dialec
 async def read_all_entries(log: TurnLog, key: TurnKey) -> tuple[StoredEntry, ...]:
     """Returns all stored entries of a turn, valid or not."""
     stored: list[StoredEntry] = []
-    while more := await log.read_entries(key, stored[-1].seq if stored else BEFORE_FIRST):
+    while more := await log.read_entries(ScopedKey.whole(key), stored[-1].seq if stored else BEFORE_FIRST):
         stored += more
     return tuple(stored)
 

@@ -27,6 +27,7 @@ from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.users import GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE
 from tests.harness import processes
 from tests.harness.generator_in_loop import read_attempts
@@ -212,7 +213,7 @@ class System:
 
         async def turn() -> Turn | None:
             with suppress(LogUnavailable):
-                found = await self.log.read_turn(key)
+                found = await self.log.read_turn(ScopedKey.whole(key))
                 return found if found.end is not None else None
             return None
 

@@ -6,6 +6,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry, Failure, Mode, Outcome
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness import turn_builder
 
 # As the API sends it: the SDKs need all fields, while `handwritten` encodes only those that the fold reads.
@@ -63,7 +64,7 @@ class Writer:
     async def end(self, outcome: Outcome = "completed", error: Failure | None = None) -> Seq:
         if outcome == "completed":
             await self.store_events(*turn_builder.closing_events(5))
-        return await self.store(build_end(await self.log.read_turn(self.key), outcome, error))
+        return await self.store(build_end(await self.log.read_turn(ScopedKey.whole(self.key)), outcome, error))
 
 
 def new_writer(log: TurnLog, tenant: Tenant = OURS) -> Writer:

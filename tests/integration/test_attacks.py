@@ -14,6 +14,7 @@ import pytest
 
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.processes import Process
 from tests.harness.raw_http import RawConnection
 from tests.harness.refusals import problem_of
@@ -123,7 +124,7 @@ async def test_text_chooses_no_model_tenant_subject_or_header(
         accepted = await gateway.client.post("/v1/turns", json=body)
         assert accepted.status_code == 202, accepted.text
         stream = await gateway.client.get(accepted.json()["links"]["events"])
-        turn = await system_log.read_turn(TurnKey(tenant, TurnId(accepted.json()["turn"])))
+        turn = await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, TurnId(accepted.json()["turn"]))))
         stored = turn.request
         assert stored is not None
         assert (stored.model, stored.system, stored.metadata) == ("claude-haiku-5-5", text, {"note": text})
@@ -141,7 +142,7 @@ async def test_the_tenant_comes_from_the_credential_alone(
 ) -> None:
     names = dict.fromkeys(("x-tenant", "x-tenant-id", "tailrace-tenant", "x-user", "x-forwarded-user"), "other")
     accepted = await gateway.client.post("/v1/turns", json={"message": LINE}, headers=names)
-    assert await system_log.read_turn(TurnKey(tenant, TurnId(accepted.json()["turn"])))
+    assert await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, TurnId(accepted.json()["turn"]))))
     assert (await gateway.client.post("/v1/turns?tenant=other", json={"message": LINE})).status_code == 400
     for field in ("tenant", "by", "scopes", "turn", "holds", "prev"):
         refused = await gateway.client.post("/v1/turns", json={"message": LINE, field: "other"})
@@ -158,7 +159,7 @@ async def test_get_requests_change_nothing_and_are_not_cached(
     await gateway.client.get(accepted["links"]["events"])
     key = TurnKey(tenant, TurnId(accepted["turn"]))
     names = path_parameters(accepted["turn"], accepted["session"], "none")
-    before = await system_log.read_entries(key), (await gateway.client.get("/v1/sessions")).json()
+    before = await system_log.read_entries(ScopedKey.whole(key)), (await gateway.client.get("/v1/sessions")).json()
     for (method, path), row in ROWS.items():
         if method != "GET" or row.is_endless:
             continue
@@ -168,7 +169,10 @@ async def test_get_requests_change_nothing_and_are_not_cached(
         for headers in () if row.is_public else ({}, {"authorization": "Bearer unknown"}):
             answer = await gateway.client.get(url + row.query, headers=headers)
             assert answer.status_code == 204 or "no-store" in answer.headers["cache-control"], path
-    assert (await system_log.read_entries(key), (await gateway.client.get("/v1/sessions")).json()) == before
+    assert (
+        await system_log.read_entries(ScopedKey.whole(key)),
+        (await gateway.client.get("/v1/sessions")).json(),
+    ) == before
 
 
 async def exchange(gateway: Gateway, request: bytes, until: bytes = b"") -> bytes:

@@ -24,6 +24,7 @@ from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats import BlobPins, BlobStore, Connection, Tombstones, TurnLog, blob_pins
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, CLAIMS_STREAM
@@ -213,7 +214,7 @@ async def test_a_waiting_turn_and_the_inputs_of_a_batch_keep_their_blobs(
             waiting = (await own.post(picture))["turn"]
         assert await delete(own.gateway, first) == 200
         turn = await own.ended_turn(batch if is_batch else waiting)
-        turn = await own.log.read_turn(TurnKey(own.tenant, TurnId(waiting)))
+        turn = await own.log.read_turn(ScopedKey.whole(TurnKey(own.tenant, TurnId(waiting))))
         assert (turn.outcome, turn.text) == ("completed", name(picture))
         assert await blob_count(own.connection, own.tenant) == (2 if is_batch else 1)
         assert await delete(own.gateway, {"turn": batch if is_batch else waiting}) == 200

@@ -24,6 +24,7 @@ from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.subjects import PERSISTENCE
 from tests.harness import readers
@@ -90,7 +91,7 @@ class CancelSystem(OwnSystem):
         return len(stored) >= count or isinstance(stored[-1].entry, End)
 
     async def has_three_words(self, key: TurnKey) -> bool:
-        return len((await self.log.read_turn(key)).text.split()) >= 3
+        return len((await self.log.read_turn(ScopedKey.whole(key))).text.split()) >= 3
 
     async def _record(self, key: TurnKey) -> TurnRecord | None:
         # Persistence refuses while it is behind, or NATS has just come back.
@@ -112,7 +113,7 @@ class CancelSystem(OwnSystem):
         assert connected.over == "ended"
         shown = (await self.gateways[1].client.get(f"/v1/turns/{key.turn}")).json()
         assert [(answer.status_code, answer.json()) for answer in answers] == [(200, shown)] * len(answers)
-        return await self.log.read_turn(key)
+        return await self.log.read_turn(ScopedKey.whole(key))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
 from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.nats_cluster import Cluster
 from tests.harness.turn_builder import NOON, attempt, event, opening_events, request, text_delta
 
@@ -66,7 +67,7 @@ class Contest:
         while rounds > 0 or not stop.is_set():
             rounds -= 1
             chain = await self.round(chain, [text_delta(chain, f" {name}{chain.last}") for name in "ab"])
-        turn = await log.read_turn(self.key)
+        turn = await log.read_turn(ScopedKey.whole(self.key))
         await self.round(chain, [build_end(turn, "completed"), build_end(turn, "cancelled")])
 
     async def round(self, chain: Chain, rivals: list[Entry]) -> Chain:
@@ -123,9 +124,9 @@ async def test_exactly_one_of_two_writers_wins_each_position_while_the_leader_ch
             await cluster.step_down()
         stop.set()
     for contest in contests:
-        turns = [await TurnLog(connection).read_turn(contest.key) for connection in connections]
+        turns = [await TurnLog(connection).read_turn(ScopedKey.whole(contest.key)) for connection in connections]
         assert all(turn == turns[0] for turn in turns)
-        async with aclosing(TurnLog(connections[2]).follow(contest.key)) as follower:
+        async with aclosing(TurnLog(connections[2]).follow(ScopedKey.whole(contest.key))) as follower:
             stored = [one async for some in follower for one in some]
         assert fold(stored).text == turns[0].text
         # The first four entries had one writer.

@@ -9,6 +9,7 @@ from tailrace.gateway.turns.conversation_match import Position
 from tailrace.proto.entries import Request
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.integration.conftest import Gateway
 
 SHORT = "#sim words=1 rate=0"
@@ -45,7 +46,7 @@ class Sessions:
                     break
 
     async def request(self, turn: TurnId) -> Request:
-        request = (await self._log.read_turn(TurnKey(self._tenant, turn))).request
+        request = (await self._log.read_turn(ScopedKey.whole(TurnKey(self._tenant, turn)))).request
         assert request is not None
         return request
 

@@ -12,6 +12,7 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.chain import Chain
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.turn_writer import Writer
 from tests.integration.conftest import KEY, api_keys
@@ -29,7 +30,7 @@ async def test_a_turn_is_stored_once_and_streamed_without_any_feature(
             first, again = [await client.post("/v1/turns", json={"message": "hi"}) for _ in range(2)]
             assert (first.status_code, again.json()) == (202, first.json())
             writer = Writer(log, TurnKey(tenant, TurnId(first.json()["turn"])))
-            [request] = await log.read_entries(writer.key)
+            [request] = await log.read_entries(ScopedKey.whole(writer.key))
             writer.chain = Chain(request.seq)
             await writer.begin("Hello")
             await writer.end()

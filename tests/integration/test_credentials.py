@@ -19,7 +19,7 @@ from tailrace.gateway.app import app, overflow_app
 from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http import server
-from tailrace.gateway.http.scope import SCOPES, Scope
+from tailrace.gateway.http.scope import SCOPES, ScopeName
 from tailrace.gateway.serve import build
 from tailrace.gateway.startup_checks import build_authenticator
 from tailrace.proto.ids import Tenant, new_id
@@ -77,7 +77,7 @@ class Routes:
     It drains so that an authenticated request is answered at once: no generator runs.
     """
 
-    def __init__(self, client: httpx2.AsyncClient, keys: dict[Scope, NewKey], revoked: NewKey) -> None:
+    def __init__(self, client: httpx2.AsyncClient, keys: dict[ScopeName, NewKey], revoked: NewKey) -> None:
         self.client = client
         self.revoked = revoked.secret.encode()
         self.keys = {scope: key.secret.encode() for scope, key in keys.items()}

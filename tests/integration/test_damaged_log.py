@@ -19,6 +19,7 @@ from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import STREAM, entries
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import read_stats, running_generator
@@ -178,15 +179,15 @@ async def test_a_fork_retention_and_a_purge_are_no_damage(own_log: TurnLog, tena
     for _ in range(2):
         seq = await own_log.publish(writer.key, turn_builder.text_delta(fork, "?"), await own_log.last_seq(writer.key))
         fork = Chain(seq, 1)
-    assert (await own_log.read_turn(writer.key)).skipped == 2
+    assert (await own_log.read_turn(ScopedKey.whole(writer.key))).skipped == 2
     # Retention removes the oldest entries, and the request first.
     await own_log.connection.jetstream.purge_stream(STREAM, subject=entries(writer.key), seq=stored[4].seq)
     with pytest.raises(TurnUnknown) as raised:
-        await own_log.read_turn(writer.key)
+        await own_log.read_turn(ScopedKey.whole(writer.key))
     assert not isinstance(raised.value, TurnDamaged)
     await own_log.purge(writer.key)
     with pytest.raises(TurnUnknown) as raised:
-        await own_log.read_turn(writer.key)
+        await own_log.read_turn(ScopedKey.whole(writer.key))
     assert not isinstance(raised.value, TurnDamaged)
     assert await own_log.damaged_turns() == []
 

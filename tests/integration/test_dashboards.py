@@ -31,6 +31,7 @@ from tailrace.proto import entries, subjects
 from tailrace.proto.end_entry import build_end
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import PERSISTENCE, STREAM, WEBHOOKS
 from tests.clients import node
 from tests.clients.node import find_browser
@@ -282,7 +283,7 @@ async def no_generator(loaded: LoadedSystem) -> AsyncGenerator[None]:
     await writer.store_request()
     await writer.begin("Light scatters.")
     await writer.store_events(*turn_builder.closing_events(5))
-    end = build_end(await writer.log.read_turn(writer.key), "completed")
+    end = build_end(await writer.log.read_turn(ScopedKey.whole(writer.key)), "completed")
     await writer.store(msgspec.structs.replace(end, text_sha256="0" * 64))
     async with loaded.again(1, lambda: loaded.post("words=2 rate=0")):
         yield

@@ -19,6 +19,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord
 from tailrace.proto.resources import DeletedRows, DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM
@@ -242,7 +243,7 @@ async def test_turns_that_are_only_in_the_database_are_looked_up_in_the_log_toge
     for key in turns:
         await forget(own_gateway, own_log, key)
 
-    async def fail(_: TurnLog, key: TurnKey) -> Turn:
+    async def fail(_: TurnLog, key: ScopedKey) -> Turn:
         raise AssertionError(f"the gateway reads {key.turn}, which the log does not have")
 
     monkeypatch.setattr(TurnLog, "read_turn", fail)

@@ -22,6 +22,7 @@ from tailrace.gateway.serve import build, start
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.subjects import PERSISTENCE
@@ -160,7 +161,9 @@ async def test_a_turn_that_was_stored_before_the_drain_is_answered_with_200(
     async with in_process(nats_url, connection, tenant, draining, accept="text/event-stream") as client:
         answer = await client.post("/v1/turns", json={"message": "hi"})
     assert answer.status_code == 200
-    assert (await log.read_turn(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"])))).request is not None
+    assert (
+        await log.read_turn(ScopedKey.whole(TurnKey(tenant, TurnId(answer.headers["tailrace-turn"]))))
+    ).request is not None
 
 
 @pytest.mark.parametrize("is_stalled", [False, True], ids=["idle connection", "stalled reader"])

@@ -15,6 +15,7 @@ from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX
 from tailrace.proto.nats.jetstream_log import ErasedEntries
 from tailrace.proto.nats.log_server import PublishUnclear
 from tailrace.proto.nats.stream_leader import Leader, StoredMessage
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import readers
 from tests.harness.generator_in_loop import words
@@ -79,7 +80,7 @@ async def test_nats_has_no_entry_in_clear_but_the_request(
     assert set(payloads) == {"request", "attempt", "event", "end"}
     assert encrypted_kinds(payloads) == {"attempt", "event", "end"}
     for log in (own_log, other_log):
-        turn = await log.read_turn(writer.key)
+        turn = await log.read_turn(ScopedKey.whole(writer.key))
         assert (turn.text, turn.outcome, turn.chain) == ("a secret", "completed", writer.chain)
 
 
@@ -96,7 +97,7 @@ async def test_a_turn_is_encrypted_also_when_its_key_was_forgotten(
     await other.store_request()
     await writer.begin("a")
     for text in (" secret", "x" * (INLINE_BYTES_MAX + 1)):
-        await own_log.read_turn(other.key)
+        await own_log.read_turn(ScopedKey.whole(other.key))
         await writer.store_texts(text)
     await other_log.append(writer.key, writer.chain, text_delta(writer.chain, " and more"))
     payloads = await stored_payloads(own_connection, writer.key)
@@ -128,17 +129,17 @@ async def test_a_process_that_has_not_read_the_request_reads_and_follows_after_a
     received: list[entries.StoredEntry] = []
 
     async def follow(log: TurnLog) -> None:
-        async with aclosing(log.follow(writer.key, cursor)) as following:
+        async with aclosing(log.follow(ScopedKey.whole(writer.key), cursor)) as following:
             async for some in following:
                 received.extend(some)
 
-    (last,) = await TurnLog(own_connection).read_entries(writer.key, Seq(cursor - 1))
+    (last,) = await TurnLog(own_connection).read_entries(ScopedKey.whole(writer.key), Seq(cursor - 1))
     assert (last.seq, type(last.entry)) == (cursor, entries.Event)
     task = asyncio.create_task(follow(other_log))
     await writer.store_texts(" and", " more")
     await writer.end()
     await task
-    whole = await TurnLog(own_connection).read_entries(writer.key)
+    whole = await TurnLog(own_connection).read_entries(ScopedKey.whole(writer.key))
     assert [one.seq for one in received] == [one.seq for one in whole if one.seq > cursor]
     assert fold([*(one for one in whole if one.seq <= cursor), *received]).text == "a secret and more"
 
@@ -151,7 +152,7 @@ async def test_live_entries_that_cannot_be_decrypted_make_the_reader_read_the_lo
     async with other_log.subscribe(writer.key) as feed:
         await writer.store_texts(" secret")
         assert await feed.next(5.0) == []
-        await other_log.read_turn(writer.key)
+        await other_log.read_turn(ScopedKey.whole(writer.key))
         await writer.store_texts(" and more")
         assert [one.seq for one in await feed.next(5.0)] == [writer.chain.last]
 
@@ -170,7 +171,7 @@ async def test_an_entry_of_another_turn_is_not_accepted(writer: Writer, other_lo
     ):
         await connection.jetstream.publish(subject, forged)
     await writer.store_texts(" secret")
-    turn = await other_log.read_turn(writer.key)
+    turn = await other_log.read_turn(ScopedKey.whole(writer.key))
     assert (turn.text, turn.skipped) == ("a secret", 3)
 
 
@@ -184,9 +185,9 @@ async def test_a_fork_of_the_request_with_another_key_hides_nothing(
     await writer.begin("a", " secret")
     cursor = writer.chain.last
     for log in (writer.log, other_log):
-        (last,) = await log.read_entries(writer.key, Seq(cursor - 1))
+        (last,) = await log.read_entries(ScopedKey.whole(writer.key), Seq(cursor - 1))
         assert (last.seq, type(last.entry)) == (cursor, entries.Event)
-        assert (await log.read_turn(writer.key)).text == "a secret"
+        assert (await log.read_turn(ScopedKey.whole(writer.key))).text == "a secret"
     assert (await other_log.erase(writer.key)).is_gone
     assert len(deleted_one_by_one) == 2
 
@@ -202,8 +203,8 @@ async def test_an_erasure_overwrites_the_request_and_what_an_older_version_has_n
     await writer.begin("a", " secret")
     in_clear = entries.encode(text_delta(writer.chain, " in clear"))
     stored = await own_connection.jetstream.publish(subjects.entry(writer.key, "event"), in_clear)
-    assert (await other_log.read_turn(writer.key)).text == "a secret in clear"
-    count = len(await other_log.read_entries(writer.key))
+    assert (await other_log.read_turn(ScopedKey.whole(writer.key))).text == "a secret in clear"
+    count = len(await other_log.read_entries(ScopedKey.whole(writer.key)))
 
     async def fail(_: TurnLog, __: TurnKey) -> None:
         raise LogUnavailable("killed")
@@ -221,7 +222,7 @@ async def test_an_erasure_whose_deadline_is_over_after_the_request_removes_the_w
 ) -> None:
     """Otherwise it would be found by no later call, and not be counted."""
     await writer.begin("a", " secret")
-    count = len(await other_log.read_entries(writer.key))
+    count = len(await other_log.read_entries(ScopedKey.whole(writer.key)))
     assert await other_log.erase(writer.key, asyncio.get_running_loop().time()) == ErasedEntries(count, is_gone=True)
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
@@ -245,7 +246,7 @@ async def test_a_new_process_cannot_read_a_turn_whose_request_is_overwritten(
 ) -> None:
     await writer.begin("a", " secret")
     await Leader(own_connection, STREAM).delete(writer.chain.first, erases=True)
-    left = await TurnLog(own_connection).read_entries(writer.key)
+    left = await TurnLog(own_connection).read_entries(ScopedKey.whole(writer.key))
     assert left
     assert {type(one.entry) for one in left} == {entries.Unreadable}
 

@@ -20,9 +20,10 @@ from tailrace.gateway.auth.api_key import hash_key
 from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.auth.signing_secret import signing_secret
-from tailrace.gateway.http.scope import SCOPES, Scope
+from tailrace.gateway.http.scope import SCOPES, ScopeName
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness import jwts
 from tests.harness.readers import is_read
 from tests.harness.turn_writer import Writer
@@ -38,7 +39,7 @@ def keys(own_connection: Connection) -> KeyStore:
     return KeyStore(own_connection)
 
 
-async def store(keys: KeyStore, tenant: Tenant, *scopes: Scope) -> NewKey:
+async def store(keys: KeyStore, tenant: Tenant, *scopes: ScopeName) -> NewKey:
     key = new_key(tenant, now=int(time.time()), scopes=scopes or SCOPES)
     await keys.create(key.record)
     return key
@@ -176,7 +177,7 @@ async def test_the_first_key_ends_the_streams_and_tickets_of_clients_without_one
     """Otherwise a stream of a session would show all later turns, too. The setting of keys ends tickets, too."""
     gateway = await new_gateway(own_server.url, api_keys="", heartbeat_s=0.2)
     gateway.client.headers.pop("authorization")
-    turn = TurnKey(LOCAL.tenant, TurnId(new_id()))
+    turn = TurnKey(LOCAL.access.tenant, TurnId(new_id()))
     await Writer(own_log, turn).open(TEXT)
     made = await gateway.client.post(f"/v1/turns/{turn.turn}/tickets", json={"is_shared": True})
     ticket = made.json()["events"], dict[str, str]()
@@ -263,11 +264,11 @@ async def test_a_stream_ends_when_its_jwt_or_access_token_expires_and_resumes_wi
     for rest in await asyncio.gather(*(stream.read_rest() for stream in streams)):
         assert rest.endswith(LAST_CHUNK)
     assert count_expired() == expired + len(streams)
-    last = {"last-event-id": str((await own_log.read_turn(turn)).chain.last)}
+    last = {"last-event-id": str((await own_log.read_turn(ScopedKey.whole(turn))).chain.last)}
     assert (await gateway.client.get(events(turn), headers=bearer(access) | last)).status_code == 401
     assert await statuses(gateway, requests) == [401, 401]
     writer = Writer(own_log, turn)
-    writer.chain = (await own_log.read_turn(turn)).chain
+    writer.chain = (await own_log.read_turn(ScopedKey.whole(turn))).chain
     await writer.store_texts("the rest")
     await writer.end()
     following = signer.sign(Access(key=api_key.record.id, until=until_s + 60))
@@ -289,7 +290,7 @@ async def is_any_read(log: TurnLog, tenant: Tenant) -> bool:
 
 async def until_cancelled(log: TurnLog, turn: TurnKey) -> None:
     async def is_cancelled() -> bool:
-        return (await log.read_turn(turn)).outcome == "cancelled"
+        return (await log.read_turn(ScopedKey.whole(turn))).outcome == "cancelled"
 
     await until(is_cancelled)
 
@@ -369,7 +370,7 @@ async def test_the_first_key_refuses_a_request_without_one_whose_body_has_not_ar
     posting = gateway.client.post("/v1/turns", content=body, headers={"content-type": "application/json"})
     post = asyncio.create_task(posting)
     await asyncio.sleep(0.5)  # as above
-    await store(keys, LOCAL.tenant)
+    await store(keys, LOCAL.access.tenant)
     await until_equal(lambda: statuses(gateway, [("/v1/turns", {})]), [401])
     body.finish.set()
     assert (await post).status_code == 401

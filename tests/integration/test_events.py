@@ -26,6 +26,7 @@ from tailrace.proto.errors import LogFull
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog, jetstream_log
 from tailrace.proto.nats.log_server import PAGE_MAX, EntryPage, LiveFeed
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import words
 from tests.harness.readers import build_reader, decode_data, is_read, read, read_history, story_of
 from tests.harness.sse_parser import EventStream, parse, without_retry
@@ -74,7 +75,7 @@ async def test_fifty_readers_and_every_dialect_get_one_story(
     verdict = judge(await read_history(system_log, key, *readers), (no_gap, no_repeat, one_end))
     assert verdict.is_green, verdict.evidence
     assert {one.frames for one in seen} == {seen[0].frames}
-    folded = await system_log.read_turn(key)
+    folded = await system_log.read_turn(ScopedKey.whole(key))
     assert story_of(frame.sent for frame in seen[0].frames) == Story(folded.text, folded.usage, "completed")
     record = (await gateway.client.get(f"/v1/turns/{key.turn}")).json()
     text = (await gateway.client.get(url_of(key, "text"))).text
@@ -224,7 +225,7 @@ async def test_heartbeats_fill_silence_and_have_no_id(
     if heartbeat:
         events = EventStream().feed(received)
         ids = [event.id for event in events if event.id is not None]
-        assert set(ids) <= {one.seq for one in await log.read_entries(writer.key)}
+        assert set(ids) <= {one.seq for one in await log.read_entries(ScopedKey.whole(writer.key))}
         assert all(first < second for first, second in pairwise(ids))
         # Of several events of one entry only the last has the id.
         assert {event.event for event in events if event.id is None} <= {"ping", "message_delta"}

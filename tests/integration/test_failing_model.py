@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 
 from tailrace.proto.entries import Event
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import ScopedKey
 from tests.harness import readers
 from tests.harness.faulty_upstream import GARBAGE, HEAD, Break, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import failure_code, words
@@ -65,7 +66,7 @@ async def test_a_reader_gets_heartbeats_while_a_generator_waits_to_retry(
             events = [event async for received in response.aiter_raw() for event in stream.feed(received)]
     assert len(stream.comments) > 5
     assert any('"delta"' in event.data for event in events)
-    assert ((await own.log.read_turn(key)).text, await own.calls()) == (words(9), 2)
+    assert ((await own.log.read_turn(ScopedKey.whole(key))).text, await own.calls()) == (words(9), 2)
 
 
 @pytest.mark.rule("F23")
@@ -125,7 +126,7 @@ async def test_a_request_that_kills_its_generators_fails_after_attempts_max(own:
         turn = await own.wait_for_end(key)
         await own.wait_until_acknowledged()
     assert (failure_code(turn), turn.attempt, failures()) == ("attempts_exhausted", 3, before + 1)
-    assert {(await own.log.read_turn(other)).outcome for other in others} == {"completed"}
+    assert {(await own.log.read_turn(ScopedKey.whole(other))).outcome for other in others} == {"completed"}
 
 
 def repetitions() -> float:
@@ -147,7 +148,7 @@ async def test_repeated_words_at_a_continuation_are_removed(
     history = await readers.read_history(own.log, key, readers.build_reader("reader", key, received))
     assert (turn.text, turn.outcome, turn.attempt) == (words(40), "completed", 3)
     assert history.readers[0].received == Story(words(40), turn.usage, "completed")
-    entries = [stored.entry for stored in await own.log.read_entries(key)]
+    entries = [stored.entry for stored in await own.log.read_entries(ScopedKey.whole(key))]
     left_out = [entry.left_out for entry in entries if isinstance(entry, Event) and entry.left_out]
     assert left_out == [len(words(5))] * 2
     assert repetitions() == before + 2
@@ -160,7 +161,7 @@ async def test_the_time_limit_of_a_turn_includes_the_time_of_killed_generators(o
     key = await own.append_request("words=500 rate=20")
     # More than half a second of the answer, one word an entry.
     assert await own.run_and_kill_after(16)
-    interrupted = await own.log.read_turn(key)
+    interrupted = await own.log.read_turn(ScopedKey.whole(key))
     assert interrupted.worked_s >= 0.5
     calls = await own.calls()
     async with own.running_generator(deadline_s=0.5):

@@ -114,7 +114,7 @@ async def test_load_reads_several_pages_of_keys_and_revocations(keys: KeyStore) 
     cache = await load_cache(keys)
     for number, key in enumerate(made):
         principal = await verify(cache, key)
-        assert (principal.tenant if principal else None) == (None if number == 7 else f"tenant-{number}")
+        assert (principal.access.tenant if principal else None) == (None if number == 7 else f"tenant-{number}")
     assert cache.is_ended(made[7].record.id)
 
 

@@ -12,6 +12,7 @@ from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import BODIES
 from tests.integration.conftest import Gateway, forget
 
@@ -87,7 +88,7 @@ async def test_a_large_block_is_in_the_session_after_the_log_and_in_the_next_req
     assert second.status_code == 202, second.text
     key = TurnKey(tenant, TurnId(second.json()["turn"]))
     await gateway.client.get(f"/v1/turns/{key.turn}/events")
-    turn = await system_log.read_turn(key)
+    turn = await system_log.read_turn(ScopedKey.whole(key))
     assert turn.outcome == "completed", turn.error
     assert turn.request is not None
     (question, answered, again) = turn.request.messages
@@ -110,7 +111,7 @@ async def test_a_session_with_more_documents_than_one_message_of_nats_holds_goes
         assert posted.status_code == 202, posted.text
         turn = TurnId(posted.json()["turn"])
         await gateway.client.get(f"/v1/turns/{turn}/events")
-    last = await system_log.read_turn(TurnKey(tenant, turn))
+    last = await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, turn)))
     assert (last.outcome, last.error) == ("completed", None)
     assert last.request is not None
     assert (last.request.history, len(last.request.messages)) == (6, 7)
@@ -169,7 +170,7 @@ async def test_the_largest_event_is_answered_by_one_call_while_other_turns_go_on
     turn = TurnId(posted.json()["turn"])
     for one in (turn, *others):
         await gateway.client.get(f"/v1/turns/{one}/events", timeout=60)
-        ended = await system_log.read_turn(TurnKey(tenant, one))
+        ended = await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, one)))
         assert (ended.outcome, ended.attempt, ended.error) == ("completed", 1, None)
-    blocks = (await system_log.read_turn(TurnKey(tenant, turn))).blocks
+    blocks = (await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, turn)))).blocks
     assert blocks[1].start["content"]["content"]["source"]["data"] == large

@@ -17,6 +17,7 @@ from tailrace.proto.ids import Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog, event_blobs
 from tailrace.proto.nats.event_blobs import INLINE_BYTES_MAX
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness import turn_builder
 from tests.harness.turn_writer import Writer
@@ -69,7 +70,7 @@ async def test_every_reader_gets_a_large_event_byte_for_byte(own_connection: Con
     has_begun = asyncio.Event()
 
     async def follow() -> None:
-        async with aclosing(TurnLog(own_connection).follow(writer.key)) as following:
+        async with aclosing(TurnLog(own_connection).follow(ScopedKey.whole(writer.key))) as following:
             async for some in following:
                 received.extend(some)
                 has_begun.set()
@@ -82,12 +83,12 @@ async def test_every_reader_gets_a_large_event_byte_for_byte(own_connection: Con
     await writer.end()
     async with asyncio.timeout(10):
         await following
-    replayed = await TurnLog(own_connection).read_entries(writer.key)
+    replayed = await TurnLog(own_connection).read_entries(ScopedKey.whole(writer.key))
     assert received == replayed
     (large,) = [one.entry for one in replayed if one.seq == seq]
     assert isinstance(large, Event)
     assert (bytes(large.event), large.blob) == (bytes(raw), None)
-    turn = await TurnLog(own_connection).read_turn(writer.key)
+    turn = await TurnLog(own_connection).read_turn(ScopedKey.whole(writer.key))
     assert turn.blocks[1].start["content"]["content"]["source"]["data"] == PDF
     assert turn.chain == writer.chain
 
@@ -116,7 +117,7 @@ async def test_an_event_without_long_strings_is_kept_as_well(own_connection: Con
     assert len(raw) > INLINE_BYTES_MAX
     seq = await writer.store(large_entry(writer.chain, raw))
     assert len(await stored_payload(own_connection, writer.key, seq)) < 1000
-    (stored,) = await TurnLog(own_connection).read_entries(writer.key, Seq(seq - 1))
+    (stored,) = await TurnLog(own_connection).read_entries(ScopedKey.whole(writer.key), Seq(seq - 1))
     assert isinstance(stored.entry, Event)
     assert stored.entry.event == raw
 
@@ -144,7 +145,7 @@ async def test_an_append_whose_outcome_is_unclear_finds_its_large_event(
     await writer.store(large_entry(writer.chain, fetched()))
     assert lost
     await writer.store_events(events.BlockStop(1))
-    turn = await TurnLog(own_connection).read_turn(writer.key)
+    turn = await TurnLog(own_connection).read_turn(ScopedKey.whole(writer.key))
     assert (turn.skipped, len(turn.blocks)) == (0, 2)
 
 
@@ -157,7 +158,7 @@ async def test_a_purge_removes_the_large_events_of_the_turn(own_connection: Conn
     await other.store(large_entry(other.chain, fetched()))
     await writer.log.purge_events(writer.key)
     assert await chunks_of(own_connection, writer.key) == []
-    assert (await TurnLog(own_connection).read_turn(other.key)).blocks[1].start["content"]
+    assert (await TurnLog(own_connection).read_turn(ScopedKey.whole(other.key))).blocks[1].start["content"]
 
 
 @pytest.mark.rule("R35")
@@ -185,7 +186,7 @@ async def test_a_large_event_of_a_turn_with_store_false_is_encrypted_and_erased(
     assert stored
     assert all(chunk is not None and entry_encryption.is_encrypted(chunk.data) for chunk in stored)
     other = TurnLog(own_connection)
-    (last,) = await other.read_entries(key, Seq(seq - 1))
+    (last,) = await other.read_entries(ScopedKey.whole(key), Seq(seq - 1))
     assert isinstance(last.entry, Event)
     assert last.entry.event == raw
     await writer.end()
@@ -202,9 +203,9 @@ async def test_a_read_ends_after_many_bytes_of_large_events(
     for index in range(1, 6):
         await writer.store(large_entry(writer.chain, fetched(index=index)))
     log = TurnLog(own_connection)
-    pages = [len(await log.read_entries(writer.key, Seq(0)))]
+    pages = [len(await log.read_entries(ScopedKey.whole(writer.key), Seq(0)))]
     assert pages[0] < 9
-    turn = await log.read_turn(writer.key)
+    turn = await log.read_turn(ScopedKey.whole(writer.key))
     assert len(turn.blocks) == 6
     assert all(block.start["content"] for block in turn.blocks[1:])
 
@@ -217,7 +218,7 @@ async def test_an_event_whose_chunks_have_expired_is_read_as_its_stub(
     await writer.store(large_entry(writer.chain, fetched()))
     await writer.store_events(events.BlockStop(1))
     await own_connection.jetstream.purge_stream(BODIES, subject=subjects.event_chunks(writer.key))
-    turn = await TurnLog(own_connection).read_turn(writer.key)
+    turn = await TurnLog(own_connection).read_turn(ScopedKey.whole(writer.key))
     assert (turn.chain, turn.blocks[1].type) == (writer.chain, "web_fetch_tool_result")
 
 

@@ -11,6 +11,7 @@ import pytest
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import words
 from tests.integration.conftest import KEY, Gateway, on_shared_loop
 
@@ -153,11 +154,11 @@ async def test_request_after_a_turn_that_lost_its_readers_is_a_new_turn(
     for _ in range(4):
         async with gateway.client.stream("POST", "/v1/messages", json=endless, headers=CLAUDE_CODE) as answer:
             turns.append(turn_of(answer))
-            await cancel(system_log, TurnKey(tenant, TurnId(turns[-1])), "on_disconnect")
+            await cancel(system_log, ScopedKey.whole(TurnKey(tenant, TurnId(turns[-1]))), "on_disconnect")
             assert b"the turn was cancelled" in await answer.aread()
     assert len(set(turns)) == 3
     assert turns[-1] == turns[-2]
-    request = (await system_log.read_turn(TurnKey(tenant, TurnId(turns[0])))).request
+    request = (await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, TurnId(turns[0]))))).request
     assert request is not None
     assert request.on_disconnect == "grace:60"
 

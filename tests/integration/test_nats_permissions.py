@@ -32,6 +32,7 @@ from tailrace.proto.model_records import MODELS
 from tailrace.proto.nats import Connection, Rpc, TurnLog, check
 from tailrace.proto.nats.stream_configs import BUCKETS, EVERY_STREAM
 from tailrace.proto.nats.users import ADMIN, GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import AUDIT, GENERATORS, PERSISTENCE, STREAM
 from tests.harness.processes import CHECKOUT, as_user
 from tests.harness.turn_writer import Writer
@@ -274,8 +275,8 @@ async def test_a_gateway_does_not_accept_a_key_or_an_end_that_another_gateway_fo
     await KeyStore(gateway).watch(receive)
     writer = Writer(TurnLog(root), key)
     await writer.store_request()
-    forged_end = build_end(await writer.log.read_turn(key), "cancelled")
-    async with aclosing(TurnLog(gateway).follow(key)) as entries:
+    forged_end = build_end(await writer.log.read_turn(ScopedKey.whole(key)), "cancelled")
+    async with aclosing(TurnLog(gateway).follow(ScopedKey.whole(key))) as entries:
         await anext(entries)
         await forger.subscribe("readers.acme.x", reply)
         live_end = f"{subjects.live(key)[:-1]}end"

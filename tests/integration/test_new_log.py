@@ -25,6 +25,7 @@ from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.setup_state import read_setup_state
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import BODIES, PERSISTENCE, STREAM
 from tests.harness import processes
 from tests.harness.open_store import open_store
@@ -159,7 +160,7 @@ async def test_the_log_of_a_volume_that_was_not_mounted_is_there_again_afterward
             f"0 streams, buckets and consumers created; {EVERYTHING} existed and were not changed\n",
         )
     connection = await Connection.open(own_server.url, "test")
-    assert len((await TurnLog(connection).read_turn(key)).blocks) == 0
+    assert len((await TurnLog(connection).read_turn(ScopedKey.whole(key))).blocks) == 0
     await connection.close()
 
 

@@ -17,7 +17,7 @@ from tailrace.features.admin.key_store import KeyStore
 from tailrace.features.admin.new_key import new_key
 from tailrace.features.ops import sources
 from tailrace.features.ops.panels import DASHBOARDS
-from tailrace.gateway.http.scope import TENANT_SCOPES, Scope
+from tailrace.gateway.http.scope import TENANT_SCOPES, ScopeName
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tailrace.proto.runtime import metrics_targets
@@ -37,7 +37,7 @@ async def test_only_a_credential_with_the_scope_operate_sees_the_values(
     # Without any credential, every client has all scopes.
     assert (await open_gateway.client.get(VALUES, headers={"authorization": ""})).status_code == 200
 
-    async def store(*scopes: Scope) -> str:
+    async def store(*scopes: ScopeName) -> str:
         key = new_key(Tenant("acme"), now=int(time.time()), scopes=scopes)
         await KeyStore(own_connection).create(key.record)
         return key.secret

@@ -26,6 +26,7 @@ from tailrace.proto.errors import Refused, StoreError
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, ListSessions, SessionPage, SessionRecord, TurnRecord, record_from_fold
 from tailrace.proto.resources import CreateSession, DeleteResource, Remaining
 from tailrace.proto.subjects import PERSISTENCE, STREAM
@@ -342,7 +343,7 @@ async def assert_complete(nats_url: str, database: Path, log: TurnLog, keys: lis
     async with Persistence(nats_url, database) as persistence:
         for key in keys:
             record = await persistence.ask(OURS, "turn", GetTurn(key.turn), TurnRecord)
-            assert record == record_from_fold(key, await log.read_turn(key))
+            assert record == record_from_fold(key, await log.read_turn(ScopedKey.whole(key)))
 
 
 @pytest.mark.rule("R27")
@@ -375,7 +376,7 @@ async def test_a_restored_backup_gets_all_later_turns_from_the_log(
     url, backup = own_server.url, tmp_path / "copy.db"
     running = new_writer(own_log)
     await running.store_request()
-    requested = await own_log.read_turn(running.key)
+    requested = await own_log.read_turn(ScopedKey.whole(running.key))
     await running.begin("Light ")
     keys = [await write_turn(own_log, "Light")]
     await assert_complete(url, database, own_log, keys)
@@ -400,7 +401,7 @@ async def test_a_restored_backup_has_no_turn_that_was_deleted_after_it(
     """NATS has their tombstones for a day. Their usage stays counted; a turn that the log has again is kept."""
     kept, deleted, stored_again = [await write_turn(own_log, text) for text in ("Light", "scatters", "and bends")]
     async with Persistence(own_server.url, database) as persistence:
-        before = await usage(persistence, await own_log.read_turn(kept))
+        before = await usage(persistence, await own_log.read_turn(ScopedKey.whole(kept)))
     shutil.copy(database, tmp_path / "copy.db")
     async with Persistence(own_server.url, database) as persistence:
         for key in (deleted, stored_again):
@@ -416,7 +417,7 @@ async def test_a_restored_backup_has_no_turn_that_was_deleted_after_it(
         assert (await persistence.ask(OURS, "turn", GetTurn(stored_again.turn), TurnRecord)).outcome == "running"
         with pytest.raises(Refused, match="no turn has this id"):
             await persistence.ask(OURS, "turn", GetTurn(deleted.turn), TurnRecord)
-        assert await usage(persistence, await own_log.read_turn(kept)) == before + 1
+        assert await usage(persistence, await own_log.read_turn(ScopedKey.whole(kept))) == before + 1
 
 
 async def usage(persistence: Persistence, of: Turn) -> int:

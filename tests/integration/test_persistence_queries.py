@@ -26,6 +26,7 @@ from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId
 from tailrace.proto.nats import Connection, Deliveries, Rpc, TurnLog
 from tailrace.proto.nats.leases import Backlog, Progress
 from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import (
     Ancestry,
     Context,
@@ -96,7 +97,7 @@ async def test_a_query_sees_every_entry_that_was_acknowledged_before(
             await writer.begin("Light")
             await writer.end()
             record = await persistence.ask(OURS, "turn", query, TurnRecord)
-            assert record == record_from_fold(writer.key, await own_log.read_turn(writer.key))
+            assert record == record_from_fold(writer.key, await own_log.read_turn(ScopedKey.whole(writer.key)))
     finally:
         for task in writing:
             task.cancel()
@@ -263,7 +264,7 @@ async def test_the_context_of_a_follow_up_is_its_branch(persistence: Persistence
 
     running = await ask(own_log, session=SESSION, parent=root.turn)
     last = await persistence.ask(OURS, "last", GetLastTurn(SESSION), TurnRecord)
-    assert last == record_from_fold(running.key, await own_log.read_turn(running.key))
+    assert last == record_from_fold(running.key, await own_log.read_turn(ScopedKey.whole(running.key)))
     for query in (GetContext(session=SESSION), GetContext(parent=running.key.turn)):
         assert await refusal(persistence, "context", query) == "session_busy"
     assert (await context(parent=root.turn)).parent == root.turn

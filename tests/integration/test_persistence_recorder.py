@@ -31,6 +31,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnKey
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog
 from tailrace.proto.nats.jetstream_log import ErasedEntries
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.resources import TurnToDelete
 from tailrace.proto.subjects import CLAIMS_STREAM, PERSISTENCE, STREAM
 from tests.harness.generator_in_loop import shorten_lease
@@ -81,7 +82,9 @@ def rows(database: Path) -> list[TurnRow]:
 
 async def expected_rows(log: TurnLog, keys: Sequence[TurnKey]) -> list[TurnRow]:
     """Returns the rows that the log implies."""
-    return [build_row(key, await log.read_turn(key), [one.rows for one in TABLES]) for key in sorted(keys)]
+    return [
+        build_row(key, await log.read_turn(ScopedKey.whole(key)), [one.rows for one in TABLES]) for key in sorted(keys)
+    ]
 
 
 def recorder(
@@ -195,7 +198,7 @@ async def test_a_turn_that_the_process_has_no_memory_for_is_recorded_later(
     failures = [MemoryError]
 
     class LogWithoutMemory(TurnLog):
-        async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
+        async def read_turn_upto(self, key: ScopedKey, reached: Seq, enough: int | None = None) -> Turn:
             if failures:
                 raise failures.pop()
             return await super().read_turn_upto(key, reached, enough)
@@ -226,7 +229,7 @@ async def test_no_lease_expires_while_large_turns_are_recorded(
     deliveries, quiet, turns = await Deliveries.open(own_connection, PERSISTENCE), Tenant("quiet"), 40
 
     class LargeTurns(TurnLog):
-        async def read_ended_turn(self, key: TurnKey, end: StoredEntry) -> Turn:
+        async def read_ended_turn(self, key: ScopedKey, end: StoredEntry) -> Turn:
             turn = await super().read_ended_turn(key, end)
             if key.tenant != quiet:
                 time.sleep(0.08)  # noqa: ASYNC251
@@ -258,22 +261,22 @@ async def test_a_turn_that_cannot_be_recorded_delays_no_other_turn(
     purged, unfoldable = await write_turn(own_log, "purged"), await write_turn(own_log, "unfoldable")
     for writer, wrong in ((mismatch, {"text_chars": 4}), (expensive, {"cost_nano_usd": 2**63})):
         await writer.open("Light")
-        end = build_end(await own_log.read_turn(writer.key), "completed")
+        end = build_end(await own_log.read_turn(ScopedKey.whole(writer.key)), "completed")
         await writer.store(msgspec.structs.replace(end, **wrong))
     unstored = new_writer(own_log)
     await unstored.store_request(store=False)
     await unstored.begin("Light")
-    end = build_end(await own_log.read_turn(unstored.key), "completed")
+    end = build_end(await own_log.read_turn(ScopedKey.whole(unstored.key)), "completed")
     await unstored.store(msgspec.structs.replace(end, cost_nano_usd=2**63))
     good = await write_turn(own_log, "scatters")
     await own_connection.jetstream.purge_stream(STREAM, subject=subjects.entry(purged, "request"))
 
     class BrokenLog(TurnLog):
-        async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
-            return await super().read_turn_upto(key, reached, enough) if key != unfoldable else 1 / 0  # type: ignore[return-value]
+        async def read_turn_upto(self, key: ScopedKey, reached: Seq, enough: int | None = None) -> Turn:
+            return await super().read_turn_upto(key, reached, enough) if key.plain != unfoldable else 1 / 0  # type: ignore[return-value]
 
-        async def read_ended_turn(self, key: TurnKey, end: StoredEntry) -> Turn:
-            return await super().read_ended_turn(key, end) if key != unfoldable else 1 / 0  # type: ignore[return-value]
+        async def read_ended_turn(self, key: ScopedKey, end: StoredEntry) -> Turn:
+            return await super().read_ended_turn(key, end) if key.plain != unfoldable else 1 / 0  # type: ignore[return-value]
 
     found = await record(BrokenLog(own_connection), deliveries, database)
     assert found == await expected_rows(own_log, [mismatch.key, good])
@@ -364,7 +367,7 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
     monkeypatch.setattr(unstored_turns, "INTERVAL_S", 0.05)
     tombstones = Tombstones(own_connection)
     written, requestless = [await write_turn(own_log, "Light", store=False) for _ in range(2)]
-    request, *_ = await own_log.read_entries(requestless)
+    request, *_ = await own_log.read_entries(ScopedKey.whole(requestless))
     await own_connection.jetstream.delete_msg(STREAM, request.seq)
     keys = {written, requestless, new_writer(own_log).key}
     for key in keys:
@@ -382,7 +385,7 @@ async def test_the_note_of_a_turn_with_store_false_is_removed_as_the_last_step_o
             await until_equal(lambda: tombstones.next_erasure_note(BEFORE_FIRST), None)
             await until(lambda: read_due_metric() == 0)
         for key in keys:
-            assert await own_log.read_entries(key) == []
+            assert await own_log.read_entries(ScopedKey.whole(key)) == []
         await until_equal(count_notes, 0)
 
 
@@ -412,20 +415,20 @@ async def test_a_turn_with_store_false_is_counted_once_and_erased_although_anoth
     log.stuck = stuck
 
     async def is_erased() -> bool:
-        return read_due_metric() == 1 and not await log.has_turn(erased)
+        return read_due_metric() == 1 and not await log.has_turn(ScopedKey.whole(erased))
 
     async with open_store(database) as store:
         async with running_recorder(log, deliveries, store):
             await until(deliveries.is_drained)
         first, restarted = (UnstoredTurns(log, Tombstones(own_connection), store, grace_s=0) for _ in range(2))
-        assert await first.divert(erased, await log.read_turn(erased))
+        assert await first.divert(erased, await log.read_turn(ScopedKey.whole(erased)))
         async with running_erasure(first):
             await until(is_erased)
         async with running_erasure(restarted):
             await until(is_erased)
             log.stuck = None
             await until(lambda: read_due_metric() == 0)
-        assert not await log.has_turn(stuck)
+        assert not await log.has_turn(ScopedKey.whole(stuck))
         assert await UnstoredTable(store).every(FIRST_TURN) == []
         today = datetime.now(UTC).date()
         usage = (await UsageTable(store).usage(OURS, "day", today - timedelta(days=1), today, "", 9))[0]

@@ -18,6 +18,7 @@ from tailrace.deploy.local.options import Sync
 from tailrace.proto.errors import LogError
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import STREAM
 from tests.conftest import apply_streams
 from tests.harness.disk import Disk, mounted_disk, needs_mount
@@ -86,7 +87,11 @@ async def count_lost(url: str, entries: Sequence[tuple[TurnKey, Seq]]) -> int:
 
         try:
             await until(is_back, BACK_S_MAX)
-            there = {(key, stored.seq) for key in {key for key, _ in entries} for stored in await log.read_entries(key)}
+            there = {
+                (key, stored.seq)
+                for key in {key for key, _ in entries}
+                for stored in await log.read_entries(ScopedKey.whole(key))
+            }
         except (AssertionError, LogError):
             there = set()
         return len(set(entries) - there)

@@ -25,6 +25,7 @@ from tailrace.deploy.local import ports
 from tailrace.features.gateway import ROUTES
 from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
@@ -237,7 +238,7 @@ async def test_readers_resume_through_the_proxy_while_both_gateways_are_restarte
     finally:
         for reader in readers:
             reader.cancel()
-    assert (await system.log.read_turn(TurnKey(Tenant("local"), TurnId(turn)))).end is not None
+    assert (await system.log.read_turn(ScopedKey.whole(TurnKey(Tenant("local"), TurnId(turn))))).end is not None
 
 
 async def test_a_websocket_goes_on_through_the_proxy_when_its_gateway_is_killed(

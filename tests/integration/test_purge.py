@@ -9,6 +9,7 @@ from tailrace.proto.errors import LogUnavailable, TurnUnknown
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claims, Connection, Tombstones, TurnLog
 from tailrace.proto.nats.stream_info import StreamInfo
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import CLAIMS_STREAM, tombstone
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_writer import Writer
@@ -22,7 +23,7 @@ async def test_the_follower_of_a_purged_turn_raises_turn_unknown(
     """Otherwise a reader would wait for the end for ever."""
     monkeypatch.setattr("tailrace.proto.nats.follower.REREAD_S", 0.05)
     await Writer(log, key).open("Light")
-    follower = log.follow(key)
+    follower = log.follow(ScopedKey.whole(key))
     assert await anext(follower)
     await log.purge(key)
     async with asyncio.timeout(5):
@@ -40,7 +41,7 @@ async def test_the_generator_of_a_purged_turn_closes_its_call(own: OwnSystem) ->
         await own.wait_for_open_streams(0)
         assert await own.calls() == 1
         await own.wait_until_acknowledged()
-    assert await own.log.read_entries(key) == []
+    assert await own.log.read_entries(ScopedKey.whole(key)) == []
 
 
 async def test_without_a_server_nothing_is_purged_and_tombstones_are_unavailable(own: OwnSystem, key: TurnKey) -> None:
@@ -85,9 +86,9 @@ async def test_a_tombstone_is_neither_a_claim_nor_an_entry(connection: Connectio
     """It shares a bucket with claims and the id with entries."""
     await Tombstones(connection).put([key])
     assert await Claims(connection).find(key.tenant, f"deleted.{key.tenant}.{key.turn}") is None
-    assert await log.read_entries(key) == []
+    assert await log.read_entries(ScopedKey.whole(key)) == []
     await Writer(log, key).store_request()
-    assert len(await log.read_entries(key)) == 1
+    assert len(await log.read_entries(ScopedKey.whole(key))) == 1
 
 
 async def test_a_thousand_tombstones_are_put_at_once(connection: Connection, tenant: Tenant) -> None:

@@ -18,6 +18,7 @@ from tailrace.gateway.turns import reader_presence
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.users import GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.processes import Process, as_user
 from tests.harness.raw_http import RawConnection
 from tests.harness.readers import build_reader, read, read_history
@@ -228,7 +229,7 @@ async def test_a_reader_whose_stream_was_closed_for_its_age_has_not_left(
     await writer.begin("a")
 
     async def is_cancelled() -> bool:
-        return (await writer.log.read_turn(writer.key)).outcome == "cancelled"
+        return (await writer.log.read_turn(ScopedKey.whole(writer.key))).outcome == "cancelled"
 
     first = await read(gateway.client, writer.key.turn)
     with pytest.raises(AssertionError, match="not within"):

@@ -10,6 +10,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.entries import NOT_STOPPED, CancelCause
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import read_stats
 from tests.harness.readers import is_read, read
 from tests.harness.until import until
@@ -107,7 +108,7 @@ class Started(NamedTuple):
         (await self.gateway.client.delete(path)).raise_for_status()
 
     async def cancel(self, cause: CancelCause) -> None:
-        await cancel(self.log, TurnKey(self.tenant, TurnId(self.turn)), cause)
+        await cancel(self.log, ScopedKey.whole(TurnKey(self.tenant, TurnId(self.turn))), cause)
 
 
 async def complete(started: Started) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claims, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.requests import get, pages, post_until_ended
 from tests.harness.system import System
 from tests.harness.until import until
@@ -228,7 +229,7 @@ async def test_turns_use_the_model_and_system_prompt_of_their_session(
         {"parent": None},
     ):
         turn = (await post_until_ended(gateway, session="rivers", **given))["turn"]
-        request = (await system_log.read_turn(TurnKey(tenant, turn))).request
+        request = (await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, turn)))).request
         assert request is not None
         found.append((request.model, request.system, request.parent is None))
     inherited = (own["model"], own["system_prompt"])

@@ -6,6 +6,7 @@ from signal import SIGCONT
 import pytest
 
 from tailrace.proto.nats import Deliveries
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import read_stats, words
@@ -25,7 +26,7 @@ async def test_another_generator_continues_the_turn_of_a_frozen_one(own: OwnSyst
         key = await own.append_request("words=150 rate=40")
 
         async def has_begun() -> bool:
-            return len((await own.log.read_turn(key)).text) >= 100
+            return len((await own.log.read_turn(ScopedKey.whole(key))).text) >= 100
 
         await until(has_begun)
         (attempt,) = await own.attempts(key)
@@ -38,7 +39,7 @@ async def test_another_generator_continues_the_turn_of_a_frozen_one(own: OwnSyst
         await own.wait_for_open_streams(1)
         backlog = await (await Deliveries.open(own.connection, GENERATORS)).backlog()
         assert backlog.leased == 1
-        assert (await own.log.read_turn(key)).end is None
+        assert (await own.log.read_turn(ScopedKey.whole(key))).end is None
         turn = await own.wait_for_end(key)
         assert (turn.text, turn.outcome, turn.attempt, turn.skipped) == (words(150), "completed", 2, 0)
         assert frozen.find_lines("turn ended") == []

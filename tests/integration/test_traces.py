@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from structlog.testing import capture_logs
 
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.trace_export import CountedExporter
 from tests.harness.cloud_endpoints import running_cloud
@@ -60,7 +61,7 @@ async def test_a_turn_is_one_trace_from_the_request_to_the_row(tmp_path: Path, r
         await process.stop(SIGKILL)
         await read(other, key.turn, cursor)
         await system.wait_until_settled()
-        turn = await system.log.read_turn(key)
+        turn = await system.log.read_turn(ScopedKey.whole(key))
 
         names = ("POST /v1/turns", "stream", "resume stream", "attempt continue", "chat", "record turn")
 

@@ -29,6 +29,7 @@ from tailrace.proto.nats.jetstream_log import FENCE_SUBJECT, ErasedEntries
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed
 from tailrace.proto.nats.pub_ack import FENCE
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import STREAM
 from tests.harness.freeze import freeze
 from tests.harness.proxy import Proxy
@@ -48,7 +49,7 @@ class Follower:
         self.task = asyncio.create_task(self._follow(log, key, after))
 
     async def _follow(self, log: TurnLog, key: TurnKey, after: Seq) -> None:
-        async with aclosing(log.follow(key, after)) as follower:
+        async with aclosing(log.follow(ScopedKey.whole(key), after)) as follower:
             async for some in follower:
                 self.received += some
                 self.lists += 1
@@ -102,7 +103,7 @@ def comparable(stored: list[StoredEntry]) -> list[tuple[Any, ...]]:
 
 
 async def read_log(log: TurnLog, key: TurnKey) -> list[tuple[Any, ...]]:
-    return comparable(await log.read_entries(key))
+    return comparable(await log.read_entries(ScopedKey.whole(key)))
 
 
 def count_filled_gaps() -> float:
@@ -130,12 +131,12 @@ async def test_entries_are_read_back_in_order_and_each_carried_its_fence(
     """The fence is the turn's last sequence, on `turns.{tenant}.{turn}.>`."""
     await writer.open("The sky", " is blue.")
     await writer.end()
-    key, stored = writer.key, await log.read_entries(writer.key)
+    key, stored = writer.key, await log.read_entries(ScopedKey.whole(writer.key))
     assert [KINDS[type(one.entry)] for one in stored] == ["request", "attempt", *["event"] * 6, "end"]
     assert stored[0].entry == request()
     turn = fold(stored)
     assert (turn.text, turn.chain, turn.skipped) == ("The sky is blue.", writer.chain, 0)
-    assert turn == await log.read_turn(key)
+    assert turn == await log.read_turn(ScopedKey.whole(key))
     for one in stored:
         message = await connection.jetstream.get_msg(STREAM, seq=one.seq, direct=True)
         assert message.headers is not None
@@ -172,7 +173,7 @@ async def test_an_entry_may_fill_the_servers_limit_to_the_byte(
     await writer.store_texts("x" * text_bytes)
     await writer.end()
     await follower.finish()
-    assert (await log.read_turn(writer.key)).text == follower.text == "x" * text_bytes
+    assert (await log.read_turn(ScopedKey.whole(writer.key))).text == follower.text == "x" * text_bytes
 
 
 @pytest.mark.rule("F15")
@@ -190,8 +191,8 @@ async def test_a_full_log_refuses_appends_and_serves_its_readers(tmp_path: Path,
         follower = await follow(log, key)
         with pytest.raises(LogFull):
             await new.store_texts("y" * 50_000)
-        assert (await log.read_turn(key)).text == follower.text == "The sky"
-        assert (await log.read_turn(old.key)).outcome == "completed"
+        assert (await log.read_turn(ScopedKey.whole(key))).text == follower.text == "The sky"
+        assert (await log.read_turn(ScopedKey.whole(old.key))).outcome == "completed"
         await connection.jetstream.purge_stream(STREAM, subject=subjects.entries(old.key))
         await new.store_texts("y" * 50_000)
         await until(lambda: follower.text == "The sky" + "y" * 50_000)
@@ -208,13 +209,13 @@ async def test_a_log_of_many_pages_is_read_whole(log: TurnLog, writer: Writer, f
     await writer.open(*words)
     await writer.end()
     key = writer.key
-    page = await log.read_entries(key)
+    page = await log.read_entries(ScopedKey.whole(key))
     assert len(page) == PAGE_MAX
-    assert 0 < len(await log.read_entries(key, page[-1].seq)) < PAGE_MAX
-    assert len(await log.read_entries(key, page[0].seq, limit=3)) == 3
-    turn = await log.read_turn(key)
+    assert 0 < len(await log.read_entries(ScopedKey.whole(key), page[-1].seq)) < PAGE_MAX
+    assert len(await log.read_entries(ScopedKey.whole(key), page[0].seq, limit=3)) == 3
+    turn = await log.read_turn(ScopedKey.whole(key))
     assert turn.text == "".join(words)
-    assert turn == await log.read_turn(key, fold(page))
+    assert turn == await log.read_turn(ScopedKey.whole(key), fold(page))
     follower = await follow(log, key)
     await follower.finish()
     assert (follower.text, follower.lists) == (turn.text, 1)
@@ -237,7 +238,7 @@ async def test_the_leader_knows_the_last_sequence_and_the_number_of_the_entries_
     await store_unfenced(connection, writer.key, "end", b"junk")
     assert (await log.count(writer.key)).entries == count.entries + 1
     # The request is the first entry that expires.
-    request = (await log.read_entries(writer.key, limit=1))[0].seq
+    request = (await log.read_entries(ScopedKey.whole(writer.key), limit=1))[0].seq
     await connection.jetstream.delete_msg(STREAM, request)
     assert (await log.count(writer.key)).entries == 0
 
@@ -253,7 +254,7 @@ async def test_an_entry_that_cannot_be_overwritten_is_not_reported_as_erased(
     await own_connection.jetstream.update_stream(turns.evolve(deny_delete=True))
     with pytest.raises(LogUnavailable, match="could not be erased"):
         await own_log.erase(key)
-    assert (await own_log.read_turn(key)).text == "a secret"
+    assert (await own_log.read_turn(ScopedKey.whole(key))).text == "a secret"
 
 
 @pytest.mark.rule("R91")
@@ -264,7 +265,7 @@ async def test_an_erasure_overwrites_entries_that_the_replica_it_reads_does_not_
     writer = Writer(own_log, key)
     await writer.open("a", " secret")
     await writer.end()
-    entries, page = await own_log.read_entries(key), DirectReader.page
+    entries, page = await own_log.read_entries(ScopedKey.whole(key)), DirectReader.page
 
     async def read_behind(self: DirectReader, *given: Any) -> MessagePage:
         found = await page(self, *given)
@@ -300,18 +301,18 @@ async def test_an_interrupted_erasure_counts_each_entry_once_and_is_completed_by
     writer = Writer(own_log, key)
     await writer.open("a", " secret")
     await writer.end()
-    entries, now = await own_log.read_entries(key), asyncio.get_running_loop().time()
+    entries, now = await own_log.read_entries(ScopedKey.whole(key)), asyncio.get_running_loop().time()
     assert await own_log.erase(key, now) == ErasedEntries(1, is_gone=False)
     with monkeypatch.context() as patch:
         lose_leader_after(patch, len(entries) - 2)
         assert await own_log.erase(key, now + 60) == ErasedEntries(len(entries) - 2, is_gone=False)
         with pytest.raises(LogUnavailable, match="no leader"):
             await own_log.erase(key, now + 60)
-    assert await own_log.read_entries(key) == entries[:1]
-    assert (await own_log.read_turn(key)).request is not None
+    assert await own_log.read_entries(ScopedKey.whole(key)) == entries[:1]
+    assert (await own_log.read_turn(ScopedKey.whole(key))).request is not None
     assert await own_log.erase(key) == ErasedEntries(1, is_gone=True)
     assert await own_log.erase(key) == ErasedEntries(0, is_gone=True)
-    assert not await own_log.has_turn(key)
+    assert not await own_log.has_turn(ScopedKey.whole(key))
     assert (await own_connection.jetstream.stream_info(STREAM)).state.messages == 0
 
 
@@ -366,7 +367,7 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
     await other.store_request()
     await writer.open("The", " sky", " is", " blue.")
     await writer.end()
-    whole = await log.read_entries(writer.key)
+    whole = await log.read_entries(ScopedKey.whole(writer.key))
     for number, stored in enumerate(whole, 1):
         follower = await follow(log, writer.key, stored.seq)
         assert await follower.finish() == comparable(whole[number:])
@@ -376,7 +377,7 @@ async def test_a_follower_starts_after_any_entry_of_its_turn_and_after_no_other(
         (another_turn(writer.key), writer.chain.last),
     ):
         with pytest.raises(CursorUnknown):
-            await anext(log.follow(key, cursor))
+            await anext(log.follow(ScopedKey.whole(key), cursor))
 
 
 # Followers
@@ -458,13 +459,13 @@ async def test_a_fork_with_its_own_end_ends_nothing(
     assert isinstance(follower.task.exception(), CursorUnknown)
     with pytest.raises(FenceLost, match="another writer"):
         await log.append(key, fork, text_delta(fork, "never"), timeout_s=2)
-    end = msgspec.structs.replace(build_end(await log.read_turn(key), "completed"), prev=fork.last)
+    end = msgspec.structs.replace(build_end(await log.read_turn(ScopedKey.whole(key)), "completed"), prev=fork.last)
     await store_unfenced(connection, key, "end", entries.encode(end))
     with pytest.raises(FenceLost, match="belongs to a fork"):
         await log.append(key, fork, end)
     with pytest.raises(CursorUnknown):
-        await anext(log.follow(key, fork.last))
-    assert (await log.read_turn(key)).outcome == "running"
+        await anext(log.follow(ScopedKey.whole(key), fork.last))
+    assert (await log.read_turn(ScopedKey.whole(key))).outcome == "running"
     watching = asyncio.create_task(log.wait_for_end(key))
     await until(lambda: len(looks) > 3)
     assert (looks[0], watching.done()) == (True, False)
@@ -505,7 +506,7 @@ async def test_the_log_survives_the_death_of_the_server(
     await own_writer.open("The sky")
     key, chain = own_writer.key, own_writer.chain
     follower = await follow(own_log, key)
-    leaving = own_log.follow(key)
+    leaving = own_log.follow(ScopedKey.whole(key))
     await anext(leaving)
     await own_server.stop(SIGKILL)
     appending = asyncio.create_task(own_writer.store_texts(" is"))
@@ -515,9 +516,9 @@ async def test_the_log_survives_the_death_of_the_server(
         with pytest.raises(LogUnavailable):
             await own_log.append(another_turn(key), START, request(), timeout_s=0.5)
         with pytest.raises(LogUnavailable):
-            await own_log.read_turn(key)
+            await own_log.read_turn(ScopedKey.whole(key))
         with pytest.raises(LogUnavailable):
-            await anext(own_log.follow(key, chain.last))
+            await anext(own_log.follow(ScopedKey.whole(key), chain.last))
     await own_server.start()
     await appending
     await own_writer.store_texts(" blue.")
@@ -541,5 +542,5 @@ async def test_an_append_that_was_given_up_may_be_stored_later_and_once(
     finally:
         own_server.signal(SIGCONT)
     after = await own_log.append(key, own_writer.chain, entry)
-    turn = await own_log.read_turn(key)
+    turn = await own_log.read_turn(ScopedKey.whole(key))
     assert (turn.text, turn.chain, turn.skipped) == ("once", after, 0)

@@ -18,6 +18,7 @@ from tailrace.proto.entries import Message, Request
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process, as_user
@@ -40,7 +41,7 @@ async def error(gateway: Gateway, headers: Any = None, **body: object) -> tuple[
 
 
 async def request_of(log: TurnLog, tenant: Tenant, accepted: dict[str, Any]) -> Request:
-    stored = (await log.read_entries(TurnKey(tenant, accepted["turn"])))[0].entry
+    stored = (await log.read_entries(ScopedKey.whole(TurnKey(tenant, accepted["turn"]))))[0].entry
     assert isinstance(stored, Request)
     return stored
 
@@ -207,7 +208,7 @@ async def test_posts_with_one_key_are_one_turn(
     answers += [await lone_gateway.client.post("/v1/turns", json=BODY, headers=ONCE)]
     assert Counter((answer.status_code, answer.content) for answer in answers) == {(202, answers[0].content): 51}
     turn = answers[0].json()["turn"]
-    assert len(await log.read_entries(TurnKey(tenant, turn))) == 1
+    assert len(await log.read_entries(ScopedKey.whole(TurnKey(tenant, turn)))) == 1
     assert await error(lone_gateway, ONCE, message="other") == (422, "idempotency_key_reused")
     theirs = await other_tenant.client.post("/v1/turns", json={"message": new_id()}, headers={"idempotency-key": turn})
     ours = await lone_gateway.client.post("/v1/turns", json=BODY, headers={"idempotency-key": turn})
@@ -229,7 +230,7 @@ async def test_repeats_of_a_claim_without_a_turn_store_it_once(
     answers = await asyncio.gather(*posts)
     assert Counter((answer.status_code, answer.content) for answer in answers) == {(202, answers[0].content): 20}
     assert answers[0].json()["turn"] == claim.turn
-    assert len(await log.read_entries(TurnKey(tenant, claim.turn))) == 1
+    assert len(await log.read_entries(ScopedKey.whole(TurnKey(tenant, claim.turn)))) == 1
 
 
 async def test_a_repeat_in_a_session_returns_the_turn_that_makes_the_session_busy(
@@ -325,4 +326,4 @@ async def test_a_turn_that_is_written_at_full_speed_can_be_cancelled(
     with pytest.raises(FenceLost):
         await writing
     assert cancelled["outcome"] == "cancelled"
-    assert (await log.read_turn(key)).text == cancelled["text"]
+    assert (await log.read_turn(ScopedKey.whole(key))).text == cancelled["text"]

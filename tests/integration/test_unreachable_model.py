@@ -12,6 +12,7 @@ from tailrace.proto.entries import Event
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.cancellation import append_cancellation
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import failure_code, words
 from tests.harness.own_system import OwnSystem
 from tests.harness.stop_server import stop
@@ -51,7 +52,7 @@ async def forward(port: int, url: str) -> AsyncIterator[None]:
 
 async def obstacles(log: TurnLog, key: TurnKey) -> list[str]:
     """Returns the obstacles of the stored waits."""
-    stored = [one.entry for one in await log.read_entries(key)]
+    stored = [one.entry for one in await log.read_entries(ScopedKey.whole(key))]
     waits = [events.decode_wait(entry.event) for entry in stored if isinstance(entry, Event) and entry.is_hidden]
     return [wait.obstacle for wait in waits if wait is not None]
 
@@ -74,7 +75,7 @@ async def test_a_turn_waits_for_a_model_that_refuses_connections_and_is_answered
         key = await own.append_request("words=9 rate=0")
         await wait_for_wait(own, key)
         await asyncio.sleep(2 * LEASE_S)
-        assert (await own.log.read_turn(key)).end is None
+        assert (await own.log.read_turn(ScopedKey.whole(key))).end is None
         async with forward(port, own.claude):
             turn = await own.wait_for_end(key)
             await own.wait_until_acknowledged()
@@ -100,9 +101,9 @@ async def test_a_cancellation_ends_the_wait_at_once(own: OwnSystem, port: int) -
         key = await own.append_request("words=9")
         await wait_for_wait(own, key)
         async with asyncio.timeout(1):
-            await append_cancellation(own.log, key, cause="request", by=None, timeout_s=1)
+            await append_cancellation(own.log, ScopedKey.whole(key), cause="request", by=None, timeout_s=1)
             await own.wait_until_acknowledged()
-    assert (await own.log.read_turn(key)).outcome == "cancelled"
+    assert (await own.log.read_turn(ScopedKey.whole(key))).outcome == "cancelled"
 
 
 @pytest.mark.rule("R135")
@@ -115,7 +116,7 @@ async def test_a_restart_during_the_wait_hands_the_turn_over(own: OwnSystem, por
         stopping.set()
 
         async def is_given_back() -> bool:
-            turn = await own.log.read_turn(key)
+            turn = await own.log.read_turn(ScopedKey.whole(key))
             return turn.end is None and turn.fruitless == 0
 
         await until(is_given_back, 2)

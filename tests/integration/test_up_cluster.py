@@ -17,6 +17,7 @@ from tailrace.gateway.auth.authenticate import LOCAL
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.stream_configs import EVERY_STREAM, consumers
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import STREAM
 from tests.harness.forks import CommandResult, run_to_end
 from tests.harness.generator_in_loop import words
@@ -40,7 +41,7 @@ async def events(client: httpx2.AsyncClient, path: str) -> str:
 
 
 async def attempt_of(connection: Connection, turn: str) -> int:
-    return (await TurnLog(connection).read_turn(TurnKey(LOCAL.tenant, TurnId(turn)))).attempt
+    return (await TurnLog(connection).read_turn(ScopedKey.whole(TurnKey(LOCAL.access.tenant, TurnId(turn))))).attempt
 
 
 def pids(up: Up) -> dict[str, int]:

@@ -28,6 +28,7 @@ from tailrace.proto.errors import StoreUnwritable
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import GetTurn, TurnRecord, record_from_fold
 from tests.harness import turn_builder
 from tests.harness.disk import MIB, fill, needs_mount, small_disk
@@ -254,7 +255,7 @@ async def test_a_turn_that_a_newer_version_had_begun_is_completed(
     for dialect in recording.read(BATCHES).received[0].streams:
         answer = (await stream_of(gateway, key.turn, dialect)).decode()
         assert "newer000008" in answer, dialect
-    stored = await own_log.read_entries(key)
+    stored = await own_log.read_entries(ScopedKey.whole(key))
     assert [type(one.entry).__name__ for one in stored][:3] == ["Request", "Attempt", "Unknown"]
 
 

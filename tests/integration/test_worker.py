@@ -30,6 +30,7 @@ from tailrace.proto.fold import EMPTY_TURN, Turn
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import Mark, consumer_backlog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS, STREAM
 from tests.harness import turn_builder
 from tests.harness.generator_in_loop import failure_code, fences_lost, is_acknowledged, read_stats, words
@@ -60,7 +61,7 @@ async def test_a_turn_is_acknowledged_after_its_end_and_not_before(own: OwnSyste
         key = await own.append_request("words=3 rate=0 fault=stall@1")
         await own.wait_for_open_streams(1)
         assert not await is_acknowledged(own.connection)
-        await cancel(own.log, key, "request")
+        await cancel(own.log, ScopedKey.whole(key), "request")
         await own.wait_until_acknowledged()
 
 
@@ -77,7 +78,7 @@ async def test_deltas_within_the_interval_become_one_entry(own: OwnSystem) -> No
     async with own.running_generator(delta_interval_s=1.0):
         key = await own.append_request("words=40 rate=100")
         assert (await own.wait_for_end(key)).text == words(40)
-    assert len(await own.log.read_entries(key)) < 20
+    assert len(await own.log.read_entries(ScopedKey.whole(key))) < 20
 
 
 async def test_a_turn_delivered_again_to_its_own_generator_continues(own: OwnSystem) -> None:
@@ -108,7 +109,7 @@ async def test_a_draining_generator_finishes_its_turns_until_a_second_signal(own
             assert await own.modes(key) == ["fresh"]
             stop.signal()
             await until_equal(lambda: own.modes(key), [*CONTINUED])
-            await cancel(own.log, key, "request")
+            await cancel(own.log, ScopedKey.whole(key), "request")
 
 
 async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: OwnSystem) -> None:
@@ -117,14 +118,14 @@ async def test_a_turn_that_another_writer_continues_counts_as_a_lost_fence(own: 
     async with own.running_generator():
         cancelled = await own.append_request("words=4000 rate=20")
         await own.wait_for_open_streams(1)
-        await cancel(own.log, cancelled, "request")
+        await cancel(own.log, ScopedKey.whole(cancelled), "request")
         await own.wait_until_acknowledged()
         assert fences_lost() == lost
         continued = await own.append_request("words=4000 rate=20")
         await own.wait_for_open_streams(1)
 
         async def is_continued() -> bool:
-            chain = (await own.log.read_turn(continued)).chain
+            chain = (await own.log.read_turn(ScopedKey.whole(continued))).chain
             with suppress(FenceLost):
                 await own.log.append(continued, chain, turn_builder.attempt(chain, "continue"))
                 return True
@@ -154,7 +155,7 @@ async def test_a_cancelled_turn_is_freed_without_a_garbage_collection(own: OwnSy
         key = await own.append_request("words=4000 rate=20", session="cancelled")
         await own.wait_for_open_streams(1)
         assert is_kept("cancelled")
-        await cancel(own.log, key, "request")
+        await cancel(own.log, ScopedKey.whole(key), "request")
         await own.wait_until_acknowledged()
         await until(lambda: not is_kept("cancelled"), deadline_s=2)
 
@@ -212,7 +213,7 @@ async def test_a_turn_with_an_event_that_cannot_be_stored_is_freed_without_a_gar
     async with own.running_generator():
         key = await own.append_request("words=4000 rate=20", session="large")
         await own.wait_until_acknowledged()
-        assert failure_code(await own.log.read_turn(key)) == "entry_too_large"
+        assert failure_code(await own.log.read_turn(ScopedKey.whole(key))) == "entry_too_large"
         await until(lambda: not is_kept("large"), deadline_s=2)
 
 
@@ -239,7 +240,7 @@ async def test_a_turn_with_another_writer_is_settled_once_it_has_ended(own: OwnS
     running = asyncio.create_task((await overtaken_worker(own, settle)).run(stop))
     key = await own.append_request("words=3")
     await until(lambda: fences_lost() > lost)
-    await cancel(own.log, key, "request")
+    await cancel(own.log, ScopedKey.whole(key), "request")
     await own.wait_until_acknowledged()
     stop.set()
     await running
@@ -256,7 +257,7 @@ async def test_an_error_while_a_lost_turn_is_settled_does_not_stop_the_worker(ow
         if len(outcomes) == 1:
             raise ZeroDivisionError
 
-    await cancel(own.log, await own.append_request("words=3"), "request")
+    await cancel(own.log, ScopedKey.whole(await own.append_request("words=3")), "request")
     running = asyncio.create_task((await overtaken_worker(own, settle)).run(stop))
     await until(lambda: running.done() or len(outcomes) == 2)
     await own.wait_until_acknowledged()
@@ -287,7 +288,7 @@ async def test_a_worker_fetches_at_once_what_it_can_start_and_no_more(
         backlog = await deliveries.backlog()
         assert (backlog.leased, backlog.waiting) == (2, 3)
         for number, key in enumerate(keys):
-            await cancel(own.log, key, "request")
+            await cancel(own.log, ScopedKey.whole(key), "request")
             await own.wait_for_open_streams(min(2, len(keys) - number - 1))
     assert await own.calls() == 5
 
@@ -300,8 +301,8 @@ async def test_a_request_that_is_delivered_again_is_read_only_if_it_has_an_attem
     """For each read of a turn that has waited long, nats-server compares the subjects of thousands of entries."""
     reads, read_turn = list[TurnKey](), TurnLog.read_turn
 
-    async def read_and_count(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        reads.append(key)
+    async def read_and_count(self: TurnLog, key: ScopedKey, known: Turn = EMPTY_TURN) -> Turn:
+        reads.append(key.plain)
         return await read_turn(self, key, known)
 
     key = await own.append_request("words=2 rate=0")
@@ -309,7 +310,7 @@ async def test_a_request_that_is_delivered_again_is_read_only_if_it_has_an_attem
     (delivery,) = await until(deliveries.next)
     if begun:
         attempt = Attempt(prev=delivery.seq, attempt=1, generator="g1", backend="claude", mode="fresh")
-        await own.log.append(key, (await own.log.read_turn(key)).chain, attempt)
+        await own.log.append(key, (await own.log.read_turn(ScopedKey.whole(key))).chain, attempt)
     await delivery.release()
     monkeypatch.setattr(TurnLog, "read_turn", read_and_count)
     async with own.running_generator():
@@ -487,7 +488,7 @@ async def test_after_the_grace_period_another_generator_continues_at_once(own: O
             turn = await own.wait_for_end(key)
     assert (turn.text, turn.outcome) == (words(80), "completed")
     assert await own.modes(key) == ["fresh", "continue"]
-    entries = await own.log.read_entries(key)
+    entries = await own.log.read_entries(ScopedKey.whole(key))
     [second] = [stored for stored in entries if isinstance(stored.entry, Attempt) and stored.entry.attempt == 2]
     before = next(stored for stored in entries if stored.seq == second.entry.prev)
     assert (second.at - before.at).total_seconds() < 1.5

@@ -10,6 +10,7 @@ from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Connection, Counters, TurnLog
 from tailrace.proto.nats.users import GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import PERSISTENCE
 from tests.chaos.clock import Clock
 from tests.harness.batch_client import post_batch, read_results
@@ -49,7 +50,7 @@ async def test_persistence_with_a_wrong_clock_ends_nothing_early(
     gateway = await new_gateway(own_server.url)
 
     async def is_erased(key: TurnKey) -> bool:
-        return not await own_log.has_turn(key)
+        return not await own_log.has_turn(ScopedKey.whole(key))
 
     async with Receiver() as receiver, Process("persistence", tmp_path, **settings | clock.environ):
         form = {"purpose": "user_data", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
@@ -100,7 +101,7 @@ async def test_a_gateway_with_a_wrong_clock_dates_files_and_settles_a_deleted_tu
             upload = await client.post("/v1/files", data={"purpose": "user_data"}, files={"file": ("a.txt", b"text")})
             assert abs(upload.json()["created_at"] - time.time()) < 3600
             turn = (await client.post("/v1/turns", json={"message": "hello"})).json()["turn"]
-            request = (await own_log.read_turn(TurnKey(tenant, turn))).request
+            request = (await own_log.read_turn(ScopedKey.whole(TurnKey(tenant, turn)))).request
             assert request is not None
             (subject,) = (hold.subject for hold in request.holds or () if hold.unit == "nusd")
             assert await counters.add(subject, 0) > 0

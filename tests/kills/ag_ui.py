@@ -28,6 +28,7 @@ import msgspec
 
 from tailrace.proto.entries import Attempt
 from tailrace.proto.ids import BEFORE_FIRST, LOCAL, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.usage import Usage
 from tailrace.protocols.ag_ui.runs import AGAIN
 from tailrace.protocols.ag_ui.stream import make_dialect
@@ -176,7 +177,7 @@ async def _kill_at_random(system: RecordedSystem, running: set[str], kills: int,
 
 async def _is_writing(system: RecordedSystem, key: TurnKey) -> bool:
     """Returns whether the last attempt of a turn has stored an event. A turn fails after five in a row without one."""
-    turn = await system.log.read_turn(key)
+    turn = await system.log.read_turn(ScopedKey.whole(key))
     return turn.end is None and turn.attempt > 0 and turn.fruitless == 0
 
 

@@ -24,6 +24,7 @@ from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.nats import Deliveries, Delivery, TurnLog
 from tailrace.proto.nats.leases import Mark
 from tailrace.proto.nats.log_server import Published
+from tailrace.proto.ownership import ScopedKey
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.recorded_process import record
 from tests.harness.processes import ForkedProcess
@@ -82,7 +83,7 @@ def patch(gate: Gate, role: str) -> None:
         return entry
 
     async def paused_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
-        turn = await read_turn(self, key, known)
+        turn = await read_turn(self, ScopedKey.whole(key), known)
         find_pause(key, turn)
         await pause_at_request(key)
         return turn

@@ -28,6 +28,7 @@ import msgspec
 
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.proto.ids import LOCAL, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.system import System
 from tests.harness.until import until
 
@@ -190,7 +191,7 @@ class Session:
         """Returns the messages of the user in the model call of the last answer."""
         key = TurnKey(LOCAL, self.accepted[-1][1])
         prepared = await prepare_queued(
-            system.log, key, msgspec.structs.replace(await system.log.read_turn(key), end=None)
+            system.log, key, msgspec.structs.replace(await system.log.read_turn(ScopedKey.whole(key)), end=None)
         )
         assert prepared is not None
         assert prepared.request is not None

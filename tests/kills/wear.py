@@ -30,6 +30,7 @@ from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import append_request, read_calls, words
 from tests.harness.processes import CHECKOUT, START_S_MAX, as_user
@@ -156,7 +157,7 @@ async def _follow(log: TurnLog, key: TurnKey, wait_s: float) -> tuple[Turn, list
     stored: list[StoredEntry] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
-            async for some in log.follow(key):
+            async for some in log.follow(ScopedKey.whole(key)):
                 stored += some
     return fold(stored), [one for one in stored if isinstance(one.entry, Event | Attempt)]
 

@@ -26,13 +26,13 @@ CHECKOUT = Path(__file__).parents[2]
 # Whether there was a log, before one is created: 23.
 # A credential that is required before the first key and after a loss of all keys: 37.
 # Leases that are extended and not kept, so that webhooks wait in the log: 21.
-# Used budgets of keys: 3. An erasure makes no note of damage: 8. Previews of sessions: 13. Encrypted tickets: 11.
-# Numbers of any length as limits: 3.
+# Encrypted tickets: 11. Numbers of any length as limits: 3.
 # Turns that start later for a key: 20. Settings of tenants that are unreadable or lost: 16.
 # Cursors and idempotency keys that open no turn of another session (R147): 18.
-CORE_LINES_MAX = 18_230
+# A scope in place of a tenant's view (R146), and a method for each read that takes one: 72.
+CORE_LINES_MAX = 18_302
 # `make frames`: the project's functions on each path.
-FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 155, "model": 34}
+FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3
 FOUND = re.compile(r"^(\w+) +(\d+) functions", re.MULTILINE)
 

@@ -5,6 +5,7 @@ from tailrace.proto.chain import START, Chain
 from tailrace.proto.entries import Request
 from tailrace.proto.errors import FenceLost, LogFull, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tests.schedules.process import Process
 from tests.schedules.reader import Reader
 from tests.schedules.server import SimulatedLog, SimulatedServer
@@ -61,7 +62,7 @@ class Canceller:
         while True:
             await world.wait(wait_s)
             try:
-                await cancel(self._log, self._key, "request")
+                await cancel(self._log, ScopedKey.whole(self._key), "request")
             except (LogFull, LogUnavailable, TurnUnknown):
                 wait_s = RETRY_S_MAX * world.chance()
             else:
@@ -89,7 +90,7 @@ class TurnPoller:
     async def _poll(self) -> None:
         seen = max([self._seen, *(stored.seq for stored in self._reader.received)])
         try:
-            last = (await self._log.read_turn(self._key)).chain.last
+            last = (await self._log.read_turn(ScopedKey.whole(self._key))).chain.last
         except LogUnavailable:
             return
         except TurnUnknown:

@@ -21,6 +21,7 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.nats.replay import read_turn_direct
+from tailrace.proto.ownership import ScopedKey
 from tests.schedules.generator import GeneratorLog
 from tests.schedules.process import PROCESS
 from tests.schedules.server import Answer, SimulatedServer
@@ -166,8 +167,8 @@ def acknowledgement_check() -> Patches:
 def recorder_entry_wait() -> Patches:
     """Persistence folds what a single read returns."""
 
-    async def read_turn_upto(self: TurnLog, key: TurnKey, _: Seq, __: int | None = None) -> Turn:
-        return await read_turn_direct(self, key)
+    async def read_turn_upto(self: TurnLog, key: ScopedKey, _: Seq, __: int | None = None) -> Turn:
+        return await read_turn_direct(self, key.plain)
 
     async def read_direct(server: LogServer, key: TurnKey, _: Seq) -> Turn:
         return await read_turn_direct(server, key)
@@ -181,8 +182,8 @@ def recorder_entry_wait() -> Patches:
 def recorder_entry_count() -> Patches:
     """Persistence records an ended turn from its first entries and its end, whatever else the log has."""
 
-    async def read_ended_turn(self: TurnLog, key: TurnKey, end: StoredEntry) -> Turn:
-        page = await self.read_first(key)
+    async def read_ended_turn(self: TurnLog, key: ScopedKey, end: StoredEntry) -> Turn:
+        page = await self.read_first(key.plain)
         return fold_first_and_end(page.entries, end) or await self.read_turn_upto(key, end.seq)
 
     return [patch.object(TurnLog, "read_ended_turn", read_ended_turn)]
@@ -246,10 +247,10 @@ def _always_return(value: Any) -> Callable[..., Awaitable[Any]]:
 def _read_once_in(role: str) -> Callable[..., Awaitable[Turn]]:
     """A `TurnLog.read_turn` that is content with a single read in the processes whose name begins with `role`."""
 
-    async def read_turn(self: TurnLog, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
+    async def read_turn(self: TurnLog, key: ScopedKey, known: Turn = EMPTY_TURN) -> Turn:
         process = PROCESS.get()
         if process is not None and process.name.startswith(role):
-            return await read_turn_direct(self, key, known)
+            return await read_turn_direct(self, key.plain, known)
         return await _read_turn(self, key, known)
 
     return read_turn

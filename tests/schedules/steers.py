@@ -31,6 +31,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.testing import MemoryClaims, MemoryTombstones
 from tests.harness.memory_history import MemoryHistory, NoBlobs, NoParentCheck
 from tests.harness.service_builders import UNUSED, build_turn_submitter
@@ -45,7 +46,7 @@ from tests.schedules.quiet import only_failures
 from tests.schedules.server import SimulatedLog, SimulatedServer
 from tests.schedules.world import World
 
-FIRST = TurnKey(LOCAL.tenant, TurnId("turn-0"))
+FIRST = TurnKey(LOCAL.access.tenant, TurnId("turn-0"))
 CLIENTS, MESSAGES = 3, 2
 HANDLES_MAX = 400_000
 ANSWER_S_MAX = 0.003
@@ -131,7 +132,7 @@ class Gateway:
         async def respond() -> None:
             result: TurnId | Refused | None = None
             try:
-                result = (await self._steering.steer(draft, turn, at)).key.turn
+                result = (await self._steering.steer(draft, ScopedKey.whole(turn), at)).key.turn
             except Refused as refused:
                 result = refused
             except (LogUnavailable, LogFull):
@@ -292,7 +293,7 @@ class SteerSchedule:
 
         async def cancel_first() -> None:
             try:
-                await cancel(gateway.log, FIRST, "request")
+                await cancel(gateway.log, ScopedKey.whole(FIRST), "request")
             except (LogUnavailable, LogFull, TurnUnknown):
                 self.world.record("client", "cannot cancel the turn")
 

@@ -18,6 +18,7 @@ import msgspec
 
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import LOCAL, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.runtime.gather import gather_limited
 from tests.harness.generator_in_loop import read_stats
@@ -137,7 +138,7 @@ class RealSession:
 
     async def _until_begun(self, key: TurnKey) -> None:
         async def begun() -> bool:
-            turn = await self._system.log.read_turn(key)
+            turn = await self._system.log.read_turn(ScopedKey.whole(key))
             return bool(turn.blocks) or turn.end is not None
 
         await until(begun, ENDED_S_MAX)
@@ -146,7 +147,7 @@ class RealSession:
         """Sends SIGKILL when the answer has begun, and starts the generator again."""
         await self._until_begun(key)
         _, generator = await self._system.generator_of(key)
-        if generator.is_gone or (await self._system.log.read_turn(key)).end is not None:
+        if generator.is_gone or (await self._system.log.read_turn(ScopedKey.whole(key))).end is not None:
             return
         pid = generator.pid
         generator.signal(SIGKILL)
@@ -159,7 +160,7 @@ class RealSession:
 
     async def _ended(self, key: TurnKey) -> TurnRecord:
         async def ended() -> Turn | None:
-            turn = await self._system.log.read_turn(key)
+            turn = await self._system.log.read_turn(ScopedKey.whole(key))
             return turn if turn.end is not None else None
 
         turn = await until(ended, ENDED_S_MAX)

@@ -33,6 +33,7 @@ from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.models import Model, find_model
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
 from tailrace.proto.thinking_prefix import BoundPrompt
 from tailrace.proto.usage import Usage
@@ -80,7 +81,7 @@ class History:
         self.older: set[TurnId] = set()
         """The turns whose generator was of a version that stored no prefixes."""
 
-    async def query(self, tenant: Tenant, query: Any) -> Any:
+    async def query(self, scope: Scope, query: Any) -> Any:
         match query:
             case GetTurn(turn):
                 return await self.record(turn)
@@ -89,14 +90,14 @@ class History:
             case GetSession(session):
                 return self.session(session, may_create=False)
             case GetContext():
-                return await self._context(tenant, query)
+                return await self._context(scope, query)
         raise NotImplementedError(query)
 
     async def record(self, turn: TurnId) -> TurnRecord:
         key = TurnKey(TENANT, turn)
         found = await self.store.turn(key)
         if found is None or found.outcome == "running":
-            await self.store.record([self.store.build_row(key, await self.log.read_turn(key))])
+            await self.store.record([self.store.build_row(key, await self.log.read_turn(ScopedKey.whole(key)))])
             found = await self.store.turn(key)
         assert found is not None
         return msgspec.structs.replace(found, prefixes=[]) if turn in self.older else found
@@ -125,7 +126,7 @@ class History:
     async def _of_session(self, session: str) -> list[TurnId]:
         return [turn for turn in self.order if (await self.record(turn)).session == session]
 
-    async def _context(self, _tenant: Tenant, query: GetContext) -> Context:
+    async def _context(self, _scope: Scope, query: GetContext) -> Context:
         parent = None if query.parent is None else TurnId(query.parent)
         name = query.session or (await self.record(parent)).session if parent else query.session
         assert name is not None
@@ -180,7 +181,7 @@ class World:
         async def may_interrupt() -> bool:
             return True
 
-        position = await self._conversations.find_position(TENANT, new_turn, may_interrupt, None)
+        position = await self._conversations.find_position(Scope(TENANT, WHOLE), new_turn, may_interrupt, None)
         entry = build_entry(new_turn, position, MAX_TOKENS, OFFER, pseudonym=str, cache="auto")
         self.posted += 1
         key = TurnKey(TENANT, TurnId(f"turn-{self.posted}"))
@@ -191,12 +192,12 @@ class World:
 
     async def steer(self, sent: Sent, steered: TurnKey) -> TurnKey:
         """Stores the turn of a message behind a running turn, and ends that one, as `POST …/steer` does."""
-        request = (await self.log.read_turn(steered)).request
+        request = (await self.log.read_turn(ScopedKey.whole(steered))).request
         assert request is not None
         fields = {name: getattr(request, name) for name in ("session", "model", "system", "tools", "betas")}
         body = {"messages": [{"role": "user", "content": sent.body["message"]}], "on_busy": "queue", **fields}
         key = await self.post(Sent("/v1/turns", body))
-        await cancel(self.log, steered, "steer", None, key.turn)
+        await cancel(self.log, ScopedKey.whole(steered), "steer", None, key.turn)
         return key
 
     async def run(self, key: TurnKey) -> TurnRecord:
@@ -207,7 +208,7 @@ class World:
             self.running = running
             with suppress(Killed, FenceLost, asyncio.CancelledError, BaseExceptionGroup):
                 await running
-            turn = await self.log.read_turn(key)
+            turn = await self.log.read_turn(ScopedKey.whole(key))
             if turn.attempt > 1:
                 self.happened.add("a further attempt")
             if turn.end is not None:
@@ -229,7 +230,7 @@ class World:
         await asyncio.sleep(1)
 
     async def cancel(self, key: TurnKey) -> None:
-        await cancel(self.log, key, "request")
+        await cancel(self.log, ScopedKey.whole(key), "request")
 
     def _new_runner(self) -> TurnRunner:
         breakers = CircuitBreakers(ORDERS)

@@ -14,6 +14,7 @@ from tailrace.gateway.history_client import HistoryClient
 from tailrace.proto.errors import Refused, TailraceError
 from tailrace.proto.ids import Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection, Rpc, TurnLog
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import GetTurn, TurnRecord
 from tests.harness import readers
 from tests.harness.cluster_system import longest_pause
@@ -57,7 +58,7 @@ class Journey:
         self.home, self.url, self.say = home, url, say
         self.key = ""
         """The API key; without one, the tenant is the local one."""
-        self.tenant: Tenant = LOCAL.tenant
+        self.tenant: Tenant = LOCAL.access.tenant
         self.steps: list[Step] = []
         self._nats_url = nats_url
 
@@ -112,7 +113,7 @@ class Journey:
 
             async def record() -> TurnRecord | None:
                 with suppress(Refused):
-                    found = await history.query(key.tenant, GetTurn(key.turn))
+                    found = await history.query(Scope(key.tenant, WHOLE), GetTurn(key.turn))
                     return found if found is not None and found.outcome != "running" else None
                 return None
 

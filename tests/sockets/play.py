@@ -21,6 +21,7 @@ from tailrace.proto.errors import FenceLost, LogUnavailable
 from tailrace.proto.fold import Turn, contents, without_mark
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import BlobStore, Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tests.conformance.differences import after_kill
 from tests.conformance.sdk import accumulate
@@ -62,7 +63,7 @@ async def play(example: Example, server: ModelServer, nats_url: str) -> list[str
             is_killed = await _run(example, address, nats_url, key, due, log)
             if is_killed:
                 await _run(example, address, nats_url, key, asyncio.Event(), log)
-        turn = await TurnLog(observer).read_turn(key)
+        turn = await TurnLog(observer).read_turn(ScopedKey.whole(key))
     except TimeoutError:
         return [f"the turn has not ended after {PLAYED_S_MAX} s"]
     finally:
@@ -135,7 +136,7 @@ async def _check_silence(
         async with asyncio.timeout(STORED_S_MAX):
             while found != wanted:
                 await asyncio.sleep(0.02)
-                found = _texts(contents((await log.read_turn(key)).blocks, None))
+                found = _texts(contents((await log.read_turn(ScopedKey.whole(key))).blocks, None))
     except TimeoutError:
         return [f"{sum(map(len, found))} of {sum(map(len, wanted))} characters were stored before the silence"]
     finally:
@@ -173,7 +174,7 @@ async def _run(example: Example, address: str, nats_url: str, key: TurnKey, due:
 async def _cancel(log: TurnLog, key: TurnKey) -> None:
     """Ends the turn as a gateway does."""
     while True:
-        turn = await log.read_turn(key)
+        turn = await log.read_turn(ScopedKey.whole(key))
         if turn.chain.is_ended:
             return
         with suppress(FenceLost):

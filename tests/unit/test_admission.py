@@ -7,10 +7,11 @@ from tailrace.gateway.auth.limits import UNLIMITED
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import WHOLE, Scope
 
 TENANT = Tenant("ours")
 # A key that an operator has given limits, which a gateway with the feature would apply.
-LIMITED = Principal(TENANT, "key", limits={"requests": 1, "streams": 1, "bytes_day": 1})
+LIMITED = Principal(Scope(TENANT, WHOLE), "key", limits={"requests": 1, "streams": 1, "bytes_day": 1})
 
 
 async def test_without_the_feature_nothing_is_limited() -> None:

@@ -20,10 +20,11 @@ from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused, SettingsInvalid
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats.client import Message
+from tailrace.proto.ownership import WHOLE, Scope
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 OTHER_HASH = hashlib.sha256(b"other").hexdigest()
-ALICE = Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=4e9)
+ALICE = Principal(Scope(Tenant("alice"), WHOLE), "jwt_ffffffffffffffff", until=4e9)
 
 
 def build_request(*headers: tuple[bytes, bytes]) -> Request:
@@ -37,7 +38,10 @@ def build(*verifiers: Verifier, **given: object) -> Authenticator:
 async def test_a_configured_key_gives_its_tenant() -> None:
     """The setting may hold spaces and a trailing comma."""
     keys = build(api_keys=f"alice:{HASH}, bob:{OTHER_HASH},")
-    alice, bob = Principal(Tenant("alice"), f"env_{HASH[:12]}"), Principal(Tenant("bob"), f"env_{OTHER_HASH[:12]}")
+    alice, bob = (
+        Principal(Scope(Tenant("alice"), WHOLE), f"env_{HASH[:12]}"),
+        Principal(Scope(Tenant("bob"), WHOLE), f"env_{OTHER_HASH[:12]}"),
+    )
     assert await keys.authenticate(build_request((b"x-api-key", b"secret"))) == alice
     assert await keys.authenticate(build_request((b"authorization", b"bearer other"))) == bob
 
@@ -214,7 +218,7 @@ async def test_nothing_starts_later_for_a_key_that_has_ended(case: str) -> None:
     authenticator = build()
     await authenticator.api_keys.load(cast("ApiKeyStore", StoredKeys(*keys)))
     with pytest.raises(Refused, match=f"{credential} was revoked or has expired"):
-        authenticator.stand_in(Tenant("alice"), credential)
+        authenticator.stand_in(Scope(Tenant("alice"), WHOLE), credential)
     assert (authenticator.find_key(credential) or ALICE) is NoKey.ENDED
 
 
@@ -226,8 +230,8 @@ async def test_a_key_that_was_rotated_is_replaced_by_the_newest_good_key_of_its_
     authenticator = build()
     await authenticator.api_keys.load(cast("ApiKeyStore", StoredKeys(first, second, third, stored(4, revoked_at=2))))
     for before in (1, 2, 3):
-        found = authenticator.stand_in(Tenant("alice"), key_id(before))
-        assert (found.tenant, found.key, found.counted_as) == ("alice", key_id(3), key_id(1))
+        found = authenticator.stand_in(Scope(Tenant("alice"), WHOLE), key_id(before))
+        assert (found.access.tenant, found.key, found.counted_as) == ("alice", key_id(3), key_id(1))
         assert found.limits == {"requests": 1}
 
 
@@ -235,8 +239,8 @@ async def test_a_key_that_was_rotated_is_replaced_by_the_newest_good_key_of_its_
 async def test_a_credential_without_a_record_starts_turns_later(credential: str | None) -> None:
     """A JWT, also an expired one; a key of the settings, also one that they no longer have; and none."""
     authenticator = build(api_keys=f"alice:{HASH}")
-    found = authenticator.stand_in(Tenant("alice"), credential)
-    assert found == Principal(Tenant("alice"), credential, frozenset({"write"}))
+    found = authenticator.stand_in(Scope(Tenant("alice"), WHOLE), credential)
+    assert found == Principal(Scope(Tenant("alice"), WHOLE), credential, frozenset({"write"}))
 
 
 class AcceptingVerifier:
@@ -252,12 +256,12 @@ class AcceptingVerifier:
 @pytest.mark.parametrize(
     ("caller", "is_good"),
     [
-        (Principal(Tenant("alice"), "key_ffffffffffffffff"), False),
-        (Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=1.0), False),
-        (Principal(Tenant("alice"), "key_ffffffffffffffff", until=4e9), False),
-        (Principal(Tenant("alice"), until=4e9), False),
-        (Principal(Tenant("alice"), f"env_{HASH[:12]}"), True),
-        (Principal(Tenant("alice"), "jwt_ffffffffffffffff", until=4e9), True),
+        (Principal(Scope(Tenant("alice"), WHOLE), "key_ffffffffffffffff"), False),
+        (Principal(Scope(Tenant("alice"), WHOLE), "jwt_ffffffffffffffff", until=1.0), False),
+        (Principal(Scope(Tenant("alice"), WHOLE), "key_ffffffffffffffff", until=4e9), False),
+        (Principal(Scope(Tenant("alice"), WHOLE), until=4e9), False),
+        (Principal(Scope(Tenant("alice"), WHOLE), f"env_{HASH[:12]}"), True),
+        (Principal(Scope(Tenant("alice"), WHOLE), "jwt_ffffffffffffffff", until=4e9), True),
     ],
 )
 async def test_an_exchanged_credential_ends_with_its_key_or_at_its_time(caller: Principal, is_good: bool) -> None:

@@ -6,6 +6,7 @@ from tailrace.proto.entries import Entry
 from tailrace.proto.errors import FenceLost
 from tailrace.proto.fold import Turn
 from tailrace.proto.nats.cancellation import append_cancellation
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.turn_builder import KEY, started_turn
 from tests.harness.virtual_time import run
 
@@ -35,7 +36,9 @@ def test_a_stale_read_does_not_hide_that_a_generator_has_ended_the_turn() -> Non
         losses_seen.append(losses)
         return losses == 1
 
-    assert run(append_cancellation(log, KEY, on_fence_lost, cause="request", by=None, timeout_s=1)) == (turn.turn, True)
+    assert run(
+        append_cancellation(log, ScopedKey.whole(KEY), on_fence_lost, cause="request", by=None, timeout_s=1)
+    ) == (turn.turn, True)
     assert losses_seen == [1, 2]
 
 
@@ -44,4 +47,7 @@ def test_a_turn_that_another_process_has_ended_was_not_running() -> None:
     running = turn.turn
     turn.end("completed")
     log: Any = ContestedLog(running, turn.turn)
-    assert run(append_cancellation(log, KEY, cause="request", by=None, timeout_s=1)) == (turn.turn, False)
+    assert run(append_cancellation(log, ScopedKey.whole(KEY), cause="request", by=None, timeout_s=1)) == (
+        turn.turn,
+        False,
+    )

@@ -20,6 +20,7 @@ from tailrace.proto.errors import Refused, StoreBusy
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats.leases import Delivery, Progress
+from tailrace.proto.ownership import ScopedKey
 from tailrace.testing import MemoryDeliveries, MemoryDelivery, MemoryLog, MemoryStore, MemoryTombstones
 from tests.harness.turn_builder import completed_turn, request
 from tests.harness.until import until
@@ -235,7 +236,7 @@ class LargeTurns(MemoryLog):
         super().__init__()
         self._cpu = asyncio.Lock()
 
-    async def read_turn_upto(self, key: TurnKey, reached: Seq, enough: int | None = None) -> Turn:
+    async def read_turn_upto(self, key: ScopedKey, reached: Seq, enough: int | None = None) -> Turn:
         if key.tenant == LOUD:
             async with self._cpu:
                 await asyncio.sleep(self.fold_s)

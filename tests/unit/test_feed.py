@@ -19,6 +19,7 @@ from tailrace.proto.entries import Event, Failure, StoredEntry
 from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnUnknown
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, completed_turn, opening_events
 from tests.harness.until import until
@@ -86,7 +87,7 @@ async def fanned_out(
 
 async def subscribe(fan_out: FanOut, cursor: Seq = BEFORE_FIRST, *, from_start: bool = False) -> tuple[TurnFeed, int]:
     """Subscribes once. Returns the feed, and how many entries it had then."""
-    async with fan_out.subscribe(KEY, cursor, from_start=from_start) as feed:
+    async with fan_out.subscribe(ScopedKey.whole(KEY), cursor, from_start=from_start) as feed:
         return feed, len(feed.entries)
 
 
@@ -280,7 +281,7 @@ async def test_waiting_readers_are_woken_by_entries_and_by_an_error() -> None:
 
 async def test_a_cursor_at_the_end_is_at_the_end() -> None:
     """Nothing follows it, which is not the same as nothing yet: its reader does not wait."""
-    async with fanned_out(None) as (_, _, fan_out), fan_out.subscribe(KEY, STORED[-1].seq) as feed:
+    async with fanned_out(None) as (_, _, fan_out), fan_out.subscribe(ScopedKey.whole(KEY), STORED[-1].seq) as feed:
         assert feed.is_ended
         assert feed.start_index(STORED[-1].seq, TAILRACE) == len(feed.entries) == 0
         assert await feed.wait_for_change(0)
@@ -298,8 +299,8 @@ async def test_an_error_before_the_first_entry_is_raised_to_the_subscriber_and_l
 async def test_readers_of_one_turn_share_one_follower() -> None:
     """Also a reader that reconnects within the linger time, with any cursor that the feed has."""
     async with fanned_out(STORED) as (log, _, fan_out):
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as first:
-            async with fan_out.subscribe(KEY, STORED[1].seq) as second:
+        async with fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as first:
+            async with fan_out.subscribe(ScopedKey.whole(KEY), STORED[1].seq) as second:
                 assert (second is first, first.readers, fan_out.has_readers(KEY)) == (True, 2, True)
             assert (first.readers, fan_out.has_readers(KEY)) == (1, True)
         assert (first.readers, fan_out.has_readers(KEY)) == (0, False)
@@ -309,9 +310,15 @@ async def test_readers_of_one_turn_share_one_follower() -> None:
 
 async def test_a_reader_with_an_earlier_cursor_gets_a_follower_from_there() -> None:
     """What is known here begins after its cursor; later readers from anywhere then share the longer one."""
-    async with fanned_out(STORED[3:]) as (log, group, fan_out), fan_out.subscribe(KEY, STORED[2].seq) as late:
+    async with (
+        fanned_out(STORED[3:]) as (log, group, fan_out),
+        fan_out.subscribe(ScopedKey.whole(KEY), STORED[2].seq) as late,
+    ):
         group.create_task(send_to_next(log, STORED))
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as early, fan_out.subscribe(KEY, STORED[4].seq) as third:
+        async with (
+            fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as early,
+            fan_out.subscribe(ScopedKey.whole(KEY), STORED[4].seq) as third,
+        ):
             assert (early is late, third is early) == (False, True)
             assert (late.readers, early.readers) == (1, 2)
     assert log.after == [STORED[2].seq, BEFORE_FIRST]
@@ -343,7 +350,7 @@ async def test_a_reader_that_returns_within_the_linger_keeps_the_feed() -> None:
     """The timer of the reader before it drops nothing."""
     async with fanned_out(STORED[:4], linger_s=0.05) as (log, _, fan_out):
         await subscribe(fan_out)
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+        async with fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as feed:
             await asyncio.sleep(0.1)
             await log.send(STORED[4:])
             await until(lambda: len(feed.entries) == len(STORED))
@@ -353,7 +360,7 @@ async def test_a_reader_that_returns_within_the_linger_keeps_the_feed() -> None:
 async def test_a_feed_that_broke_does_not_linger() -> None:
     """Its readers reconnect at once, and no new reader can use it."""
     async with fanned_out(STORED[:4], linger_s=60.0) as (log, _, fan_out):
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+        async with fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as feed:
             await log.send(LogUnavailable("?"))
             await until(lambda: feed.is_broken)
         await until(lambda: fan_out.feed_count == 0)
@@ -361,7 +368,10 @@ async def test_a_feed_that_broke_does_not_linger() -> None:
 
 async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
     """Readers that have it open continue; a new reader receives what the log answers."""
-    async with fanned_out(STORED, None) as (log, group, fan_out), fan_out.subscribe(KEY, BEFORE_FIRST) as first:
+    async with (
+        fanned_out(STORED, None) as (log, group, fan_out),
+        fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as first,
+    ):
         await until(lambda: first.is_ended)
         assert (await subscribe(fan_out))[0] is first
         log.is_purged = True
@@ -373,7 +383,10 @@ async def test_a_deleted_turn_is_not_sent_to_new_readers() -> None:
 
 async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
     """The feed has all of it, and whether it was deleted is unknown."""
-    async with fanned_out(STORED, None) as (log, _, fan_out), fan_out.subscribe(KEY, BEFORE_FIRST) as first:
+    async with (
+        fanned_out(STORED, None) as (log, _, fan_out),
+        fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as first,
+    ):
         await until(lambda: first.is_ended)
         log.is_away = True
         assert (await subscribe(fan_out))[0] is first
@@ -381,7 +394,7 @@ async def test_an_ended_turn_is_sent_while_the_log_is_unavailable() -> None:
 
 async def test_a_reader_that_leaves_while_the_log_is_asked_is_not_counted() -> None:
     async with fanned_out(STORED, None, linger_s=0) as (log, group, fan_out):
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+        async with fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as feed:
             await until(lambda: feed.is_ended)
             log.is_silent = True
             leaving = group.create_task(subscribe(fan_out))
@@ -426,7 +439,7 @@ async def test_a_reader_from_the_start_with_an_invalid_cursor_is_refused(*, is_f
 async def test_the_end_of_a_turn_that_was_read_here_is_known_without_the_log() -> None:
     async with fanned_out(STORED[:-1]) as (log, group, fan_out):
         presence = ReaderPresence(cast("TurnLog", log), cast("Rpc", None), fan_out, group, Flag())
-        async with fan_out.subscribe(KEY, BEFORE_FIRST) as feed:
+        async with fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST) as feed:
             await until(lambda: fan_out.request_of(KEY))
             assert not fan_out.has_ended(KEY)
             await log.send(STORED[-1:], None)

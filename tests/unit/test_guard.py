@@ -18,11 +18,12 @@ from tailrace.gateway.http.route import TURNS, Need, Route, query
 from tailrace.gateway.settings import Settings
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId
+from tailrace.proto.ownership import WHOLE, Scope
 from tests.unit.test_auth import AcceptingVerifier
 
 
 async def answer(request: ApiRequest) -> PlainTextResponse:
-    return PlainTextResponse(request.tenant)
+    return PlainTextResponse(request.access.tenant)
 
 
 def build(caller: Principal | None) -> Authenticator:
@@ -53,7 +54,7 @@ def test_a_route_without_a_scope_cannot_be_written() -> None:
         Route("GET", "/v1/forgotten", answer)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("caller", [None, Principal(Tenant("alice"), "key_1")])
+@pytest.mark.parametrize("caller", [None, Principal(Scope(Tenant("alice"), WHOLE), "key_1")])
 async def test_a_principal_without_the_scope_of_the_route_is_refused(caller: Principal | None) -> None:
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, need="admin") == 403
     assert await status("/v1/turns/{turn}", "/v1/turns/a?ticket=x", caller, "HEAD") == 200
@@ -73,7 +74,7 @@ async def test_a_principal_without_the_scope_of_the_route_is_refused(caller: Pri
 )
 async def test_a_principal_of_one_turn_can_read_only_that_turn(path: str, url: str, expected: int) -> None:
     """The path parameter `turn` alone names a turn."""
-    caller = Principal(Tenant("alice"), "key_1", turn=TurnId("mine"))
+    caller = Principal(Scope(Tenant("alice"), WHOLE), "key_1", turn=TurnId("mine"))
     assert await status(path, f"{url}?ticket=x", caller) == expected
 
 

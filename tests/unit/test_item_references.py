@@ -9,8 +9,9 @@ import pytest
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, TurnKey
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Rpc
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.protocols.openai.item_references import READ_AT_ONCE, insert_items
 from tailrace.protocols.openai.responses_input import InputItem
@@ -30,7 +31,7 @@ def reader_of_ended_turn() -> TurnReader:
 
 
 async def insert(items: Any, bytes_max: int) -> tuple[list[InputItem], int]:
-    replaced, inserted_bytes = await insert_items(items, Tenant("t"), reader_of_ended_turn(), bytes_max)
+    replaced, inserted_bytes = await insert_items(items, Scope(Tenant("t"), WHOLE), reader_of_ended_turn(), bytes_max)
     return cast("list[InputItem]", replaced), inserted_bytes
 
 
@@ -60,25 +61,25 @@ class Slow(TurnReader):
         super().__init__(MemoryLog(), HistoryClient(Rpc(MemoryLog.connection), 1.0))
         self.running = self.most = self.reads = 0
 
-    async def read(self, key: TurnKey) -> TurnRecord:
+    async def read(self, key: ScopedKey) -> TurnRecord:
         self.reads += 1
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
         self.running -= 1
-        return record_from_fold(key, completed_turn(ANSWER).turn)
+        return record_from_fold(key.plain, completed_turn(ANSWER).turn)
 
 
 async def test_responses_are_read_some_at_a_time() -> None:
     """So that a long conversation of yesterday is not delayed, and no more is read than the limit allows."""
     given = [msgspec.structs.replace(REFERENCE, id=f"msg_turn-{number}_0") for number in range(40)]
     turns = Slow()
-    replaced, _ = await insert_items([*given, *given], Tenant("t"), turns, 10**6)
+    replaced, _ = await insert_items([*given, *given], Scope(Tenant("t"), WHOLE), turns, 10**6)
     assert len(replaced) == 80
     assert (turns.most, turns.reads) == (READ_AT_ONCE, 40)
     turns = Slow()
     with pytest.raises(Refused, match="have more than 45000 bytes"):
-        await insert_items(given, Tenant("t"), turns, 45_000)
+        await insert_items(given, Scope(Tenant("t"), WHOLE), turns, 45_000)
     assert turns.reads == READ_AT_ONCE
 
 

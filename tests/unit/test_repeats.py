@@ -10,11 +10,12 @@ from tailrace.gateway.turns.repeats import OtherWriter, Repeats
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 
 TURN = TurnKey(Tenant("ours"), TurnId("turn-1"))
 SHA256 = "0" * 64
-DRAFT = Draft(Principal(TURN.tenant), b"", "key", body_sha256=SHA256)
+DRAFT = Draft(Principal(Scope(TURN.tenant, WHOLE)), b"", "key", body_sha256=SHA256)
 
 How = Literal["nothing", "marked", "deleted", "erased", "erased and deleted"]
 

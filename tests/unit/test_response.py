@@ -29,6 +29,7 @@ from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import follower
 from tailrace.proto.nats.log_server import LiveFeed
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tailrace.protocols.ai_sdk.stream import UI
 from tailrace.protocols.common.event_count import count_events
@@ -97,7 +98,7 @@ class Client:
     async def run(
         self, dialect: Dialect = TAILRACE, method: str = "GET", make: type[EventStream] = EventStream, **given: Any
     ) -> None:
-        stream = make(Reader(self.streams, self.request), given.pop("key", KEY), dialect, **given)
+        stream = make(Reader(self.streams, self.request), ScopedKey.whole(given.pop("key", KEY)), dialect, **given)
         scope = {"type": "http", "method": method, "path": "/", "headers": [], "query_string": b""}
         async with asyncio.timeout(5):
             await send_deferred(stream)(scope, self.receive, self.send)
@@ -110,7 +111,7 @@ async def client(log: MemoryLog, *, beats_every_s: float = 0.05, **given: Any) -
         made = Client(log, group, settings)
         yield made
         # The reader is not counted any more, so that the only one may enter again.
-        made.counts.add(LOCAL.tenant, "127.0.0.1")
+        made.counts.add(LOCAL.access.tenant, "127.0.0.1")
         made.fan_out.close()
 
 
@@ -121,7 +122,7 @@ def running_turn() -> list[StoredEntry]:
 async def test_other_tasks_run_while_the_chunks_of_a_long_answer_are_counted() -> None:
     """20,000 deltas took 110 ms."""
     async with client(log_of(completed_turn(*["a"] * 2000).stored)) as one:
-        counting, runs = asyncio.create_task(count_events(one.streams, KEY, UI, 0)), 0
+        counting, runs = asyncio.create_task(count_events(one.streams, ScopedKey.whole(KEY), UI, 0)), 0
         while not counting.done():
             runs += 1
             await asyncio.sleep(0)
@@ -134,14 +135,14 @@ async def test_events_that_only_another_gateway_has_read_are_counted(monkeypatch
     """A client that has received them is not refused."""
     monkeypatch.setattr(follower, "REREAD_S", 0.05)
     whole, log = completed_turn("a", "b").stored, log_of(running_turn())
-    async with client(log) as one, one.fan_out.subscribe(KEY, BEFORE_FIRST):
-        count, _ = await count_events(one.streams, KEY, UI, 0)
+    async with client(log) as one, one.fan_out.subscribe(ScopedKey.whole(KEY), BEFORE_FIRST):
+        count, _ = await count_events(one.streams, ScopedKey.whole(KEY), UI, 0)
         # The live feed loses the rest.
         feeds, log.turn_of(KEY).feeds = log.turn_of(KEY).feeds, []
         log.load(KEY, whole[-3:])
         log.turn_of(KEY).feeds = feeds
-        assert await count_events(one.streams, KEY, UI, count) == (count, False)
-        assert (await count_events(one.streams, KEY, UI, count + 1))[0] > count
+        assert await count_events(one.streams, ScopedKey.whole(KEY), UI, count) == (count, False)
+        assert (await count_events(one.streams, ScopedKey.whole(KEY), UI, count + 1))[0] > count
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ async def test_a_reader_whose_stream_is_broken_off_has_time_to_resume() -> None:
     async with client(log) as one:
         streaming = asyncio.create_task(one.run(DIALECTS["openai-chat"]))
         await until(lambda: b"b" in one.body.rpartition(b"a")[2])
-        chain = (await log.read_turn(KEY)).chain
+        chain = (await log.read_turn(ScopedKey.whole(KEY))).chain
         await log.append(KEY, chain, attempt(chain, "restart"))
         await streaming
     assert (one.disconnects, one.is_complete) == ([15.0], False)

@@ -22,6 +22,7 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.service_builders import NO_STEPS, build_turn_submitter
 
@@ -164,16 +165,16 @@ async def test_other_tasks_run_while_many_messages_are_checked(raw_bytes: int, a
 @pytest.mark.parametrize(
     ("body", "key", "cursor", "tenant", "session", "is_resumed"),
     [
-        (b"{}", None, 1, LOCAL.tenant, None, True),
-        (b"{}", "key", 1, LOCAL.tenant, None, True),
-        (b"{}", "new with each POST", 1, LOCAL.tenant, None, True),
-        (b"{}", "other turn", 1, LOCAL.tenant, None, False),
-        (b"{ }", None, 1, LOCAL.tenant, None, False),
+        (b"{}", None, 1, LOCAL.access.tenant, None, True),
+        (b"{}", "key", 1, LOCAL.access.tenant, None, True),
+        (b"{}", "new with each POST", 1, LOCAL.access.tenant, None, True),
+        (b"{}", "other turn", 1, LOCAL.access.tenant, None, False),
+        (b"{ }", None, 1, LOCAL.access.tenant, None, False),
         (b"{}", None, 1, Tenant("other"), None, False),
-        (b"{}", None, 0, LOCAL.tenant, None, False),
-        (b"{}", None, 3, LOCAL.tenant, None, False),
+        (b"{}", None, 0, LOCAL.access.tenant, None, False),
+        (b"{}", None, 3, LOCAL.access.tenant, None, False),
         # Named in a header, so that the body is the same.
-        (b"{}", None, 1, LOCAL.tenant, "other", False),
+        (b"{}", None, 1, LOCAL.access.tenant, "other", False),
     ],
 )
 async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
@@ -185,11 +186,11 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
     first = await submit(LOCAL, HELLO, b"{}", "key")
     await submit(LOCAL, HELLO, b"{}", "other turn")
     if is_resumed:
-        assert await submit(LOCAL._replace(tenant=tenant), HELLO, body, key, cursor=Seq(cursor)) == first
+        assert await submit(LOCAL._replace(access=Scope(tenant, WHOLE)), HELLO, body, key, cursor=Seq(cursor)) == first
     else:
         new_turn = msgspec.structs.replace(HELLO, session=session)
         with pytest.raises(Refused) as refused:
-            await submit(LOCAL._replace(tenant=tenant), new_turn, body, key, cursor=Seq(cursor))
+            await submit(LOCAL._replace(access=Scope(tenant, WHOLE)), new_turn, body, key, cursor=Seq(cursor))
         assert refused.value.code == "cursor_mismatch"
     assert len(memory.log.stored) == 2
 
@@ -215,7 +216,7 @@ async def test_the_key_of_an_erased_turn_starts_a_new_turn_once() -> None:
         key, entry, _ = await submit(LOCAL, HELLO, b"{}", "key")
         assert (await submit(LOCAL, HELLO, b"{}", "key"), entry.submission) == ((key, entry, None), None)
         turns.append(key)
-        await memory.erase(key)
+        await memory.erase(key.plain)
     assert len(set(turns)) == 3
     with pytest.raises(Refused):
         await submit(LOCAL, HELLO, b"{ }", "key")
@@ -229,12 +230,12 @@ async def test_of_two_posts_with_the_key_of_an_erased_turn_the_second_gets_the_t
     """Also if the first gateway dies after its claim."""
     memory = Services()
     erased, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    await memory.erase(erased)
-    stale = await memory.claims.find(LOCAL.tenant, "key")
+    await memory.erase(erased.plain)
+    stale = await memory.claims.find(LOCAL.access.tenant, "key")
     assert stale is not None
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
     if not is_stored:
-        await memory.log.purge(first)
+        await memory.log.purge(first.plain)
 
     async def claim(tenant: Tenant, key: str, mine: Claim) -> Claim:
         del tenant, key, mine
@@ -252,7 +253,7 @@ async def test_the_entries_of_concurrent_posts_with_one_key_differ() -> None:
     for _ in range(3):
         key, entry, _ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
         names.append(entry.submission)
-        await memory.log.purge(key)
+        await memory.log.purge(key.plain)
     assert names[0] is None
     assert len(set(names)) == 3
 
@@ -266,17 +267,17 @@ async def test_a_submission_with_a_claim_but_without_a_key_gets_the_claimed_turn
     """
     memory = Services()
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    claim = memory.claims.stored.pop((LOCAL.tenant, "key")).claim
+    claim = memory.claims.stored.pop((LOCAL.access.tenant, "key")).claim
     if state == "deleted":
-        await memory.delete(first)
+        await memory.delete(first.plain)
         with pytest.raises(Refused) as refused:
             await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
         assert refused.value.code == "turn_deleted"
         return
     if state == "erased":
-        await memory.erase(first)
+        await memory.erase(first.plain)
     elif state == "not stored":
-        await memory.log.purge(first)
+        await memory.log.purge(first.plain)
     turn, entry, _ = await submit_to(memory, Retries(claim).steps())(LOCAL, HELLO, b"{}")
     assert (turn == first) is (state != "erased")
     assert (entry.submission is not None) is (state == "not stored")
@@ -288,7 +289,7 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
     """A later POST with the key would find no turn under the new claim's id, and store a second one."""
     memory = Services()
     first, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    await memory.log.purge(first)
+    await memory.log.purge(first.plain)
 
     async def claim(tenant: Tenant, key: str, mine: Claim) -> Claim:
         await memory.claims.put(tenant, key, mine)
@@ -296,7 +297,7 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
 
     memory.claims.claim = claim  # type: ignore[method-assign]
     second, *_ = await submit_to(memory)(LOCAL, HELLO, b"{}", "key")
-    claimed = await memory.claims.find(LOCAL.tenant, "key")
+    claimed = await memory.claims.find(LOCAL.access.tenant, "key")
     assert claimed is not None
     assert (second.turn, second != first) == (claimed.turn, True)
 

@@ -40,6 +40,7 @@ from tailrace.proto.nats import BlobPins, BlobStore, Claim, Claims, Counters, Sl
 from tailrace.proto.nats.idempotency import StoredClaim
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.nats.slots import Slot
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import Context, GetContext, GetLastTurn
 from tailrace.proto.runtime.flag import Flag
 
@@ -270,10 +271,10 @@ class Services:
         self.step("subscribe")
         yield LiveFeed()
 
-    async def _read_turn(self, _: TurnLog, key: TurnKey) -> object:
-        if key not in self.turns:
+    async def _read_turn(self, _: TurnLog, key: ScopedKey) -> object:
+        if key.plain not in self.turns:
             raise TurnUnknown(key.turn)
-        return SimpleNamespace(request=self.turns[key], outcome="running")
+        return SimpleNamespace(request=self.turns[key.plain], outcome="running")
 
     async def _read_running(self, *_: object) -> object:
         """Returns the turn that is to be cancelled, as if it had just ended."""

@@ -11,6 +11,7 @@ from tailrace.proto.entries import End, Request, StoredEntry
 from tailrace.proto.errors import FenceLost, LogFull, TurnUnknown
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.testing import MemoryClaims, MemoryCounters, MemoryDeliveries, MemoryLog, MemorySlots
 from tests.harness.turn_builder import KEY, attempt, completed_turn, request
 from tests.harness.virtual_time import run
@@ -36,7 +37,7 @@ async def test_a_log_in_memory_fences_appends_follows_and_forgets() -> None:
             await log.append(KEY, begun, attempt(begun, "restart"))
         await log.append(other, START, request())
         assert list(log.stored) == [KEY, other]
-        assert await log.find_turn_at(TENANT, Seq(3), name_turn) == other
+        assert await log.find_turn_at(Scope(TENANT, WHOLE), Seq(3), name_turn) == ScopedKey.whole(other)
         await asyncio.sleep(0.01)
         following.cancel()
     assert [one.seq for one in received] == [1, chain.last] == [1, 2]
@@ -45,10 +46,10 @@ async def test_a_log_in_memory_fences_appends_follows_and_forgets() -> None:
         await log.append(KEY, chain, attempt(chain))
     await log.purge(KEY)
     with pytest.raises(TurnUnknown):
-        await log.read_turn(KEY)
+        await log.read_turn(ScopedKey.whole(KEY))
 
 
-async def name_turn(key: TurnKey, _: Request) -> TurnKey:
+async def name_turn(key: ScopedKey, _: Request) -> ScopedKey:
     return key
 
 

@@ -18,7 +18,8 @@ from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, TurnKey, parse_cursor
+from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, TurnId, parse_cursor
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord
 
 # The field of the body that an error is about, by the error's code.
@@ -95,7 +96,7 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
     return json_response(await turns.cancel(request.turn(), request.principal.key))
 
 
-def stream_of(reader: Reader, request: ApiRequest, key: TurnKey, cursor: Seq, dialect: Dialect) -> EventStream:
+def stream_of(reader: Reader, request: ApiRequest, key: ScopedKey, cursor: Seq, dialect: Dialect) -> EventStream:
     """Returns the stream after `cursor`. Raises Refused when this gateway drains and the client can retry by itself."""
     # A reconnecting EventSource treats 503 as final, so it waits inside the stream.
     if cursor and dialect.is_self_delimited and request.method == "GET":

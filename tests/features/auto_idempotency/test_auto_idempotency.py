@@ -13,6 +13,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness import jwts
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -101,7 +102,7 @@ async def test_a_turn_that_failed_or_lost_its_readers_is_not_reused(
     body |= {"on_interrupt": "fail"}
     first = await post_chat(gateway, body)
     if how == "cancelled":
-        await cancel(system_log, TurnKey(tenant, TurnId(first)), "on_disconnect")
+        await cancel(system_log, ScopedKey.whole(TurnKey(tenant, TurnId(first))), "on_disconnect")
     await read(gateway.client, first)
     assert (await gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
     again = [await post_chat(gateway, body) for _ in range(3)]

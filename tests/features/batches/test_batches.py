@@ -24,6 +24,7 @@ from tailrace.proto.errors import FenceLost, LogFull, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey, child_id, new_id
 from tailrace.proto.nats import Counters, TurnLog, replay
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.pricing import price_calls
 from tailrace.proto.resources import DeleteResource
 from tailrace.proto.subjects import BODIES, STREAM
@@ -52,7 +53,7 @@ class VerifiedSystem(BatchSystem):
 
     async def money(self, key: TurnKey) -> Reservation:
         """Returns the money that is reserved for a turn."""
-        stored = (await self.log.read_turn(key)).request
+        stored = (await self.log.read_turn(ScopedKey.whole(key))).request
         assert stored is not None
         return next(hold for hold in stored.holds or () if hold.unit == "nusd")
 
@@ -105,7 +106,7 @@ async def test_a_batch_is_a_turn_whose_inputs_are_turns(own: VerifiedSystem) -> 
     cost_usd = sum(line["cost_usd"] for line in await read_results(own.gateway, batch))
     assert record["cost_usd"] == pytest.approx(cost_usd)
     assert record["metadata"] == {"for": "test", "team": "a"}
-    requests = [(await own.log.read_turn(child)).request for child in own.turns(batch)[:2]]
+    requests = [(await own.log.read_turn(ScopedKey.whole(child))).request for child in own.turns(batch)[:2]]
     labels = [{**(one.metadata or {}), "custom_id": ""} for one in requests if one is not None]
     assert labels == [{"for": one, "team": "a", "custom_id": ""} for one in ("test", "itself")]
     # The batch itself has no usage: a sum over all turns counts each answer once.
@@ -140,7 +141,7 @@ async def test_after_killing_every_process_no_input_runs_twice(own: VerifiedSyst
         await asyncio.gather(*(stack.enter_async_context(generator) for generator in generators))
 
         async def has_done(done: int) -> bool:
-            progress = (await log.read_turn(key)).progress
+            progress = (await log.read_turn(ScopedKey.whole(key))).progress
             return progress is not None and progress.done + progress.failed >= done
 
         await until(lambda: has_done(5), 30)
@@ -180,7 +181,7 @@ async def test_a_live_turn_does_not_wait_behind_a_batch(own: VerifiedSystem) -> 
             message = f"#sim {FAST} tag=live{number}"
             turn = (await own.gateway.client.post("/v1/turns", json={"message": message})).json()["turn"]
             assert (await own.wait_for_end(TurnKey(own.tenant, turn))).text == words(2, f"live{number}")
-        begun = [await own.log.has_turn(child) for child in own.turns(batch)[:70]]
+        begun = [await own.log.has_turn(ScopedKey.whole(child)) for child in own.turns(batch)[:70]]
         assert begun.count(True) == 2
         assert (await own.turn(batch)).progress is None
     assert running() == before
@@ -232,8 +233,8 @@ async def test_a_batch_that_is_cancelled_without_a_generator_leaves_nothing_runn
     await own.gateway.client.post(batch["links"]["cancel"])
     async with own.running_generator():
         await own.wait_until_acknowledged()
-    known = [child for child in own.turns(batch) if await own.log.has_turn(child)]
-    assert {(await own.log.read_turn(child)).outcome for child in known} == {"cancelled"}
+    known = [child for child in own.turns(batch) if await own.log.has_turn(ScopedKey.whole(child))]
+    assert {(await own.log.read_turn(ScopedKey.whole(child))).outcome for child in known} == {"cancelled"}
     assert (await read_stats(own.claude))["streams_open"] == 0
 
 
@@ -255,7 +256,7 @@ async def test_a_batch_reserves_for_all_inputs_and_each_turn_settles_its_own(lim
         assert await counters.add(held.subject, 0) == 3 * held.amount > 0
         await limited_system.gateway.client.post(batch["links"]["cancel"])
         await limited_system.wait_until_acknowledged()
-    ends = [(await limited_system.log.read_turn(key)).end for key in limited_system.turns(batch)[:2]]
+    ends = [(await limited_system.log.read_turn(ScopedKey.whole(key))).end for key in limited_system.turns(batch)[:2]]
     used = sum(end.cost_nano_usd for end in ends if end is not None)
     assert await counters.add(held.subject, 0) == used < held.amount
     assert (await limited_system.gateway.client.post("/v1/turns", json=another)).status_code == 202
@@ -269,14 +270,14 @@ async def test_a_deleted_batch_returns_its_reservations_without_a_generator(
     first = limited_system.turns(batch)[0]
     # The first turn has ended by then, and is not settled.
     await limited_system.batch_killed_after(11)
-    end = (await limited_system.log.read_turn(first)).end
+    end = (await limited_system.log.read_turn(ScopedKey.whole(first))).end
     assert end is not None
     subject, counters = (await limited_system.money(first)).subject, Counters(limited_system.connection)
     assert await counters.add(subject, 0) > end.cost_nano_usd > 0
     async with processes.persistence(tmp_path, limited_system.server.url):
         gone = await limited_system.gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
-    assert not await limited_system.log.has_turn(first)
+    assert not await limited_system.log.has_turn(ScopedKey.whole(first))
     assert await counters.add(subject, 0) == end.cost_nano_usd
     # Both of its slots are free.
     stored = (await limited_system.turn(await post_batch(limited_system.gateway, build_inputs(2), parallel=2))).request
@@ -290,7 +291,7 @@ async def test_a_reservation_is_returned_or_settled_once(limited_system: Verifie
     batch = await post_batch(limited_system.gateway, build_inputs(30, "words=2 rate=0 wait=0.2"), parallel=2)
     first = limited_system.turns(batch)[0]
     async with processes.persistence(tmp_path, limited_system.server.url), limited_system.running_generator():
-        await until(lambda: limited_system.log.has_turn(first))
+        await until(lambda: limited_system.log.has_turn(ScopedKey.whole(first)))
         turn = await limited_system.wait_for_end(first)
         subject = (await limited_system.money(first)).subject
         gone = await limited_system.gateway.client.delete(f"/v1/turns/{batch['batch']}")
@@ -446,14 +447,14 @@ async def test_deleted_turns_of_a_running_batch_stay_deleted(
 ) -> None:
     batch = await post_batch(gateway, build_inputs(8, "words=2 rate=0 wait=0.5"), parallel=2)
     first, *others = input_keys(tenant, batch)
-    await until(lambda: system_log.has_turn(first))
+    await until(lambda: system_log.has_turn(ScopedKey.whole(first)))
     await wait_for_end(system_log, first)
     assert (await gateway.client.delete(f"/v1/turns/{first.turn}")).status_code == 200
-    assert not await system_log.has_turn(first)
+    assert not await system_log.has_turn(ScopedKey.whole(first))
     gone = await gateway.client.delete(f"/v1/turns/{batch['batch']}")
     assert gone.status_code == 200, gone.text
     for key in (key_of(tenant, batch), first, *others):
-        assert not await system_log.has_turn(key)
+        assert not await system_log.has_turn(ScopedKey.whole(key))
         assert (await gateway.client.get(f"/v1/turns/{key.turn}")).status_code == 404
     assert (await gateway.client.get(batch["links"]["self"])).status_code == 404
 
@@ -465,24 +466,24 @@ async def test_a_takeover_does_not_run_deleted_inputs(
     """The fence of a purged request is that of a new turn, also if the deletion has not set the tombstone yet."""
     query = HistoryClient.query
 
-    async def query_until_purged(self: HistoryClient, tenant: Tenant, given: Any) -> Any:
+    async def query_until_purged(self: HistoryClient, scope: Scope, given: Any) -> Any:
         if is_cut and isinstance(given, DeleteResource) and given.purged:
             raise Refused("persistence_unavailable", "it was killed")
-        return await query(self, tenant, given)
+        return await query(self, scope, given)
 
     monkeypatch.setattr(HistoryClient, "query", query_until_purged)
     await own.shorten_lease(LEASE_S)
     batch = await post_batch(own.gateway, build_inputs(4), parallel=1)
     first = own.turns(batch)[0]
     await own.batch_killed_after(12)
-    assert (await own.log.read_turn(first)).end is not None
+    assert (await own.log.read_turn(ScopedKey.whole(first))).end is not None
     async with Persistence(own.server.url, tmp_path / "tailrace.db"):
         deleted = await own.gateway.client.delete(f"/v1/turns/{first.turn}")
     assert deleted.status_code == (503 if is_cut else 200), deleted.text
-    assert not await own.log.has_turn(first)
+    assert not await own.log.has_turn(ScopedKey.whole(first))
     async with own.running_generator():
         progress = (await own.batch_ended(batch)).progress
-    assert not await own.log.has_turn(first)
+    assert not await own.log.has_turn(ScopedKey.whole(first))
     assert progress is not None
     assert (progress.done, progress.failed) == (3, 1)
 
@@ -543,7 +544,7 @@ async def test_a_batch_that_breaks_its_generators_fails(own: VerifiedSystem, mon
     assert 4 <= len(breaks) <= turn.attempt + 1
     assert turn.progress is not None
     assert (turn.progress.done, turn.progress.failed) == (2, 0)
-    assert [await own.log.has_turn(child) for child in own.turns(batch)] == [True, True, False]
+    assert [await own.log.has_turn(ScopedKey.whole(child)) for child in own.turns(batch)] == [True, True, False]
 
 
 async def test_a_batch_with_expired_inputs_fails(own: VerifiedSystem) -> None:
@@ -580,7 +581,7 @@ async def test_a_batch_is_acknowledged_after_its_turns_have_ended(
     async def cancel_once(runner: BatchRunner, key: TurnKey) -> Turn:
         runs.append(key)
         if len(runs) == 1:
-            await cancel(own.log, key, "request")
+            await cancel(own.log, ScopedKey.whole(key), "request")
             raise FenceLost("cancelled")
         return await run(runner, key)
 

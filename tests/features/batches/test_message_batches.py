@@ -27,6 +27,7 @@ from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client, turn_builder
 from tests.harness.batch_client import BatchSystem, read_results
@@ -137,9 +138,9 @@ async def assert_answered_once(own: MessageBatchSystem, batch: Batch) -> None:
     lines = await read_results(own.gateway, batch)
     assert [line["text"] for line in lines] == [words(2, f"b{number}x") for number in range(batch["of"])]
     for child in own.turns(batch):
-        stored = [type(one.entry) for one in await own.log.read_entries(child)]
+        stored = [type(one.entry) for one in await own.log.read_entries(ScopedKey.whole(child))]
         assert (stored.count(Request), stored.count(Attempt)) == (1, 1)
-        assert (await own.log.read_turn(child)).usage.output_tokens == 2
+        assert (await own.log.read_turn(ScopedKey.whole(child))).usage.output_tokens == 2
 
 
 @pytest.mark.rule("R67")
@@ -163,7 +164,7 @@ async def test_a_batch_costs_half_the_price(own: MessageBatchSystem) -> None:
     assert record["message_batch"].startswith("msgbatch_")
     assert record["cost_usd"] == pytest.approx(sum(line["cost_usd"] for line in lines))
     for child in own.turns(cheap):
-        turn = await own.log.read_turn(child)
+        turn = await own.log.read_turn(ScopedKey.whole(child))
         assert (turn.outcome, turn.skipped, turn.attempt, turn.backend) == ("completed", 0, 1, "message_batches")
         stream = await own.gateway.client.get(f"/v1/turns/{child.turn}/events?dialect=text")
         assert stream.text == turn.text
@@ -311,7 +312,7 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
         await limited.wait_for_submission(batch)
         await gateway.client.post(batch["links"]["cancel"])
         await own.wait_until_acknowledged()
-    answered = await own.log.read_turn(own.turns(batch)[0])
+    answered = await own.log.read_turn(ScopedKey.whole(own.turns(batch)[0]))
     assert answered.request is not None
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
@@ -459,7 +460,7 @@ async def test_a_generator_that_stops_while_it_creates_a_message_batch_stores_it
     with pytest.raises(asyncio.CancelledError):
         await running
     (made,) = [one.id async for one in own.api.messages.batches.list()]
-    progress = (await own.log.read_turn(own.key(batch))).progress
+    progress = (await own.log.read_turn(ScopedKey.whole(own.key(batch)))).progress
     assert progress is not None
     assert progress.message_batch == made
 
@@ -560,11 +561,11 @@ async def test_a_batch_is_not_deleted_while_no_generator_can_cancel_it(own: Mess
         name = await own.wait_for_submission(batch)
         refused = await own.delete(batch)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "generators_unavailable")
-        assert await own.log.has_turn(key)
+        assert await own.log.has_turn(ScopedKey.whole(key))
         async with own.running_generator():
             deleted = await own.delete(batch)
     assert deleted.status_code == 200, deleted.text
-    assert not await own.log.has_turn(key)
+    assert not await own.log.has_turn(ScopedKey.whole(key))
     assert (await own.api.messages.batches.retrieve(name)).cancel_initiated_at is not None
 
 
@@ -659,13 +660,13 @@ async def test_a_deleted_turn_of_a_batch_is_not_written_again(own: MessageBatchS
     (child,) = own.turns(batch)
     # The attempt, the id, and the eight entries of the only turn.
     await own.batch_killed_after(10)
-    assert (await own.log.read_turn(child)).outcome == "completed"
+    assert (await own.log.read_turn(ScopedKey.whole(child))).outcome == "completed"
     await own.log.purge(child)
     tombstones = Tombstones(own.connection)
     await (tombstones.mark_deletion(child) if is_only_marked else tombstones.put([child]))
     async with own.running_generator():
         turn = await own.batch_ended(batch)
-    assert not await own.log.has_turn(child)
+    assert not await own.log.has_turn(ScopedKey.whole(child))
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 0, 1)
 
@@ -721,14 +722,14 @@ async def test_a_result_is_not_written_whose_user_is_erased_meanwhile(
     (child,) = own.turns(batch)
     read_turn = TurnLog.read_turn
 
-    async def read_while_erased(log: TurnLog, key: TurnKey, *given: Any) -> Turn:
-        if key == child:
+    async def read_while_erased(log: TurnLog, key: ScopedKey, *given: Any) -> Turn:
+        if key.plain == child:
             await Tombstones(own.connection).mark_deletion(child)
         return await read_turn(log, key, *given)
 
     monkeypatch.setattr(TurnLog, "read_turn", read_while_erased)
     await own.run(batch, "completed")
-    assert not await own.log.has_turn(child)
+    assert not await own.log.has_turn(ScopedKey.whole(child))
 
 
 @pytest.mark.rule("R91")
@@ -787,7 +788,7 @@ async def test_a_turn_that_an_older_version_has_written_half_is_answered(own: Me
     async with own.running_generator():
         turn = await own.batch_ended(batch)
         await own.wait_until_acknowledged()
-    written = await own.log.read_turn(child)
+    written = await own.log.read_turn(ScopedKey.whole(child))
     assert (written.outcome, written.text) == ("completed", words(2, "b0x"))
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 2, 0)
@@ -814,8 +815,8 @@ async def test_a_turn_that_is_deleted_while_it_is_written_does_not_stop_its_batc
         await own.wait_until_acknowledged()
     assert turn.progress is not None
     assert (turn.outcome, turn.progress.done, turn.progress.failed) == ("completed", 1, 1)
-    assert (await own.log.read_turn(other)).outcome == "completed"
-    assert not await own.log.has_turn(checked)
+    assert (await own.log.read_turn(ScopedKey.whole(other))).outcome == "completed"
+    assert not await own.log.has_turn(ScopedKey.whole(checked))
 
 
 @pytest.mark.rule("R67")
@@ -830,8 +831,8 @@ async def test_a_cancelled_batch_that_is_deleted_while_its_results_are_written_g
     await own.gateway.client.post(batch["links"]["cancel"])
     read_turn, children = TurnLog.read_turn, own.turns(batch)
 
-    async def read_while_deleted(log: TurnLog, key: TurnKey, *given: Any) -> Turn:
-        if key in children:
+    async def read_while_deleted(log: TurnLog, key: ScopedKey, *given: Any) -> Turn:
+        if key.plain in children:
             await own.log.purge(own.key(batch))
         return await read_turn(log, key, *given)
 

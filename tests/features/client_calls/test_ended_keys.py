@@ -15,8 +15,9 @@ from tailrace.features.client_calls import continuations
 from tailrace.features.limits.quotas import counter_name
 from tailrace.gateway.auth.limits import GivenLimits
 from tailrace.proto.entries import Request
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ids import Tenant, TurnId
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tests.features.client_calls.test_client_calls import park
 from tests.harness.requests import get
 from tests.harness.system import System
@@ -76,7 +77,7 @@ class Waiting:
         return found
 
     async def request_of(self, turn: str) -> Request:
-        stored = (await self._log.read_turn(TurnKey(self._tenant, TurnId(turn)))).request
+        stored = (await self._log.read_turn(ScopedKey(Scope(self._tenant, WHOLE), TurnId(turn)))).request
         assert stored is not None
         return stored
 

@@ -13,6 +13,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog
 from tailrace.proto.nats.users import GATEWAY
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.processes import as_user
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
@@ -162,4 +163,4 @@ async def test_a_draining_gateway_does_not_wait_for_a_grace_period(
     await read(gateway.client, key.turn, most=1)
     await until_equal(lambda: is_read(log, key), False)
     await asyncio.wait_for(gateway.stop(), 10)
-    assert (await log.read_turn(key)).end is None
+    assert (await log.read_turn(ScopedKey.whole(key))).end is None

@@ -9,6 +9,7 @@ import pytest
 from tailrace.features.departures import gateway
 from tailrace.features.departures.gateway import DisconnectPolicy
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.turn_builder import request
 
@@ -24,7 +25,7 @@ async def test_a_reader_that_leaves_does_not_close_the_window_of_another(
     cancelled: list[float] = []
     began = loop.time()
 
-    async def cancel(_: object, __: TurnKey, cause: str) -> None:
+    async def cancel(_: object, __: ScopedKey, cause: str) -> None:
         assert cause == "on_disconnect"
         cancelled.append(loop.time() - began)
 

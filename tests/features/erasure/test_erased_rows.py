@@ -50,7 +50,7 @@ async def test_a_user_whose_turns_are_deleted_in_several_rounds_leaves_no_sessio
     ann = DeleteResource("user", "ann")
     while turns := await store.turns_to_delete(OURS, ann):
         await store.delete(OURS, msgspec.structs.replace(ann, purged=tuple(turn.turn for turn in turns)))
-    left = await store.sessions(OURS, None, NEWEST, 9, NOON)
+    left = await store.sessions(OURS, None, NEWEST, 9, NOON, owner=None)
     assert [(one.session, one.user, one.title) for one in left] == [
         ("session-0", None, None),
         ("session-9", "bob", None),

@@ -20,6 +20,7 @@ from tailrace.gateway.turns.conversation import Conversations
 from tailrace.proto.ids import Seq, Tenant, TurnKey, child_id
 from tailrace.proto.nats import Connection, Counters, TurnLog
 from tailrace.proto.nats.stream_leader import Leader
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import BODIES, STREAM
 from tests.harness.batch_client import post_batch, read_results
 from tests.harness.own_system import OwnSystem
@@ -202,7 +203,7 @@ async def test_a_running_batch_leaves_out_the_other_inputs_of_an_erased_user(
     record = (await limited.client.get(batch["links"]["self"])).json()
     assert (record["outcome"], record["done"], record["failed"]) == ("completed", 20, 12)
     await own.wait_until_acknowledged()
-    answered = await own.log.read_turn(TurnKey(tenant, child_id(batch["batch"], users.index("bob"))))
+    answered = await own.log.read_turn(ScopedKey.whole(TurnKey(tenant, child_id(batch["batch"], users.index("bob")))))
     assert answered.request is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
     assert await Counters(own.connection).add(held.subject, 0) == round(record["cost_usd"] * 1e9)

@@ -14,6 +14,7 @@ from tailrace.gateway.http.large_bodies import SMALL_BYTES_MAX, LargeBodies
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.protocols.common.media_types import ALIASES
 
 
@@ -22,7 +23,7 @@ class LargeFiles:
 
     content = b"x" * (SMALL_BYTES_MAX + 1)
 
-    async def query(self, _: Tenant, query: GetFile) -> FileRecord:
+    async def query(self, _: Scope, query: GetFile) -> FileRecord:
         await asyncio.sleep(0)
         return FileRecord(
             file=query.file,
@@ -44,7 +45,7 @@ async def test_a_message_with_a_file_keeps_its_other_field() -> None:
     files = UploadedFiles(services, services, memory, bytes_max=2**30)
     content = [{"type": "document", "source": {"type": "file", "file_id": "file-1"}}]
     async with AsyncExitStack() as holder:
-        reader = files.open_files(Tenant("a"), 2, holder)
+        reader = files.open_files(Scope(Tenant("a"), WHOLE), 2, holder)
         (inlined,) = await reader.insert([Message("user", content, {"effort": "low"})])
     assert (inlined.role, inlined.output_config) == ("user", {"effort": "low"})
 
@@ -58,7 +59,7 @@ async def test_the_memory_of_all_files_of_a_request_is_reserved_at_once() -> Non
 
     async def read() -> int:
         async with AsyncExitStack() as holder:
-            reader = files.open_files(Tenant("a"), 2, holder)
+            reader = files.open_files(Scope(Tenant("a"), WHOLE), 2, holder)
             await reader.insert([Message("user", content)])
             return reader.bytes
 
@@ -72,7 +73,7 @@ async def test_an_empty_file_id_is_an_unknown_file() -> None:
     content = [{"type": "document", "source": {"type": "file", "file_id": ""}}]
     async with AsyncExitStack() as holder:
         with pytest.raises(Refused, match="no file has the id ''"):
-            await files.open_files(Tenant("a"), 2, holder).insert([Message("user", content)])
+            await files.open_files(Scope(Tenant("a"), WHOLE), 2, holder).insert([Message("user", content)])
 
 
 @pytest.mark.parametrize(("name", "accepted"), ALIASES.items())

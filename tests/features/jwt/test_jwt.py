@@ -54,7 +54,12 @@ async def test_a_supabase_token_gives_its_user_as_tenant() -> None:
     """HS256 by the secret of the project, audience `authenticated`, a UUID as `sub`."""
     expires = int(time.time()) + 100
     found = await authenticate(token(exp=expires))
-    assert (found.tenant, found.scopes, found.until, found.turn) == (SUBJECT, TENANT_SCOPES, expires + LEEWAY_S, None)
+    assert (found.access.tenant, found.scopes, found.until, found.turn) == (
+        SUBJECT,
+        TENANT_SCOPES,
+        expires + LEEWAY_S,
+        None,
+    )
     assert found.key is not None
     assert is_token(found.key)
     assert SUBJECT not in found.key
@@ -212,7 +217,7 @@ async def test_a_forged_token_is_refused(keys_file: str, secret: str) -> None:
     for good in (token(RSA_KEY, "RS256", {"kid": "rsa"}), token(EC_KEY, "ES256", {"kid": "ec"}), *by_secret):
         found = await seen.verify(good, ASKING)
         assert found is not None
-        assert found.tenant == SUBJECT
+        assert found.access.tenant == SUBJECT
     tokens = forged_tokens()
     assert len(tokens) > 100
     assert [name for name, text in tokens.items() if await seen.verify(text, ASKING) is not None] == []
@@ -244,7 +249,7 @@ async def test_two_tokens_with_the_same_beginning_are_two_identities() -> None:
     for text, whose in [(alice, "alice"), (bob, "bob"), (alice, "alice")]:
         found = await seen.verify(text, ASKING)
         assert found is not None
-        assert found.tenant == whose
+        assert found.access.tenant == whose
     forged = alice.rpartition(b".")[0] + b"." + bob.rpartition(b".")[2]
     for text in (forged, alice[:300], alice[:64], alice[:-1]):
         assert await seen.verify(text, ASKING) is None
@@ -253,7 +258,7 @@ async def test_two_tokens_with_the_same_beginning_are_two_identities() -> None:
 async def test_the_tenant_comes_from_the_configured_claim() -> None:
     """It may be a number. A token without the claim is refused."""
     for org in ("acme", 42):
-        assert (await authenticate(token(org=org), jwt_tenant_claim="org")).tenant == str(org)
+        assert (await authenticate(token(org=org), jwt_tenant_claim="org")).access.tenant == str(org)
     for invalid in (None, "", True, ["acme"], {"id": "acme"}, 1.5):
         assert await caller(token(org=invalid), jwt_tenant_claim="org") is None
 

@@ -21,7 +21,7 @@ async def test_a_key_of_jwts_closes_the_gateway_to_clients_without_a_credential(
     assert build_authenticator(Settings(), FEATURES, ApiKeyCache()).is_open
     authenticator = build_authenticator(closed, FEATURES, ApiKeyCache())
     assert not authenticator.is_open
-    assert (await authenticator.authenticate(request(jwts.token()))).tenant == jwts.SUBJECT
+    assert (await authenticator.authenticate(request(jwts.token()))).access.tenant == jwts.SUBJECT
     keyed = Settings(**jwts.settings(api_keys=f"alice:{'0' * 64}"))
     with pytest.raises(Refused, match="Send one valid key"):
         await build_authenticator(keyed, without, ApiKeyCache()).authenticate(request(jwts.token()))

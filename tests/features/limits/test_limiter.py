@@ -16,13 +16,14 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats.slots import Slot
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.testing import MemoryCounters, MemoryLog, MemorySlots
 from tests.harness.turn_builder import completed_turn, request
 from tests.harness.until import until
 from tests.harness.virtual_time import run
 
 OURS = Tenant("ours")
-PRINCIPAL = Principal(OURS)
+PRINCIPAL = Principal(Scope(OURS, WHOLE))
 CLIENTS, ENOUGH = 24, 7
 
 

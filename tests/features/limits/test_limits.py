@@ -29,6 +29,7 @@ from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.subjects import CLAIMS_STREAM, LIMITS, SLOTS
 from tests.harness.generator_in_loop import wait_for_end
 from tests.harness.lossy_link import LossyLink
@@ -106,14 +107,14 @@ KEY_NAME = f"env_{digest(KEY)[:12]}"
 
 async def spent_nano_usd(connection: Connection, tenant: Tenant) -> int:
     """Returns the day's counter of the fixtures' key."""
-    owner, _ = owners_of(Principal(tenant, KEY_NAME), Limits(usd_day=1), UNLIMITED)
+    owner, _ = owners_of(Principal(Scope(tenant, WHOLE), KEY_NAME), Limits(usd_day=1), UNLIMITED)
     quota = quota_of(owner, "usd_day", time.time())
     assert quota is not None
     return await Counters(connection).add(quota.subject, 0)
 
 
 async def money_reservation(log: TurnLog, key: TurnKey) -> Reservation:
-    stored = (await log.read_turn(key)).request
+    stored = (await log.read_turn(ScopedKey.whole(key))).request
     assert stored is not None
     return next(hold for hold in stored.holds or () if hold.unit == "nusd")
 
@@ -159,10 +160,13 @@ async def test_a_request_that_one_limit_refuses_is_not_counted_by_others(
 async def test_a_batch_frees_the_slot_of_its_key_if_its_tenant_has_none(connection: Connection, tenant: Tenant) -> None:
     slots = Slots(connection)
     limiter = Limiter(Counters(connection), slots, TurnLog(connection), Limits(running=3), Limits(running=2))
-    admission = limiter.admission(Principal(tenant))
+    admission = limiter.admission(Principal(Scope(tenant, WHOLE)))
     assert admission is not None
     _, holds, running = await admission.reserve_batch(TurnId(new_id()), [request()] * 3, 3)
-    held = [await slots.list_held(tenant, owner.name, "running") for owner in limiter.owners(Principal(tenant))]
+    held = [
+        await slots.list_held(tenant, owner.name, "running")
+        for owner in limiter.owners(Principal(Scope(tenant, WHOLE)))
+    ]
     assert (running, len(holds), [len(each) for each in held]) == (2, 4, [2, 2])
 
 
@@ -243,7 +247,7 @@ async def test_limits_in_a_key_record_replace_the_common_ones(
 
 async def test_a_slot_of_a_turn_that_was_never_stored_is_freed(connection: Connection, tenant: Tenant) -> None:
     """A gateway may be killed between the slot and the turn; after 60 seconds the slot is free."""
-    principal, limits, slots = Principal(tenant), Limits(running=1), Slots(connection)
+    principal, limits, slots = Principal(Scope(tenant, WHOLE)), Limits(running=1), Slots(connection)
     owner, _ = owners_of(principal, limits, UNLIMITED)
     assert await slots.acquire(tenant, owner.name, "running", 1, new_id()) is not None
 
@@ -267,7 +271,7 @@ async def test_a_repeated_post_holds_its_slot_under_the_turn_id_that_a_killed_ga
     """The gateway is killed between its claim of the key and its append. Under another id the slot would be freed."""
     settings = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LIMITS_KEY": "running=2"}
     other = await new_gateway(own_server.url, limits_key="running=2")
-    owner, _ = owners_of(Principal(tenant, KEY_NAME), Limits(running=2), UNLIMITED)
+    owner, _ = owners_of(Principal(Scope(tenant, WHOLE), KEY_NAME), Limits(running=2), UNLIMITED)
 
     async def post(url: str) -> httpx2.Response:
         return await other.client.post(f"{url}/v1/turns", json=SLOW, headers={"idempotency-key": "key"})
@@ -324,7 +328,7 @@ async def test_a_request_that_stores_no_bytes_is_not_refused_by_bytes_day(
     connection: Connection, tenant: Tenant
 ) -> None:
     """The limit may have been lowered below what the tenant has stored. A login stores no bytes."""
-    principal, parts = Principal(tenant), (Counters(connection), Slots(connection), TurnLog(connection))
+    principal, parts = Principal(Scope(tenant, WHOLE)), (Counters(connection), Slots(connection), TurnLog(connection))
     async with Admissions(Limiter(*parts, UNLIMITED, Limits(bytes_day=9_000))).count(principal, 9_000):
         pass
     lowered = Admissions(Limiter(*parts, UNLIMITED, Limits(bytes_day=1_000)))
@@ -351,9 +355,9 @@ async def test_a_request_that_may_be_stored_although_it_failed_stays_counted(
     """A process that is slower than the gateway's timeout still stores what it was sent."""
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), UNLIMITED, Limits(bytes_day=9_000))
     with pytest.raises(type(failure)):
-        async with Admissions(limiter).count(Principal(tenant), 9_000):
+        async with Admissions(limiter).count(Principal(Scope(tenant, WHOLE)), 9_000):
             raise failure
-    quota = quota_of(limiter.owners(Principal(tenant))[1], "bytes_day", time.time())
+    quota = quota_of(limiter.owners(Principal(Scope(tenant, WHOLE)))[1], "bytes_day", time.time())
     assert quota is not None
     assert await limiter.counters.add(quota.subject, 0) == (9_000 if is_counted else 0)
 
@@ -415,7 +419,7 @@ async def test_a_takeover_is_settled_once_with_the_usage_of_both_calls(
     assert (turn.outcome, turn.attempt) == ("completed", 2)
     stored = [
         events.decode(one.entry.event)
-        for one in await own.log.read_entries(key)
+        for one in await own.log.read_entries(ScopedKey.whole(key))
         if isinstance(one.entry, entries.Event)
     ]
     prompts = [one.message.usage.input_tokens or 0 for one in stored if isinstance(one, events.MessageStart)]
@@ -471,7 +475,9 @@ async def test_a_deleted_turn_is_settled_without_a_generator_unless_it_is_old(
         for key in (old, None):
             settled = key or await post()
             await gateway.client.post(f"/v1/turns/{settled.turn}/cancel")
-            await Settlement(counters, Slots(own_connection)).settle(settled, await own_log.read_turn(settled))
+            await Settlement(counters, Slots(own_connection)).settle(
+                settled, await own_log.read_turn(ScopedKey.whole(settled))
+            )
         assert await counters.add(subject, 0) == 0
         await own_server.stop()
         await own_server.start()
@@ -604,7 +610,7 @@ async def test_stream_slots_of_a_killed_gateway_expire(
     settings = {"TAILRACE_API_KEYS": api_keys(tenant), "TAILRACE_LIMITS_KEY": "streams=1"}
     other = await new_gateway(own_server.url, limits_key="streams=1")
     path = await events_of_slow_turn(other)
-    owner, _ = owners_of(Principal(tenant, KEY_NAME), UNLIMITED, UNLIMITED)
+    owner, _ = owners_of(Principal(Scope(tenant, WHOLE), KEY_NAME), UNLIMITED, UNLIMITED)
     async with gateway_process(tmp_path, own_server.url, **settings) as killed, other.new_client() as client:
         async with client.stream("GET", f"{killed.url}{path}") as stream:
             assert stream.status_code == 200

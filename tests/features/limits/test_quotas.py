@@ -11,6 +11,7 @@ from tailrace.features.limits.quotas import TENANT, Owner, What, owners_of, quot
 from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.ids import Tenant, is_token
+from tailrace.proto.ownership import WHOLE, Scope
 
 ACME = Tenant("acme")
 LIMITS = Limits(requests=60, burst=10, tokens=1000, usd_day=2.5, usd_month=50, bytes_day=9)
@@ -58,7 +59,7 @@ def test_windows_follow_each_other_without_a_gap(what: What, now: float) -> None
 
 def test_a_key_is_hashed_in_the_subject() -> None:
     names = [
-        owners_of(Principal(ACME, key), UNLIMITED, UNLIMITED)[0].name
+        owners_of(Principal(Scope(ACME, WHOLE), key), UNLIMITED, UNLIMITED)[0].name
         for key in (None, "key_1", "*", "a.b>", "k" * 500, "ключ")
     ]
     assert len(set(names)) == len(names)
@@ -68,7 +69,7 @@ def test_a_key_is_hashed_in_the_subject() -> None:
 def test_owners_are_the_key_and_then_its_tenant() -> None:
     """The limits in the key record replace the common ones."""
     key, tenant = owners_of(
-        Principal(ACME, "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9)
+        Principal(Scope(ACME, WHOLE), "k", limits={"requests": 5}), Limits(requests=60, running=2), Limits(running=9)
     )
     assert (key.limits, tenant.limits) == (Limits(requests=5, running=2), Limits(running=9))
     assert (key.noun, tenant.noun, tenant.name) == ("key", "tenant", TENANT)

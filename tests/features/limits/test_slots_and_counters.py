@@ -16,6 +16,7 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.errors import LogUnavailable, Refused
 from tailrace.proto.ids import Tenant, new_id
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
+from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.subjects import SLOTS
 from tests.harness.lossy_link import LossyLink
 from tests.harness.until import until
@@ -131,7 +132,7 @@ async def test_a_stream_whose_slot_has_expired_takes_one_again(connection: Conne
 def two_streams(connection: Connection, tenant: Tenant) -> tuple[HeldSlots, HeldSlots]:
     """Returns the slots of two streams of a tenant that may have one."""
     limiter = Limiter(Counters(connection), Slots(connection), TurnLog(connection), Limits(), Limits(streams=1))
-    one, other = (limiter.slots_of(Principal(tenant)) for _ in range(2))
+    one, other = (limiter.slots_of(Principal(Scope(tenant, WHOLE))) for _ in range(2))
     assert one is not None
     assert other is not None
     return one, other

@@ -7,6 +7,7 @@ import pytest
 
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.generator_in_loop import wait_for_end, words
 from tests.harness.readers import read
 from tests.harness.system import System
@@ -44,7 +45,7 @@ async def test_a_turn_and_the_inputs_of_a_batch_store_the_rendered_prompt(
     lines = [msgspec.json.decode(line) for line in (await client.get(batch["links"]["results"])).iter_lines()]
     assert [line["text"] for line in lines] == [words(1), words(3)]
     for stored in (turn, lines[1]["turn"]):
-        request = (await system_log.read_turn(TurnKey(tenant, stored))).request
+        request = (await system_log.read_turn(ScopedKey.whole(TurnKey(tenant, stored)))).request
         assert request is not None
         assert (request.system, request.messages[0].content) == ("Be brief.", "#sim words=3 rate=0")
     expected = {"name": "words", "description": "Says a few words.", "variables": ["n"], "makes": ["system", "message"]}

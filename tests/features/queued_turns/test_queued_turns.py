@@ -11,6 +11,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Event, Message
 from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.nats import Deliveries, Delivery
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
@@ -105,7 +106,7 @@ async def test_a_queued_turn_that_is_cancelled_is_acknowledged_while_the_turn_be
 
     async with own.running_generator(grace_s=0.0):
         await own.wait_for_open_streams(1)
-        await cancel(own.log, second, "request")
+        await cancel(own.log, ScopedKey.whole(second), "request")
         await until(is_leased_alone)
     assert await own.attempts(second) == []
 
@@ -140,12 +141,12 @@ async def test_a_queued_result_is_sent_with_the_container_in_which_code_waits(ow
         events.append({"type": "content_block_stop", "index": index})
     for event in [*events, {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 1}}]:
         await first.store(Event(prev=first.chain.last, attempt=first.chain.attempt, event=raw(event)))
-    await first.store(build_end(await own.log.read_turn(first.key), "completed", None))
+    await first.store(build_end(await own.log.read_turn(ScopedKey.whole(first.key)), "completed", None))
     result = Message("user", [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "1"}])
     for new, container in ((result, "container_1"), (Message("user", "Hi."), None)):
         queued = new_writer(own.log)
         await queued.store_request(messages=[new], parent=first.key.turn, is_queued=True)
-        prepared = await prepare_queued(own.log, queued.key, await own.log.read_turn(queued.key))
+        prepared = await prepare_queued(own.log, queued.key, await own.log.read_turn(ScopedKey.whole(queued.key)))
         assert prepared is not None
         assert prepared.request is not None
         assert (prepared.request.options or {}).get("container") == container

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.admin.key_store import KeyStore
 from tailrace.features.admin.new_key import NewKey, new_key
-from tailrace.gateway.http.scope import SCOPES, Scope
+from tailrace.gateway.http.scope import SCOPES, ScopeName
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection
 from tests.features.responses_socket.test_responses_socket import raw, read_error
@@ -33,7 +33,7 @@ async def closed_gateway(own_server: NatsServer, new_gateway: NewGateway) -> Gat
     return await new_gateway(own_server.url, api_keys="", **jwts.settings())
 
 
-async def store(keys: KeyStore, tenant: Tenant, *scopes: Scope) -> NewKey:
+async def store(keys: KeyStore, tenant: Tenant, *scopes: ScopeName) -> NewKey:
     made = new_key(tenant, now=int(time.time()), scopes=scopes or SCOPES)
     await keys.create(made.record)
     return made

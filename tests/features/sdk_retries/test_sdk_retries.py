@@ -14,6 +14,7 @@ from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S,
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import CLAIMS_STREAM
 from tests.harness import jwts
 from tests.harness.readers import is_read, read
@@ -132,7 +133,7 @@ async def test_a_turn_that_failed_or_lost_its_readers_is_not_reused(client: Clie
     body = question("words=9 rate=0 wait=0.1 fault=error@1x1" if how == "failed" else SLOW) | {"on_interrupt": "fail"}
     first = await client.lose(body)
     if how == "cancelled":
-        await cancel(client.log, TurnKey(client.tenant, TurnId(first)), "on_disconnect")
+        await cancel(client.log, ScopedKey.whole(TurnKey(client.tenant, TurnId(first))), "on_disconnect")
     await read(client.gateway.client, first)
     assert (await client.gateway.client.get(f"/v1/turns/{first}")).json()["outcome"] == how
     assert await client.lose(body, 1) != first

@@ -15,6 +15,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import Entry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, attempt, closing_events, event, opening_events, request, text_delta
 from tests.harness.until import until
@@ -161,8 +162,10 @@ async def test_a_stream_ends_as_usual_if_the_successor_is_gone(log: SteeredLog) 
 async def test_a_ticket_for_one_turn_does_not_read_the_next_one(log: SteeredLog) -> None:
     found = Successions(log).find_next
     shared = LOCAL._replace(turn=FIRST.turn)
-    assert await found(shared, FIRST, log.last(FIRST), TAILRACE) is None
-    assert await found(LOCAL, FIRST, log.last(FIRST), TAILRACE) == NextTurn(SECOND, BEFORE_FIRST)
+    assert await found(shared, ScopedKey.whole(FIRST), log.last(FIRST), TAILRACE) is None
+    assert await found(LOCAL, ScopedKey.whole(FIRST), log.last(FIRST), TAILRACE) == NextTurn(
+        ScopedKey.whole(SECOND), BEFORE_FIRST
+    )
 
 
 async def test_a_cursor_of_an_unrelated_turn_or_of_another_tenant_is_unknown(log: SteeredLog) -> None:
@@ -171,9 +174,9 @@ async def test_a_cursor_of_an_unrelated_turn_or_of_another_tenant_is_unknown(log
         log.store(key, request())
     found = Successions(log).find_next
     newest = await log.newest_seq()
-    assert await found(LOCAL, FIRST, newest, TAILRACE) is None
-    assert await found(LOCAL, FIRST, Seq(newest - 1), TAILRACE) is None
-    assert await found(LOCAL, FIRST, Seq(newest + 1), TAILRACE) is None
+    assert await found(LOCAL, ScopedKey.whole(FIRST), newest, TAILRACE) is None
+    assert await found(LOCAL, ScopedKey.whole(FIRST), Seq(newest - 1), TAILRACE) is None
+    assert await found(LOCAL, ScopedKey.whole(FIRST), Seq(newest + 1), TAILRACE) is None
 
 
 async def test_a_reader_that_waits_goes_on_as_soon_as_the_turn_is_steered() -> None:

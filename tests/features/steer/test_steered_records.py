@@ -18,6 +18,7 @@ from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tests.features.limits.test_limits import KEY_NAME
 from tests.harness.generator_in_loop import read_last_request, words
 from tests.harness.own_system import OwnSystem
@@ -45,7 +46,7 @@ async def begin(gateway: Gateway, own: OwnSystem, tenant: Tenant, *, is_answered
 
 
 async def has_text(own: OwnSystem, key: TurnKey) -> bool:
-    return bool((await own.log.read_turn(key)).text)
+    return bool((await own.log.read_turn(ScopedKey.whole(key))).text)
 
 
 async def steer(gateway: Gateway, key: TurnKey, message: str = SHORT) -> TurnKey:
@@ -86,7 +87,7 @@ async def test_the_money_of_both_turns_is_settled(
             await own.wait_until_settled(key)
     turns = [await get(gateway, f"/v1/turns/{key.turn}") for key in (first, second)]
     assert [turn["outcome"] for turn in turns] == ["cancelled", "completed"]
-    owner, _ = owners_of(Principal(tenant, KEY_NAME), Limits(usd_day=1), UNLIMITED)
+    owner, _ = owners_of(Principal(Scope(tenant, WHOLE), KEY_NAME), Limits(usd_day=1), UNLIMITED)
     quota = quota_of(owner, "usd_day", time.time())
     assert quota is not None
     spent = await Counters(own.connection).add(quota.subject, 0)
@@ -147,7 +148,7 @@ async def test_a_steer_while_no_generator_has_the_turn_is_answered_by_the_next_o
         first = await begin(gateway, own, tenant)
         second = None if is_stopped_first else await steer(gateway, first)
     second = second or await steer(gateway, first)
-    text = (await own.log.read_turn(first)).text
+    text = (await own.log.read_turn(ScopedKey.whole(first))).text
     assert text
     assert words(2000, "a").startswith(text)
     async with own.running_generator():

@@ -35,13 +35,14 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.model_records import CancelTurn
 from tailrace.proto.nats import Claim
 from tailrace.proto.nats.idempotency import StoredClaim
+from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.memory_history import MemoryHistory, NoBlobs, NoParentCheck
 from tests.harness.service_builders import UNUSED, build_turn_submitter
 from tests.harness.turn_builder import attempt, block_events, event, opening_events, request, text_delta
 from tests.harness.until import until
 
-TENANT = LOCAL.tenant
+TENANT = LOCAL.access.tenant
 STEERED = TurnKey(TENANT, TurnId("turn-1"))
 
 
@@ -56,7 +57,8 @@ class Gateways:
         self.steering = self.new_gateway()
 
     def new_gateway(self, wait_s: float = 0.02) -> Steering:
-        history: Any = MemoryHistory(TENANT, lambda: self.log.stored, self.log.read_turn)
+        read = self.log.read_turn
+        history: Any = MemoryHistory(TENANT, lambda: self.log.stored, lambda key: read(ScopedKey.whole(key)))
         places = Line(self.log, self.claims, self.tombstones, self.deleter, wait_s)
         self.submitter = build_turn_submitter(
             self.log,
@@ -85,28 +87,30 @@ class Gateways:
     ) -> Stored:
         new_turn = NewTurn(messages=[MessageParam("user", content)])
         draft = TurnDraft(principal, str(content).encode(), key, new_turn=new_turn)
-        return await (gateway or self.steering).steer(draft, TurnKey(principal.tenant, turn), at)
+        return await (gateway or self.steering).steer(
+            draft, ScopedKey.whole(TurnKey(principal.access.tenant, turn)), at
+        )
 
-    async def delete(self, tenant: Tenant, _: str, turn: str) -> int:
+    async def delete(self, scope: Scope, _: str, turn: str) -> int:
         """Deletes a turn as the gateway's Deleter does."""
-        key = TurnKey(tenant, TurnId(turn))
+        key = TurnKey(scope.tenant, TurnId(turn))
         self.log.turn_of(key).clear()
         await self.tombstones.put([key])
         return 1
 
     async def turn(self, turn: TurnId | None) -> Turn:
         assert turn is not None
-        return await self.log.read_turn(TurnKey(TENANT, turn))
+        return await self.log.read_turn(ScopedKey.whole(TurnKey(TENANT, turn)))
 
     async def conversation(self, stored: Stored) -> list[Any]:
         """Returns what the model gets for a queued turn, as each generator reads it from the log."""
-        prepared = await prepare_queued(self.log, stored.key, await self.turn(stored.key.turn))
+        prepared = await prepare_queued(self.log, stored.key.plain, await self.turn(stored.key.turn))
         assert prepared is not None
         assert prepared.request is not None
         return [message.content for message in prepared.request.messages]
 
     async def complete(self, key: TurnKey) -> None:
-        turn = await self.log.read_turn(key)
+        turn = await self.log.read_turn(ScopedKey.whole(key))
         await self.log.append(key, turn.chain, build_end(turn, "completed"))
 
     async def has_ended(self, turn: TurnId) -> bool:
@@ -151,7 +155,7 @@ async def test_an_older_generator_that_drops_the_successor_ends_the_turn_and_the
 ) -> None:
     """During an upgrade. Readers of the first turn get its end, as readers of an older gateway do."""
 
-    async def cancel_as_before(log: MemoryLog, key: TurnKey, cause: CancelCause, by: str | None, _: TurnId) -> Turn:
+    async def cancel_as_before(log: MemoryLog, key: ScopedKey, cause: CancelCause, by: str | None, _: TurnId) -> Turn:
         return await cancel(log, key, cause, by)
 
     gateways = Gateways()
@@ -260,9 +264,12 @@ async def test_a_post_with_a_cursor_of_a_successor_resumes_its_own_turn() -> Non
     for text in ("shorter", "longer"):
         stored = await gateways.steer(text)
         draft = TurnDraft(
-            LOCAL, b"question", cursor=gateways.log.stored[stored.key][0].seq, new_turn=NewTurn(message="question")
+            LOCAL,
+            b"question",
+            cursor=gateways.log.stored[stored.key.plain][0].seq,
+            new_turn=NewTurn(message="question"),
         )
-        assert (await gateways.submitter.submit(draft)).key == STEERED
+        assert (await gateways.submitter.submit(draft)).key.plain == STEERED
         with pytest.raises(Refused, match="another body"):
             await gateways.submitter.submit(replace(draft, raw=b"other"))
 
@@ -432,8 +439,8 @@ async def test_a_removed_claim_is_noticed_before_the_next_one_and_by_a_late_read
 async def test_a_steer_of_a_deleted_steer_takes_its_place() -> None:
     gateways = Gateways()
     deleted = await gateways.steer("shorter", at="boundary")
-    await gateways.log.purge(deleted.key)
-    await gateways.tombstones.put([deleted.key])
+    await gateways.log.purge(deleted.key.plain)
+    await gateways.tombstones.put([deleted.key.plain])
     stored = await gateways.steer("longer")
     assert await gateways.chain() == [STEERED.turn, stored.key.turn]
 
@@ -441,7 +448,7 @@ async def test_a_steer_of_a_deleted_steer_takes_its_place() -> None:
 @pytest.mark.rule("R137")
 async def test_the_message_is_the_next_turn_if_the_turn_has_ended() -> None:
     gateways = Gateways()
-    await cancel(gateways.log, STEERED, "request")
+    await cancel(gateways.log, ScopedKey.whole(STEERED), "request")
     stored = await gateways.steer("and now?")
     assert (stored.entry.parent, stored.entry.is_queued, steered_turn(stored)) == (STEERED.turn, False, None)
     assert [message.content for message in stored.entry.messages] == ["Why is the sky blue?", "and now?"]
@@ -459,7 +466,9 @@ async def test_the_message_belongs_to_the_user_and_project_of_a_turn_that_has_le
 
 async def test_steer_and_cancel_at_the_same_moment_leave_one_end_and_one_next_turn() -> None:
     gateways = Gateways()
-    stored, _ = await asyncio.gather(gateways.steer("shorter"), cancel(gateways.log, STEERED, "request"))
+    stored, _ = await asyncio.gather(
+        gateways.steer("shorter"), cancel(gateways.log, ScopedKey.whole(STEERED), "request")
+    )
     assert (await gateways.turn(STEERED.turn)).outcome == "cancelled"
     assert stored.entry.parent == STEERED.turn
     assert (await gateways.turn(stored.key.turn)).end is None
@@ -484,7 +493,7 @@ async def test_messages_in_a_row_are_limited_until_an_answer_is_complete(*, name
     assert (
         await gateways.steer("message 63", "last", turn=stored[-2].key.turn if names_the_newest else STEERED.turn)
     ).key == newest
-    await gateways.complete(newest)
+    await gateways.complete(newest.plain)
     following = await gateways.steer("one more", turn=newest.turn)
     assert (following.entry.parent, following.entry.is_queued) == (newest.turn, False)
     assert await gateways.chain() == [STEERED.turn, *(one.key.turn for one in stored)]
@@ -497,7 +506,7 @@ async def test_messages_in_a_row_are_limited_until_an_answer_is_complete(*, name
     ("given", "principal", "code"),
     [
         ({"is_stored": False}, LOCAL, "turn_not_found"),
-        ({}, LOCAL._replace(tenant=Tenant("bob")), "turn_not_found"),
+        ({}, LOCAL._replace(access=Scope(Tenant("bob"), WHOLE)), "turn_not_found"),
         ({"user": "mia"}, LOCAL._replace(user="ben"), "turn_not_found"),
         ({"batch": Batch("0" * 64, 1, 1, 1)}, LOCAL, "turn_not_found"),
         ({"store": False}, LOCAL, "request_invalid"),

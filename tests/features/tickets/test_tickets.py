@@ -26,7 +26,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Rpc, TurnLog
 from tailrace.proto.nats.kv import Bucket
-from tailrace.proto.ownership import name_token
+from tailrace.proto.ownership import WHOLE, Scope, name_token
 from tests.harness import jwts
 from tests.harness.freeze import freeze
 from tests.harness.refusals import problem_of
@@ -388,6 +388,7 @@ async def test_a_ticket_of_a_key_that_ends_while_it_is_made_is_not_valid(connect
     """It does not become a ticket of a credential that has no record, such as a JWT."""
     gateways = older_gateways.OlderGateways(Rpc(connection))
     tickets = Tickets(TokenSigner(bytes(32)), UsedTickets(connection), lambda _: NoKey.ENDED, gateways)
-    token, ticket = await tickets.create_shared(Principal(Tenant("acme"), "key_0000000000000000"), TurnId("t"), 60)
+    creator = Principal(Scope(Tenant("acme"), WHOLE), "key_0000000000000000")
+    token, ticket = await tickets.create_shared(creator, TurnId("t"), 60)
     request = Request({"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []})
     assert (ticket.has_key, await tickets.verify(token.encode(), request)) == (True, None)

@@ -15,6 +15,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import CancelCause, Event, Failure, Mode, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.testing import MemoryLog
 from tests.harness.turn_builder import KEY, NOON, Handwritten, attempt, completed_turn, started_turn
@@ -247,7 +248,7 @@ async def read_left_turn(*readers: ReaderReport) -> Timeline:
         return [msgspec.json.encode(GatewayReaders(NOON - timedelta(hours=1), list(readers)))]
 
     left: Any = LeftTurn()
-    return await read(MemoryLog(), left, KEY, ask_gateways)
+    return await read(MemoryLog(), left, ScopedKey.whole(KEY), ask_gateways)
 
 
 @pytest.mark.parametrize(

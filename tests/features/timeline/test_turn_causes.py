@@ -11,6 +11,7 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event
 from tailrace.proto.ids import TurnKey, new_id
 from tailrace.proto.nats import TurnLog
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.readers import read
 from tests.harness.until import until
@@ -96,7 +97,7 @@ async def test_a_cancelled_turn_says_why_and_by_which_credential(
 
 
 async def timeline(own: OwnSystem, key: TurnKey) -> Timeline:
-    return build(key, await own.log.read_entries(key), [])
+    return build(key, await own.log.read_entries(ScopedKey.whole(key)), [])
 
 
 @pytest.mark.rule("R73")
@@ -154,7 +155,7 @@ async def test_a_generator_that_is_stopped_during_an_append_hands_its_turn_over(
 
 
 async def has_text(own: OwnSystem, key: TurnKey) -> bool:
-    return bool((await own.log.read_turn(key)).text)
+    return bool((await own.log.read_turn(ScopedKey.whole(key))).text)
 
 
 async def test_an_attempt_after_a_call_that_broke_off_has_the_code(own: OwnSystem) -> None:

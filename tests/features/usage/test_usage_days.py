@@ -10,6 +10,7 @@ from starlette.requests import Request
 from tailrace.features.usage.gateway import DAYS_MAX, days_of, usage_response
 from tailrace.features.usage.records import UsagePage
 from tailrace.proto.ids import Tenant
+from tailrace.proto.ownership import WHOLE, Scope
 
 TODAY = date(2026, 3, 1)
 
@@ -42,5 +43,5 @@ async def test_the_answer_says_since_when_it_is_whole() -> None:
             return UsagePage([], None, since)
 
     history: Any = History()
-    answer = await usage_response(request_with(""), history, Tenant("t"))
+    answer = await usage_response(request_with(""), history, Scope(Tenant("t"), WHOLE))
     assert msgspec.json.decode(answer.body)["whole_since"] == "2026-02-01T00:00:00Z"

@@ -13,6 +13,7 @@ from tailrace.proto.end_entry import build_end
 from tailrace.proto.entries import End
 from tailrace.proto.errors import WebhookFailed
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.testing import MemoryDeliveries, MemoryLog, MemoryTombstones
 from tests.harness.turn_builder import request
 from tests.harness.until import until
@@ -54,7 +55,7 @@ class Ended:
         key = TurnKey(Tenant("t"), TurnId(name))
         self.log.turn_of(key).watches.append(self.deliveries.watch(key, End))
         chain = await self.log.append(key, START, request(session=SessionId(session), webhook=URL))
-        await self.log.append(key, chain, build_end(await self.log.read_turn(key), "cancelled"))
+        await self.log.append(key, chain, build_end(await self.log.read_turn(ScopedKey.whole(key)), "cancelled"))
         if name == self._deleted:
             await self.tombstones.put([key])
 

@@ -30,6 +30,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey, child_id, new_id
 from tailrace.proto.nats import Connection, Deliveries, Delivery, Tombstones, TurnLog, stream_configs
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.subjects import STREAM, WEBHOOKS
 from tests.features.webhooks.test_ssrf import LOW_PORT, NO_PORT, NO_URL, NOT_HTTPS, NOT_PUBLIC
@@ -139,7 +140,9 @@ async def test_an_ended_turn_is_posted_once_with_signature_and_record(own: Webho
     for tenant, one in ((OURS, webhook), (THEIRS, default.received[0])):
         secret = signature.format_secret(signature.derive_secret(KEY.encode(), tenant))
         assert Webhook(secret).verify(one.body, dict(one.headers)) == one.payload
-    assert msgspec.convert(webhook.payload["data"], TurnRecord) == record_from_fold(key, await own.log.read_turn(key))
+    assert msgspec.convert(webhook.payload["data"], TurnRecord) == record_from_fold(
+        key, await own.log.read_turn(ScopedKey.whole(key))
+    )
     assert webhook.payload["type"] == "turn.completed"
     assert webhook.payload["links"] == {"self": f"/v1/turns/{key.turn}"}
     assert webhook.headers["content-type"] == "application/json"
@@ -427,7 +430,7 @@ async def test_turns_that_leave_the_log_while_they_wait_in_it_are_given_up_unles
             first, expired, kept, deleted, last = [await own.write(receiver.url) for _ in range(5)]
             await until(lambda: count_waiting("beyond_share") == 4)
             await own.delete(deleted)
-            upto = (await own.log.read_turn(expired)).chain.last
+            upto = (await own.log.read_turn(ScopedKey.whole(expired))).chain.last
             receiver.answer = answer_with(204)
             await own.connection.jetstream.purge_stream(STREAM, seq=upto + 1)
             await own.wait_until_drained()
@@ -571,7 +574,9 @@ async def test_the_end_of_a_fork_is_not_posted(own: WebhookSystem, receiver: Rec
     async with own.persistence():
         await writer.store_request(webhook=receiver.url)
         await writer.begin("Light")
-        fork = msgspec.structs.replace(build_end(await own.log.read_turn(writer.key), "cancelled"), prev=Seq(1))
+        fork = msgspec.structs.replace(
+            build_end(await own.log.read_turn(ScopedKey.whole(writer.key)), "cancelled"), prev=Seq(1)
+        )
         await own.connection.jetstream.publish(subjects.entry(writer.key, "end"), entries.encode(fork))
         await own.wait_until_drained()
         assert receiver.received == []
@@ -711,10 +716,10 @@ async def test_turns_that_cannot_be_read_are_posted_later_in_order(
     failed: list[TurnKey] = []
 
     async def fail_at_times(
-        log: TurnLog, key: TurnKey, after: Seq = BEFORE_FIRST, limit: int = 512
+        log: TurnLog, key: ScopedKey, after: Seq = BEFORE_FIRST, limit: int = 512
     ) -> list[StoredEntry]:
-        if len(failed) < 3 and key == keys[len(failed)]:
-            failed.append(key)
+        if len(failed) < 3 and key.plain == keys[len(failed)]:
+            failed.append(key.plain)
             keys.extend(await own.write_session(receiver.url, 1))
             raise LogUnavailable("the log does not answer")
         return await read(log, key, after, limit)
@@ -822,7 +827,7 @@ async def test_a_turn_is_submitted_with_a_webhook(
         answer = await gateway.client.post("/v1/turns", json={"message": "Why?", "webhook": url})
         assert answer.status_code == 202, answer.text
         key = TurnKey(tenant, TurnId(answer.json()["turn"]))
-        request = (await log.read_turn(key)).request
+        request = (await log.read_turn(ScopedKey.whole(key))).request
         assert request is not None
         assert request.webhook == url
         assert url not in (await gateway.client.get(f"/v1/turns/{key.turn}")).text

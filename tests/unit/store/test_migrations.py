@@ -81,7 +81,9 @@ async def test_a_database_of_the_first_version_has_totals_and_is_searchable_afte
         assert round(total.cost_usd * 1e9) == 3 * 7 + made.cost_nusd
         listed, _ = await store.turn_list.read_page(TurnPageQuery(OURS, {"key": "k"}, None, NEWEST, 9))
         assert [one.turn for one in listed] == ["turn-2"]
-        assert [(await store.numbered_sessions(OURS, project, 0, 9, NOON))[1] for project in (None, "rivers")] == [2, 1]
+        assert [
+            (await store.numbered_sessions(OURS, project, 0, 9, NOON, owner=None))[1] for project in (None, "rivers")
+        ] == [2, 1]
         theirs = (await UsageTable(store).usage(THEIRS, "model", NOON.date(), NOON.date(), "", 9))[0]
         assert [(one.key, one.turns) for one in theirs] == [("other", 1)]
         # As many fields as `labels_of` takes, with the same limits.

@@ -36,6 +36,7 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
+from tailrace.proto.ownership import Scope
 from tailrace.proto.records import ListRunning, ListSessions, ListSessionTurns, ListTurns, TurnRecord
 from tailrace.proto.resources import Branch, ChangeSession, CreateSession, DeleteResource, Kind, ListBranches
 from tests.harness.stored_turns import (
@@ -68,8 +69,8 @@ async def test_a_turn_has_the_owner_of_its_session(store: Store) -> None:
     names, turn = [TurnId("turn-1"), TurnId("turn-2")], completed_turn("So.").turn
     made = [msgspec.structs.replace(turn, request=request(owner=owner)) for owner in ("ann", "bob")]
     await store.record([build_row(TurnKey(OURS, name), turn) for name, turn in zip(names, made, strict=True)], Seq(2))
-    assert [await store.exists(OURS, "turn", name, "ann") for name in names] == [True, True]
-    assert [await store.exists(OURS, "turn", name, "bob") for name in names] == [False, False]
+    assert [await store.exists(Scope(OURS, "ann"), "turn", name) for name in names] == [True, True]
+    assert [await store.exists(Scope(OURS, "bob"), "turn", name) for name in names] == [False, False]
 
 
 async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
@@ -122,7 +123,7 @@ async def test_the_pages_of_a_list_have_each_of_its_items_once_and_in_order(
         [asked] = [row.input for row in rows if row.turn == mine[-1]]
         assert found.preview == msgspec.json.decode(asked)[0]["content"]
     assert await all_pages(queries.list_running, ListRunning(), "turns", "turn") == latest_first(running)[::-1]
-    assert await UsageTable(store).busy_sessions(OURS) == sorted({row.session for row in running})
+    assert await UsageTable(store).busy_sessions(OURS, owner=None) == sorted({row.session for row in running})
     for project, user in product((None, "hills", "rivers", "dunes"), (None, "ann", "bob")):
         expected = [
             one for one in sessions if project in (None, PROJECTS[one]) and user in (None, users[one])
@@ -361,7 +362,7 @@ async def test_lists_and_statistics_of_sessions_read_as_much_for_many_turns_as_f
     ended, made, costs = completed_turn("Light").turn, 0, []
 
     async def counts() -> list[tuple[int, int, int]]:
-        page = await store.sessions(OURS, None, NEWEST, 9, NOON)
+        page = await store.sessions(OURS, None, NEWEST, 9, NOON, owner=None)
         return [(one.turns, one.message_count, one.total_tokens) for one in page]
 
     for total in (3, 200):
@@ -393,7 +394,9 @@ async def test_a_list_of_running_turns_reads_no_others(file_store: Store) -> Non
         await file_store.record([build_row(key(f"turn-{n:03}"), ended) for n in range(made, total)])
         made = total
         async with counting_reads(file_store) as read:
-            found = [await file_store.list_running(OURS, session, OLDEST, 9) for session in (None, "session-1")]
+            found = [
+                await file_store.list_running(OURS, session, OLDEST, 9, owner=None) for session in (None, "session-1")
+            ]
         assert [[turn.turn for turn in page] for page in found] == [["running"], ["running"]]
         costs.append(sum(read))
     assert costs[1] < 2 * costs[0]
@@ -413,8 +416,8 @@ async def test_a_list_of_the_batches_of_one_api_or_of_the_files_with_one_purpose
         made = total
         async with counting_reads(store) as read:
             batches = [
-                *await BatchTable(store).batches(OURS, NEWEST, 9, "openai"),
-                *await BatchTable(store).newer_batches(OURS, OLDEST, 9, "openai"),
+                *await BatchTable(store).batches(OURS, NEWEST, 9, "openai", owner=None),
+                *await BatchTable(store).newer_batches(OURS, OLDEST, 9, "openai", owner=None),
             ]
             files = [
                 *await FileTable(store).files(OURS, ListFiles(purpose="user_data"), 9, NOON),
@@ -430,7 +433,7 @@ async def test_a_batch_of_an_api_that_is_unknown_here_is_only_in_the_list_of_all
     batch = '{"of":1,"parallel":1,"file":{"file":null,"endpoint":"/v1/newer"}}'
     await store.record([with_batch(running_row("turn-1"), batch)])
     apis: tuple[Api | None, ...] = (None, "openai", "anthropic")
-    assert [len(await BatchTable(store).batches(OURS, NEWEST, 9, of)) for of in apis] == [1, 0, 0]
+    assert [len(await BatchTable(store).batches(OURS, NEWEST, 9, of, owner=None)) for of in apis] == [1, 0, 0]
 
 
 async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
@@ -438,14 +441,14 @@ async def test_turns_of_another_tenant_are_not_found(store: Store) -> None:
     await store.record([build_row(key("turn-1"), completed_turn("Light").turn)])
     assert await store.turn(key("turn-1", THEIRS)) is None
     assert await store.session(THEIRS, "session-1", NOON) is None
-    assert await store.sessions(THEIRS, None, NEWEST, 9, NOON) == []
+    assert await store.sessions(THEIRS, None, NEWEST, 9, NOON, owner=None) == []
     assert await store.session_turns(THEIRS, "session-1", OLDEST, 9) == []
     assert await store.last_turn(THEIRS, "session-1") is None
     assert await store.branch(key("turn-1", THEIRS)) == []
     assert await store.leaves(THEIRS, "session-1", NEWEST, 9) == []
     assert await ProjectTable(store).projects(THEIRS, NEWEST, 9, NOON) == []
     assert await UsageTable(store).usage_since(THEIRS, NOON) == []
-    assert await UsageTable(store).busy_sessions(THEIRS) == []
+    assert await UsageTable(store).busy_sessions(THEIRS, owner=None) == []
     named: list[tuple[Kind, str]] = [("turn", "turn-1"), ("session", "session-1"), ("tenant", "theirs")]
     for kind, name in named:
         assert await store.turns_to_delete(THEIRS, DeleteResource(kind, name, (TurnId("turn-1"),))) == []
@@ -570,16 +573,22 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     assert await call_both("whole_since", OURS) is not None
     assert await call_both("tenants_with_usage", "", 9) == [OURS]
     before, middle = PageCursor(micros(NOON + timedelta(seconds=900)), "turn-2"), "session2"
-    sessions = await call_both("sessions", OURS, None, NEWEST, 99, NOON)
+    sessions = await call_both("sessions", OURS, None, NEWEST, 99, NOON, owner=None)
     project = next(one.project_id for one in sessions if one.project_id)
     by_user = TurnPageQuery(OURS, {"model": MODEL, "user": "user1"}, NOON, NEWEST, 9)
-    queries: list[tuple[Any, ...]] = [
+    of_owners: list[tuple[Any, ...]] = [
         ("sessions", OURS, None, before, 5, NOON),
         ("sessions", OURS, project, NEWEST, 5, NOON),
         ("sessions", OURS, None, NEWEST, 5, NOON, "user1"),
         ("numbered_sessions", OURS, None, 2, 5, NOON),
         ("numbered_sessions", OURS, project, 0, 5, NOON),
         ("numbered_sessions", OURS, project, 0, 5, NOON, "user1"),
+        ("list_running", OURS, None, OLDEST, 9),
+        ("batches", OURS, NEWEST, 9, "openai"),
+        ("newer_batches", OURS, OLDEST, 9, "anthropic"),
+        ("busy_sessions", OURS),
+    ]
+    queries: list[tuple[Any, ...]] = [
         ("projects", OURS, NEWEST, 5, NOON),
         ("numbered_projects", OURS, 1, 5, NOON),
         ("turn_list.read_page", TurnPageQuery(OURS, {}, None, before, 9)),
@@ -588,22 +597,19 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         ("list_of_user", OURS, None),
         ("every", key("turn-118")),
         ("session_turns", OURS, middle, OLDEST, 9),
-        ("list_running", OURS, None, OLDEST, 9),
         ("turns_since", OURS, middle, Seq(400)),
         ("leaves", OURS, middle, NEWEST, 9),
         ("branch", key("turn-77")),
-        ("batches", OURS, NEWEST, 9, "openai"),
-        ("newer_batches", OURS, OLDEST, 9, "anthropic"),
         ("files", OURS, ListFiles(), 9, NOON),
         ("files", OURS, ListFiles(is_oldest_first=True), 9, NOON),
         ("expired_files", NOON + timedelta(seconds=200)),
         ("list", Age(NOON + timedelta(days=1), Seq(1000), NOON)),
         ("released_blobs", OURS),
         ("usage_since", OURS, NOON - timedelta(days=1)),
-        ("busy_sessions", OURS),
         ("read_recorded_upto",),
     ]
     empty = [query for query in queries if not await call_both(*query)]
+    empty += [query for query in of_owners if not await call_both(*query, owner=None)]
     assert not empty, empty
     assert await call_both("session_turns", OURS, middle, NEWEST, 9, is_newest_first=True)
     for query, wanted in ((TurnPageQuery(OURS, {}, None, before, 9), "b"), (by_user, "B c")):

@@ -73,7 +73,7 @@ async def test_a_running_turn_that_has_left_the_log_is_failed(store: Store) -> N
         assert (record.outcome, record.error, record.ended_at) == ("failed", LOST_FAILURE, None)
     kept = [(await turn_of(store, key(turn))).outcome for turn in ("turn-2", "turn-3")]
     assert kept == ["completed", "running"]
-    assert await UsageTable(store).busy_sessions(OURS) == ["session-1"]
+    assert await UsageTable(store).busy_sessions(OURS, owner=None) == ["session-1"]
     assert await store.fail_expired(first) == 0
     await store.record([running_row("turn-4")])
     await store.fail_lost([key("turn-2"), key("turn-3")])
@@ -150,7 +150,7 @@ async def test_a_session_is_active_until_it_is_idle_for_long_enough(store: Store
     used = NOON + timedelta(seconds=10)
     for since, is_active in ((used - timedelta(microseconds=1), True), (used, False)):
         assert (await session_of(store, "session-1", since)).is_active == is_active
-        assert await UsageTable(store).active_sessions(OURS, since) == int(is_active)
+        assert await UsageTable(store).active_sessions(OURS, since, owner=None) == int(is_active)
     await store.record([running_row("turn-2", step=20)])
     assert (await session_of(store, "session-1", used)).is_active
 
