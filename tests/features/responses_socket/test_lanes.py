@@ -28,7 +28,9 @@ from tailrace.features.responses_socket.messages import (
 )
 from tailrace.features.responses_socket.socket import ResponsesSocket
 from tailrace.features.responses_socket.socket_memory import Resize, SocketMemory
+from tailrace.proto import ownership
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import Tenant
 from tailrace.proto.runtime.flag import Flag
 
 WHOLE = Answer(200, Headers(), b"", is_whole=True)
@@ -338,7 +340,9 @@ class IdleReader:
 
 
 def socket_of(reader: IdleReader, app: Any = None) -> ResponsesSocket:
-    handshake = SimpleNamespace(app=app, scope={}, headers=Headers(), tenant="t")
+    handshake = SimpleNamespace(
+        app=app, scope={}, headers=Headers(), access=ownership.Scope(Tenant("t"), ownership.WHOLE)
+    )
     return ResponsesSocket(cast("Any", handshake), cast("Any", reader), SocketMemory(1))
 
 
