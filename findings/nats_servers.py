@@ -50,11 +50,17 @@ class Server:
 
 
 @contextmanager
-def servers(count: int = 1, options: str = 'jetstream { store_dir: "STORE" }') -> Iterator[list[Server]]:
-    """Starts one server or a cluster of three, and kills them at the end. STORE in `options` is a folder."""
+def servers(
+    count: int = 1, options: str = 'jetstream { store_dir: "STORE" }', first: str | None = None
+) -> Iterator[list[Server]]:
+    """Starts one server or a cluster of three, and kills them at the end. STORE in `options` is a folder.
+
+    `first` are the options of the first server, if they are others.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ports = _free_ports(1 if count == 1 else 2 * count)
-        started = [Server(Path(folder) / f"n{number}", ports, number, options) for number in range(count)]
+        each = [first or options, *[options] * (count - 1)]
+        started = [Server(Path(folder) / f"n{number}", ports, number, each[number]) for number in range(count)]
         try:
             yield started
         finally:
