@@ -6,6 +6,7 @@ import msgspec
 
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import A, GetTurn, Query, TurnRecord, answer_type
@@ -29,11 +30,11 @@ class HistoryClient:
         reply = await self._services.request(scope.tenant, query.query, body, timeout_s=self._timeout_s)
         return msgspec.json.decode(reply, type=answer_type(type(query)))
 
-    async def has_end(self, key: ScopedKey) -> bool:
+    async def has_end(self, key: TurnKey) -> bool:
         """Returns whether the database has the turn's end; False also if persistence does not answer."""
         try:
             async with asyncio.timeout(HAS_END_S):
-                return (await self.query(key.scope, GetTurn(key.turn))).has_end
+                return (await self.query(Scope(key.tenant, WHOLE), GetTurn(key.turn))).has_end
         except (Refused, TimeoutError):
             return False
 

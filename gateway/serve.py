@@ -47,7 +47,6 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, Tombstones, TurnLog
-from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.feature_parts import at_most_one
 from tailrace.proto.runtime.flag import Flag
@@ -192,7 +191,7 @@ def build(
     authenticator = authenticator or Authenticator(settings, ApiKeyCache())
     admissions = Admissions()
     history = HistoryClient(rpc, settings.query_timeout_s)
-    log.ask_recorder = lambda key: history.has_end(ScopedKey.whole(key))
+    log.ask_recorder = history.has_end
     fan_out = FanOut(log, group, linger_s=settings.linger_s, heartbeat_s=settings.heartbeat_s)
     counts = ReaderCounts(reader_limits(settings))
     records = StreamRecords(settings.log_streams)

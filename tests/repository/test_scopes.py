@@ -19,10 +19,15 @@ from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.streaming.feed import FanOut
 from tailrace.gateway.turns.delete import Deleter
+from tailrace.proto.entries import Request
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.ownership import WHOLE, Scope, ScopedKey, may_use, owned_key
 from tailrace.proto.records import GetTurn
+
+
+async def match(key: ScopedKey, _: Request) -> ScopedKey:
+    return key
 
 
 async def respond(request: ApiRequest, log: TurnLog, history: HistoryClient, fan_out: FanOut, deleter: Deleter) -> None:
@@ -40,8 +45,8 @@ async def respond(request: ApiRequest, log: TurnLog, history: HistoryClient, fan
     await log.has_turn(key.plain)  # lost
     await log.require_owned(key.plain)  # lost
     log.follow(key.plain)  # lost
-    await log.find_turn_at(scope, Seq(1))
-    await log.find_turn_at(scope.tenant, Seq(1))  # lost
+    await log.find_turn_at(scope, Seq(1), match)
+    await log.find_turn_at(scope.tenant, Seq(1), match)  # lost
     await history.query(scope, GetTurn(key.turn))
     await history.query(scope.tenant, GetTurn(key.turn))  # lost
     await history.query(f"{scope.tenant}", GetTurn(key.turn))  # lost
@@ -140,7 +145,7 @@ def _attributes(tree: ast.Module, name: str) -> Iterator[ast.Attribute]:
             features/limits/soft_limits.py features/queued_turns/generator.py features/tickets/tickets.py
             features/unstored/unstored_turns.py features/usage/gateway.py features/webhooks/sender.py
             gateway/auth/api_keys.py gateway/auth/authenticate.py gateway/auth/static_keys.py gateway/history_client.py
-            gateway/serve.py gateway/streaming/feed.py gateway/streaming/response.py
+            gateway/streaming/feed.py gateway/streaming/response.py
             gateway/turns/delete.py gateway/turns/reader_presence.py gateway/turns/request_body.py
             generators/attempt_runner.py generators/rpc.py generators/turn_runner.py generators/worker.py
             persistence/commands.py persistence/queries.py persistence/recorder.py
