@@ -23,7 +23,7 @@ class HistoryClient:
         self._timeout_s = timeout_s
 
     async def query(self, scope: Scope, query: Query[A]) -> A:
-        """Sends a query and returns its answer, about what the scope shows."""
+        """Sends a query and returns its answer, which has only things that the scope shows."""
         if scope.viewer is not WHOLE:
             query = msgspec.structs.replace(query, viewer=scope.viewer)
         body = msgspec.json.encode(query)

@@ -29,11 +29,7 @@ class Settings(ModelSettings, frozen=True, kw_only=True):
         Meta(description="serve requests without a credential until one exists; loopback: only on such an address"),
     ] = "loopback"
     first_key_file: Annotated[
-        str,
-        Meta(
-            description="file that the gateway makes when it finds an API key; while it exists, requests need a "
-            "credential, also if all keys are lost (`up`: in its data directory)"
-        ),
+        str, Meta(description="file that the gateway makes when it finds an API key; then requests always need one")
     ] = ""
     hosts: Annotated[
         str,

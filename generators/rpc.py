@@ -33,16 +33,11 @@ DAMAGED = Failure("log_damaged", "the log has lost a part of the answer")
 async def cancel_turn(log: TurnLog, tenant: Tenant, body: bytes) -> bytes:
     """The handler that cancels a turn for a gateway far from NATS (PROTOCOL R22)."""
     query = decode_query(body, CancelTurn)
-    key = TurnKey(tenant, query.turn)
+    key = ScopedKey.whole(TurnKey(tenant, query.turn))
     try:
         async with asyncio.timeout(CANCEL_TURN_S):
             _, was_running = await append_cancellation(
-                log,
-                ScopedKey.whole(key),
-                cause=query.cause,
-                by=query.by,
-                successor=query.successor,
-                timeout_s=CANCEL_TURN_S,
+                log, key, cause=query.cause, by=query.by, successor=query.successor, timeout_s=CANCEL_TURN_S
             )
     except TimeoutError as error:
         raise LogUnavailable(f"{key.turn} could not be cancelled in time") from error

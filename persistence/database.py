@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tailrace.persistence import sqlite
-from tailrace.persistence.rpc import RowBudget
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.runtime.feature_parts import join_distinct
 
@@ -84,14 +83,15 @@ class Database(Protocol):
         a server may end it after some time without a statement. Raises StoreError.
         """
 
-    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a query. Raises StoreError."""
+    async def read(self, statement: str, values: Mapping[str, Any], *, is_page: bool = False) -> list[dict[str, Any]]:
+        """Returns the rows of a query. Raises StoreError.
 
-    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
-        """Returns the first rows of a query that returns turns, up to the one that ends `budget`. Raises StoreError."""
+        `is_page`: of a query that returns turns, only the first rows, as many as RowBudget allows.
+        """
 
-    async def search(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
-        """Like `read_turns`, for a query that may take long: `read` does not wait for it, and a cancellation ends it.
+    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Like `read` with `is_page`, for a query that may take long: no other read waits for it, and a cancellation
+        ends it.
 
         Callers run one at a time. Raises StoreError.
         """

@@ -96,27 +96,16 @@ class Queries:
         Raises Refused for an invalid cursor.
         """
         limit, total = paging.clamp_limit(query.limit), None
+        owner = scope_of(tenant, query).only_owner
         if query.offset is not None:
             offset = paging.clamp_offset(query.offset)
             found, total = await self._store.numbered_sessions(
-                tenant,
-                query.project,
-                offset,
-                limit + 1,
-                self.since,
-                query.user,
-                owner=scope_of(tenant, query).only_owner,
+                tenant, query.project, offset, limit + 1, self.since, query.user, owner=owner
             )
         else:
             before = paging.start(query.after, paging.NEWEST)
             found = await self._store.sessions(
-                tenant,
-                query.project,
-                before,
-                limit + 1,
-                self.since,
-                query.user,
-                owner=scope_of(tenant, query).only_owner,
+                tenant, query.project, before, limit + 1, self.since, query.user, owner=owner
             )
         return SessionPage(*await page_of(found, limit, lambda one: (one.updated_at, one.session)), total)
 
@@ -182,11 +171,9 @@ class Queries:
 
         Raises Refused for an invalid cursor.
         """
-        limit = paging.clamp_limit(query.limit)
+        limit, owner = paging.clamp_limit(query.limit), scope_of(tenant, query).only_owner
         after = paging.start(query.after, paging.OLDEST)
-        found = await self._store.list_running(
-            tenant, query.session, after, limit + 1, owner=scope_of(tenant, query).only_owner
-        )
+        found = await self._store.list_running(tenant, query.session, after, limit + 1, owner=owner)
         return TurnPage(*await page_of(found, limit, lambda one: (one.asked_at, one.turn)))
 
     async def turns_since(self, tenant: Tenant, query: ListTurnsSince) -> TurnPositions:

@@ -351,12 +351,11 @@ class Recorder:
 
     async def _read_turn(self, last: Delivery) -> Turn:
         """Folds the turn at least up to the entry `last`."""
+        key = ScopedKey.whole(last.key)
         if last.kind == "end" and (entry := last.take_entry()):
-            return await self._log.read_ended_turn(ScopedKey.whole(last.key), entry[0])
+            return await self._log.read_ended_turn(key, entry[0])
         # A running turn is recorded from its request alone: its `end` is delivered later.
-        return await self._log.read_turn_upto(
-            ScopedKey.whole(last.key), last.seq, 1 if last.kind == "request" else None
-        )
+        return await self._log.read_turn_upto(key, last.seq, 1 if last.kind == "request" else None)
 
     async def _is_orphan(self, key: TurnKey, turn: Turn) -> bool:
         """Returns whether the turn continues a deleted turn, whose text is in its request (ADR 15).

@@ -230,31 +230,21 @@ class SQLite:
         """Does nothing: only one process uses the file."""
         yield
 
-    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Returns the rows of a query. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
-        with self._note_damage():
-            return [dict(row) for row in await self._reader.execute_fetchall(statement, values)]
-
-    @contextmanager
-    def _note_damage(self) -> Iterator[None]:
+    async def read(self, statement: str, values: Mapping[str, Any], *, is_page: bool = False) -> list[dict[str, Any]]:
+        """See Database.read. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
         try:
             with _map_errors():
-                yield
+                return await _read(self._reader, statement, values, is_page=is_page)
         except StoreCorrupt as error:
             self._damage = error
             raise
 
-    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
-        """See Database.read_turns. Raises StoreError; after StoreCorrupt, `raise_if_damaged` raises it again."""
-        with self._note_damage():
-            return await _read_turns(self._reader, statement, values, budget)
-
-    async def search(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
+    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns the rows of a long query, on its own connection; a cancellation interrupts it.
 
         One search runs at a time: an interruption ends all queries of the connection. Raises StoreError.
         """
-        searching = asyncio.ensure_future(_read_turns(self._searcher, statement, values, budget))
+        searching = asyncio.ensure_future(_read(self._searcher, statement, values, is_page=True))
         try:
             await asyncio.wait({searching})
         finally:
@@ -302,17 +292,17 @@ class SQLite:
         self._bytes_seen = ours.st_size
 
 
-async def _read_turns(
-    connection: aiosqlite.Connection, statement: str, values: Mapping[str, Any], budget: RowBudget
+async def _read(
+    connection: aiosqlite.Connection, statement: str, values: Mapping[str, Any], *, is_page: bool
 ) -> list[dict[str, Any]]:
-    """Returns rows of a query until `budget` ends. SQLite reads a row when it is fetched."""
+    """See Database.read. SQLite reads a row when it is fetched."""
 
     def run(own: sqlite3.Connection) -> list[dict[str, Any]]:
-        rows = list[dict[str, Any]]()
+        rows, budget = list[dict[str, Any]](), RowBudget()
         with closing(own.execute(statement, values)) as found:
             for row in found:
                 rows.append(dict(row))
-                if budget.ends_with(row):
+                if is_page and budget.ends_with(row):
                     break
         return rows
 

@@ -24,7 +24,6 @@ from tailrace.persistence.rows import (
     session_record,
     turn_record,
 )
-from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.sql import statements
 from tailrace.persistence.tables import Deletion, Tables
 from tailrace.persistence.turn_list import TurnListReader, read_listed
@@ -481,7 +480,7 @@ class Store:
     ) -> list[TurnRecord]:
         """Returns turns of a session after `after`, oldest first; if `is_newest_first`, turns before it.
 
-        Fewer than `limit` if they are large, see `read_turns`.
+        Fewer than `limit` if they are large, see RowBudget.
         """
         statement = "session_turns_newest" if is_newest_first else "session_turns"
         page = {"after_at": after.at, "after": after.name, "limit": limit}
@@ -493,7 +492,7 @@ class Store:
     ) -> list[TurnRecord]:
         """Returns running turns after `after`, oldest first. `session` and `owner` are None for those of all.
 
-        Fewer than `limit` if they are large, see `read_turns`.
+        Fewer than `limit` if they are large, see RowBudget.
         """
         listed = await self.read(
             "running", tenant=tenant, session=session, owner=owner, after_at=after.at, after=after.name, limit=limit
@@ -532,9 +531,9 @@ class Store:
             return await self.database.read(self.sql[name], values)
 
     async def read_turns(self, name: str, /, **values: Any) -> list[dict[str, Any]]:
-        """Like `read`, for a page of turns: returns no more rows than a message needs, and the next one."""
+        """Like `read`, for a page of turns: returns no more rows than RowBudget allows."""
         async with self._reads.reserve(tenant=values.get("tenant", "")):
-            return await self.database.read_turns(self.sql[name], values, RowBudget())
+            return await self.database.read(self.sql[name], values, is_page=True)
 
     @asynccontextmanager
     async def write(self, tenant: str = "") -> AsyncIterator[Writer]:

@@ -27,7 +27,7 @@ class Whole(Enum):
 
 
 WHOLE: Final = Whole.WHOLE
-"""The viewer of a scope in which everything of the tenant is seen."""
+"""The viewer of a scope that shows everything of the tenant."""
 
 
 class Scope(Struct, frozen=True):
@@ -41,21 +41,19 @@ class Scope(Struct, frozen=True):
     viewer: str | Whole
 
     def __post_init__(self) -> None:
-        if not self.viewer or not self.tenant or (type(self.tenant), type(self.viewer)) not in KNOWN_TYPES:
+        is_known = type(self.tenant) is str and type(self.viewer) in (str, Whole)
+        if not (is_known and self.tenant and self.viewer):
             raise TypeError(f"a scope needs a tenant and a viewer, a user or WHOLE: {self.tenant!r}, {self.viewer!r}")
 
     @property
     def is_whole_tenant(self) -> bool:
-        """Whether everything of the tenant is seen. The one question of a policy about private users."""
+        """Whether the scope shows everything of the tenant. A policy about private users depends on this alone."""
         return self.viewer is WHOLE
 
     @property
     def only_owner(self) -> str | None:
-        """The user whose things alone are seen, as a filter of lists; None: the things of every owner."""
+        """The owner by which lists are filtered; None: they have the things of every owner."""
         return None if self.viewer is WHOLE else self.viewer
-
-
-KNOWN_TYPES = {(str, str), (str, Whole)}
 
 
 class ScopedKey(Struct, frozen=True):
@@ -81,7 +79,7 @@ class ScopedKey(Struct, frozen=True):
 
 
 def may_use(scope: Scope, owner: str | None) -> bool:
-    """Returns whether a thing of this owner is seen in the scope."""
+    """Returns whether the scope shows a thing of this owner."""
     return scope.viewer is WHOLE or scope.viewer == owner
 
 

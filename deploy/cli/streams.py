@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Creates what is missing, and prints the number.
+    """Creates missing parts, and prints their number.
 
     Raises LogUnseen for a log that must not be created, LogUnavailable after START_S_MAX, LogError.
     """

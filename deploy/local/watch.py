@@ -175,7 +175,7 @@ class SetupRepair:
             disconnects = self._connection.disconnects
             found = await read_setup_state(self._connection)
             # Without an interruption, the log was deleted in the server that is still running.
-            if not found.has_log and disconnects != self._disconnects:
+            if not found.origin and disconnects != self._disconnects:
                 if not self._is_reported:
                     self._console.log(f"{LOG_MISSING}. {LOST_WHILE_RUNNING}")
                 self._is_reported = True

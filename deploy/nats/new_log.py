@@ -23,7 +23,7 @@ class LogUnseen(LogIncomplete):
 
 
 class Evidence(NamedTuple):
-    """What one source says about a log that NATS does not have."""
+    """The answer of one source about a log that NATS does not have."""
 
     has_recorded: bool | None
     """Whether there was a log; None if the source cannot be asked."""
@@ -75,7 +75,7 @@ async def ask_persistence(connection: Connection) -> Evidence:
 async def ask_database(where: str | None, *, if_absent: bool | None = None) -> Evidence:
     """Asks a database: the path of a SQLite file, a URL, or None if TAILRACE_DATABASE is not set.
 
-    `if_absent` is what a file that does not exist says: it may be on another machine, or on a volume that is not
+    `if_absent` is the answer for a file that does not exist: it may be on another machine, or on a volume that is not
     mounted.
     """
     if not where:

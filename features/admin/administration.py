@@ -15,20 +15,17 @@ import msgspec
 from tailrace.features.admin.audit_log import Action, Actor, AuditEntry, AuditLog
 from tailrace.features.admin.key_store import KeyStore, StoredRecords
 from tailrace.features.admin.new_key import NewKey, new_key
-from tailrace.features.common.process_reports import does_know
+from tailrace.features.common.process_reports import ANSWER_S, ask_gateways, does_know
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.limits import GivenLimits, parse_limits, require_useful
 from tailrace.gateway.http.scope import ADMIN_SCOPE, ScopeName
 from tailrace.proto.errors import LogUnavailable, Refused, TailraceError
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Rpc
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.ownership import Users
 from tailrace.proto.subjects import PERSISTENCE
 
-# How long processes have to answer which settings they know. The turn in the question does not matter.
-PROCESSES_WAIT_S = 1.0
-ANY_TURN = "-"
 # A key that ends sooner leaves too little time to create another one.
 LASTING_S = 24 * 3600
 
@@ -182,7 +179,7 @@ class Administration:
         `expected`, unless that is None.
         """
         if users == "private":
-            await self._require_known(tenant)
+            await self._require_known()
         before = "private" if tenant in await self._keys.list_private() else "shared"
         async with self._record_change(actor, "tenant.set", tenant, tenant, {"users": before}, {"users": users}):
             if not await self._keys.set_users(tenant, users, expected):
@@ -190,14 +187,13 @@ class Administration:
                     "users_changed", f"another request has changed the users of {tenant}: read them, and try again"
                 )
 
-    async def _require_known(self, tenant: Tenant) -> None:
+    async def _require_known(self) -> None:
         """Raises Refused if a process of an older version runs: it would show the users of a tenant each other's turns.
 
         All gateways and persistence processes answer (PROTOCOL R29, R81).
         """
         gateways, persistence = await asyncio.gather(
-            self._rpc.collect_readers(TurnKey(tenant, TurnId(ANY_TURN)), wait_s=PROCESSES_WAIT_S),
-            self._rpc.every_health(PERSISTENCE, wait_s=PROCESSES_WAIT_S),
+            ask_gateways(self._rpc), self._rpc.every_health(PERSISTENCE, wait_s=ANSWER_S)
         )
         if not gateways or not all(does_know(report, "users") for report in (*gateways, *persistence)):
             raise Refused(

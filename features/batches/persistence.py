@@ -96,18 +96,16 @@ class BatchQueries:
 
         Raises Refused for an invalid cursor or an unknown batch.
         """
-        limit = paging.clamp_limit(query.limit)
+        limit, owner = paging.clamp_limit(query.limit), scope_of(tenant, query).only_owner
         if query.before_batch is not None:
             after = await self._position(tenant, query.before_batch, query)
-            newer = await self._table.newer_batches(
-                tenant, after, limit + 1, query.of, owner=scope_of(tenant, query).only_owner
-            )
+            newer = await self._table.newer_batches(tenant, after, limit + 1, query.of, owner=owner)
             page, following = await page_of(newer, limit, lambda one: (one.asked_at, one.batch))
             return BatchPage(page[::-1], following)
         before = paging.start(query.after, paging.NEWEST)
         if query.after_batch is not None:
             before = await self._position(tenant, query.after_batch, query)
-        found = await self._table.batches(tenant, before, limit + 1, query.of, owner=scope_of(tenant, query).only_owner)
+        found = await self._table.batches(tenant, before, limit + 1, query.of, owner=owner)
         return BatchPage(*await page_of(found, limit, lambda one: (one.asked_at, one.batch)))
 
     async def _position(self, tenant: Tenant, batch: TurnId, query: ListBatches) -> paging.PageCursor:

@@ -138,8 +138,8 @@ async def post_decision(request: ApiRequest, decisions: Decisions) -> Response:
     """`POST /v1/sessions/{session}/calls/{call}`: decides about a call: its result, or that it is denied.
 
     When all calls of the turn are decided, the next turn starts, once: `next` is its id. A repeated request changes
-    nothing and gets the same answer, but starts a next turn that was not started yet, for its own credential. With a
-    JWT that names a user, the session must be of this user.
+    nothing and gets the same answer. If the next turn was not started yet, it starts for the credential of this
+    request. With a JWT that names a user, the session must be of this user.
     """
     session, call = request.path_params["session"], request.path_params["call"]
     body, raw = await request.read(DecisionBody)

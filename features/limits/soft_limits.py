@@ -120,7 +120,7 @@ class SoftLimits:
             await self._compare_first(owner, quota, key)
 
     async def complete_again(self, owner: Owner, quota: Quota, key: str | None) -> None:
-        """The same for a budget that this process has compared before NATS lost its counter."""
+        """Like `complete`, for a budget whose counter NATS has lost since this process compared it."""
         if (first := self._first.get((quota.subject, quota.most))) is not None and first.done():
             del self._first[quota.subject, quota.most]
         await self._compare_first(owner, quota, key)

@@ -294,25 +294,24 @@ class PostgreSQL:
                         yield connection
                     metrics.TRANSACTION_S.observe(time.monotonic() - begun_at)
 
-    async def read(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def read(self, statement: str, values: Mapping[str, Any], *, is_page: bool = False) -> list[dict[str, Any]]:
         """See Database.read. Raises StoreError."""
         with _map_errors(self._url):
-            return await _read(self._pool, statement, values)
-
-    async def read_turns(self, statement: str, values: Mapping[str, Any], budget: RowBudget) -> list[dict[str, Any]]:
-        """See Database.read_turns. Raises StoreError."""
-        text, names = to_positional(statement)
-        rows = list[dict[str, Any]]()
-        with _map_errors(self._url):
+            if not is_page:
+                return await _read(self._pool, statement, values)
+            text, names = to_positional(statement)
+            rows, budget = list[dict[str, Any]](), RowBudget()
             async with self._pool.acquire() as connection, connection.transaction(readonly=True):
                 async for row in connection.cursor(text, *(values[name] for name in names), prefetch=ROWS_AT_ONCE):
                     rows.append(dict(row))
                     if budget.ends_with(row):
                         break
-        return rows
+            return rows
 
-    # Queries run in parallel, and asyncpg ends a cancelled query.
-    search = read_turns
+    async def search(self, statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See Database.search. Raises StoreError."""
+        # Queries run in parallel, and asyncpg ends a cancelled query.
+        return await self.read(statement, values, is_page=True)
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:

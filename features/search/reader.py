@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tailrace.persistence.paging import END_OF_TIME, NEWEST, OLDEST
-from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import Page, Scan, TurnPageQuery, end_of, page_of_scan
 from tailrace.proto.errors import Refused, StoreBusy
@@ -46,8 +45,7 @@ class SearchReader:
             values = query.values_of(scan)
             # The scan's own `words` omit the word of its index.
             values = {"words": " ".join(words), **values, **_numbers(values)}
-            budget = RowBudget()
-            return page_of_scan(scan, await self._store.database.search(self._store.sql[statement], values, budget))
+            return page_of_scan(scan, await self._store.database.search(self._store.sql[statement], values))
 
     @asynccontextmanager
     async def _slot(self, tenant: Tenant) -> AsyncIterator[None]:

@@ -3,18 +3,13 @@
 import asyncio
 from contextlib import suppress
 
-from tailrace.features.common.process_reports import does_know
+from tailrace.features.common.process_reports import ANSWER_S, ask_gateways, does_know
 from tailrace.gateway.auth.signed_tokens import ENCRYPTED_TOKENS
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import LOCAL, TurnId, TurnKey
 from tailrace.proto.nats import Rpc
 from tailrace.proto.runtime.race import is_set_within
 
 CHECK_S = 10.0
-# How long gateways have to answer.
-ANSWER_S = 1.0
-# A gateway reports what it knows for any turn.
-ANY_TURN = TurnKey(LOCAL, TurnId("-"))
 
 
 class OlderGateways:
@@ -34,7 +29,7 @@ class OlderGateways:
         """Checks until it is cancelled."""
         while True:
             with suppress(LogUnavailable):
-                if reports := await self._rpc.collect_readers(ANY_TURN, wait_s=ANSWER_S):
+                if reports := await ask_gateways(self._rpc):
                     self._are_running = not all(does_know(report, ENCRYPTED_TOKENS) for report in reports)
                     self._is_checked.set()
             await asyncio.sleep(CHECK_S)

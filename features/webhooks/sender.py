@@ -42,7 +42,7 @@ WAITING_MAX = 10_000
 # How long the lease of a webhook beyond the share is extended. Until then, a process that starts after a kill may not
 # know of it.
 EXTENDED_S_MAX = 300.0
-# Up to that time, so many of them are delivered and extended again in a second.
+# At most this many of them are extended again in a second, unless one would then wait longer than EXTENDED_S_MAX.
 EXTENSIONS_PER_S = 50
 OBSERVE_S = 1.0
 LATE_AFTER = timedelta(hours=1)
@@ -309,12 +309,7 @@ class WebhookSender:
             await asyncio.sleep(OBSERVE_S)
 
     async def _run(
-        self,
-        key: TurnKey,
-        seq: Seq,
-        url: str,
-        session: Session,
-        previous: asyncio.Task[None] | None,
+        self, key: TurnKey, seq: Seq, url: str, session: Session, previous: asyncio.Task[None] | None
     ) -> None:
         if previous is not None:
             await asyncio.wait({previous})

@@ -126,7 +126,7 @@ class ApiKeyCache:
                 del self._watchers[key_id]
 
     async def load(self, keys: ApiKeyStore) -> None:
-        """Loads the whole bucket. Keys that it no longer holds end, settings of tenants stay. Raises LogUnavailable."""
+        """Loads the whole bucket. Keys that it no longer holds end; settings of tenants stay. Raises LogUnavailable."""
         position, changes = await keys.snapshot()
         # A change from the live feed may be newer than `changes`, but only if the bucket is the same.
         is_same_bucket = position.made_at == self._made_at

@@ -42,7 +42,7 @@ class ApiRequest(Request):
 
     @property
     def access(self) -> Scope:
-        """What the principal may see. Raises Refused on a public route."""
+        """The scope of the principal. Raises Refused on a public route."""
         return self.principal.access
 
     async def read(

@@ -17,7 +17,7 @@ from tailrace.gateway.auth.api_keys import ApiKeyCache
 from tailrace.gateway.auth.cors import is_cross_origin_simple_post, parse_origins
 from tailrace.gateway.auth.principal import NoKey, Principal
 from tailrace.gateway.auth.static_keys import StaticKeys
-from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES, ScopeName
+from tailrace.gateway.http.scope import ADMIN_SCOPE, SCOPES
 from tailrace.gateway.settings import Settings
 from tailrace.proto import ids, subjects
 from tailrace.proto.errors import CredentialMissing, Refused
@@ -30,8 +30,6 @@ logger = structlog.get_logger()
 # The principal of every request where no credential is needed.
 # Without `admin`: the first key closes the gateway to clients without a key, so only the command line creates it.
 LOCAL = Principal(Scope(ids.LOCAL, WHOLE), scopes=SCOPES - {ADMIN_SCOPE})
-# A turn starts later, and nothing else.
-STAND_IN_SCOPES: frozenset[ScopeName] = frozenset({"write"})
 CROSS_ORIGIN_MESSAGE = (
     "A page of another origin may not send this request. Send `Content-Type: application/json`, or call from a server, "
     "or add the page's origin to TAILRACE_ORIGINS."
@@ -132,7 +130,7 @@ class Authenticator:
         raise credential_invalid()
 
     def _has_access(self, principal: Principal) -> bool:
-        """Returns whether the principal may still see what it sees: the tenant's users may have become private."""
+        """Returns whether the principal's scope is still valid: the tenant's users may have become private."""
         users = self.api_keys.users_of(principal.access.tenant)
         return users != "private" or principal.access.viewer == principal.user
 
@@ -142,16 +140,16 @@ class Authenticator:
         return self.api_keys.find(key_id) if static is None else static
 
     def stand_in(self, scope: Scope, credential: str | None) -> Principal:
-        """Returns the principal of a turn that starts after the request of `credential`, the id of one or None.
+        """Returns the principal for a turn that starts later than the request that has caused it.
 
-        For a key that a rotation has replaced, it is the newest key, whose limits and counters are the same. For a
-        credential without a record it has the name, by which the limits of the settings count. Raises Refused for an
-        API key that was revoked or has expired.
+        `credential` is the id of that request's credential; None: it needed none. If rotations have replaced the key,
+        it is the newest key, which has the same limits and counters. A credential without a record keeps its id, for
+        the limits of the settings. Raises Refused for an API key that was revoked or has expired.
         """
         found = self.api_keys.find_successor(credential) if credential is not None else NoKey.OTHER
         if found is NoKey.ENDED:
             raise Refused("credential_invalid", f"The API key {credential} was revoked or has expired.")
-        return found if isinstance(found, Principal) else Principal(scope, credential, STAND_IN_SCOPES)
+        return found if isinstance(found, Principal) else Principal(scope, credential, frozenset({"write"}))
 
     def require_valid(self, principal: Principal) -> None:
         """Raises Refused if the credential has expired, its API key has ended, or its users have become private.

@@ -14,7 +14,7 @@ class Principal(NamedTuple):
     """The authenticated sender of a request."""
 
     access: Scope
-    """What the credential may see: the whole tenant, or the things of one private user. The name of the tenant is
+    """The scope of the credential: the whole tenant, or the things of one private user. The name of the tenant is
     `access.tenant`."""
     key: str | None = None
     """The credential's id, which is not secret; usage is counted by it. None: no credential was needed.

@@ -16,7 +16,7 @@ from tailrace.proto import entry_encryption
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.runtime import base64url
 
-# What a gateway reports that reads encrypted tokens (PROTOCOL R76).
+# A gateway that reads encrypted tokens reports this name (PROTOCOL R76).
 ENCRYPTED_TOKENS = "encrypted_tokens"
 
 

@@ -53,17 +53,13 @@ async def create_once(
             return None
 
     # The space separates it from keys of turns: no Idempotency-Key can contain a space.
-    key = owned_key(request.access, f"{kind}s {idempotency_key}")
+    tenant, key = request.access.tenant, owned_key(request.access, f"{kind}s {idempotency_key}")
     # In this order: a concurrent request with the same key claims the key before it creates anything.
-    if (
-        chosen is not None
-        and await find_or_none(chosen) is not None
-        and await claims.find(request.access.tenant, key) is None
-    ):
+    if chosen is not None and await find_or_none(chosen) is not None and await claims.find(tenant, key) is None:
         # Another request has created `chosen`. With a claim, a repetition would return it as if this one had.
         return await create(chosen)
     own = Claim(TurnId(new), body_sha256)
-    claim = await claims.claim(request.access.tenant, key, own)
+    claim = await claims.claim(tenant, key, own)
     if claim.body_sha256 != own.body_sha256:
         message = f"this Idempotency-Key was used with another {kind if derives_key else 'body'}: use a new one"
         raise Refused("idempotency_key_reused", message)

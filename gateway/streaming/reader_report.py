@@ -40,4 +40,4 @@ class GatewayReaders(msgspec.Struct, frozen=True):
     since: datetime
     readers: list[ReaderReport]
     knows: tuple[str, ...] = ()
-    """What the gateway applies that older versions do not: settings of tenants, and encrypted tickets."""
+    """The settings of tenants and the formats of tickets that the gateway applies. Older versions report fewer."""

@@ -63,11 +63,6 @@ class Draft:
         return len(self.raw) + self.added_bytes
 
     @property
-    def session(self) -> str | None:
-        """The session that the request names, in its body or a header; None if it names none."""
-        return None
-
-    @property
     def is_repeatable(self) -> bool:
         """Whether a repeated POST gets the same turn."""
         return bool(self.idempotency_key or self.cursor)
@@ -78,10 +73,7 @@ class TurnDraft(Draft):
     """The request of a POST that may create one turn."""
 
     new_turn: NewTurn
-
-    @property
-    def session(self) -> str | None:
-        return self.new_turn.session
+    """Its session is that of the body or of a header."""
 
 
 class Stored(NamedTuple):

@@ -27,11 +27,9 @@ class ReaderPresence(NamedTuple):
 
         Raises LogUnavailable.
         """
-        return (
-            self.fan_out.has_ended(key)
-            or await self.log.has_end(key)
-            or not await self.log.has_turn(ScopedKey.whole(key))
-        )
+        if self.fan_out.has_ended(key) or await self.log.has_end(key):
+            return True
+        return not await self.log.has_turn(ScopedKey.whole(key))
 
     async def has_readers_anywhere(self, key: TurnKey) -> bool:
         """Returns whether a gateway answers within PRESENCE_TIMEOUT_S that it has readers of the turn.

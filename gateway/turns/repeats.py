@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tailrace.gateway.turns.draft import Draft, Stored
+from tailrace.gateway.turns.draft import Draft, Stored, TurnDraft
 from tailrace.gateway.turns.idempotency_key import turn_deleted
 from tailrace.proto.errors import Refused, TurnDamaged, TurnUnknown
 from tailrace.proto.ids import TurnKey
@@ -82,7 +82,8 @@ class Repeats:
         Raises Refused if it is of another session than `draft` names in a header (PROTOCOL R147), LogUnavailable.
         """
         stored = await self.load(key)
-        if stored is not None and draft.session not in (None, stored.entry.session):
+        named = draft.new_turn.session if isinstance(draft, TurnDraft) else None
+        if stored is not None and named not in (None, stored.entry.session):
             raise Refused("idempotency_key_reused", "this Idempotency-Key was used in another session: use a new one")
         return stored
 

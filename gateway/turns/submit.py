@@ -293,7 +293,7 @@ class TurnSubmitter:
         """Returns the turn that answers the POST if `key` is it, or one that has steered it."""
         stored = await self._repeats.find_steered(Stored(key, request), draft.body_sha256)
         has_body = stored.entry.body_sha256 == draft.body_sha256
-        return stored if has_body and draft.session in (None, stored.entry.session) else None
+        return stored if has_body and draft.new_turn.session in (None, stored.entry.session) else None
 
 
 def _repeated(stored: Stored, retry: Retry | None) -> Stored:

@@ -62,12 +62,8 @@ class Pull:
         self._answered = asyncio.get_running_loop().create_future()
         # With `expires`, a request with `no_wait` waits for the first messages instead of ending at once
         # (`processNextMsgReq` of nats-server).
-        query = {
-            "batch": most,
-            "max_bytes": LARGEST_MAX * self._connection.client.max_payload,
-            "expires": int(timeout_s * 1e9),
-            "no_wait": True,
-        }
+        bytes_max = LARGEST_MAX * self._connection.client.max_payload
+        query = {"batch": most, "max_bytes": bytes_max, "expires": int(timeout_s * 1e9), "no_wait": True}
         await self._connection.publish(self._subject, msgspec.json.encode(query), reply=self._reply.decode())
         try:
             async with asyncio.timeout(timeout_s + ANSWER_S):

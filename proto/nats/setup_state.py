@@ -59,15 +59,12 @@ class SetupState(NamedTuple):
     is_replicated: bool = True
     """Whether more than one server stores the log, or may store it."""
     origin: str = ""
-    """The creation time of the log's stream, and its leader. If one of the two has changed, the entries may differ."""
+    """The creation time of the log's stream, and its leader; empty without the stream. If one of the two has changed,
+    the entries may differ."""
     leader: str = ""
     """The nats-server that leads the log, if several servers store it; empty without a leader."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
-
-    @property
-    def has_log(self) -> bool:
-        return self.origin != ""
 
 
 async def read_setup_state(connection: Connection) -> SetupState:

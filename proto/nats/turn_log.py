@@ -137,15 +137,15 @@ class TurnLog(JetStreamLog):
         """Returns what `match` returns for the turn of the entry at `seq`; None if the scope shows no such turn.
 
         A sequence is a number that a client can guess (PROTOCOL R147). `match` compares the turn with the session, turn
-        or body that the request names, and returns None for another one. That is asked for twice, like a turn that is
-        missing, and takes as long. Raises LogUnavailable.
+        or body that the request names, and returns None for another one. Both another one and a missing turn are looked
+        up twice, and take the same time. Raises LogUnavailable.
         """
 
         async def find() -> T | None:
-            key, request = await self.find_request_at(scope.tenant, seq) or (None, None)
-            if key is None or request is None or not may_use(scope, owner_of(request)):
+            found = await self.find_request_at(scope.tenant, seq)
+            if found is None or not may_use(scope, owner_of(found[1])):
                 return None
-            return await match(ScopedKey(scope, key.turn), request)
+            return await match(ScopedKey(scope, found[0].turn), found[1])
 
         return await replay.ask_twice(find)
 
@@ -187,10 +187,8 @@ class TurnLog(JetStreamLog):
                 if live := await feed.next(wait_s):
                     return live[-1].at
                 try:
-                    if await self.has_end(key):
-                        ended_at = (await replay.read_turn(self, key)).ended_at
-                        if ended_at is not None:
-                            return ended_at
+                    if await self.has_end(key) and (ended_at := (await replay.read_turn(self, key)).ended_at):
+                        return ended_at
                     wait_s = REREAD_S
                 except LogError:
                     # Meanwhile the writer may pay for an answer that no reader gets.

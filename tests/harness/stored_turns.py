@@ -17,7 +17,6 @@ from tailrace.features.projects.records import CreateProject
 from tailrace.features.search.words import hash_words
 from tailrace.persistence.database import TABLES as KEYS
 from tailrace.persistence.rows import TurnRow, build_row, micros
-from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
@@ -186,7 +185,7 @@ def words_of_row(row: TurnRow) -> str:
 async def counting_reads(store: Store) -> AsyncIterator[list[int]]:
     """Yields a list of what each query costs: steps of SQLite's machine, or rows that PostgreSQL's plan reads."""
     costs: list[int] = []
-    read, read_turns = store.database.read, store.database.read_turns
+    read = store.database.read
 
     async def count_rows(statement: str, values: Mapping[str, Any]) -> int:
         (plan,) = await read(f"EXPLAIN (ANALYZE, FORMAT json) {statement}", values)
@@ -202,19 +201,14 @@ async def counting_reads(store: Store) -> AsyncIterator[list[int]]:
 
     count = count_steps if store.system == "sqlite" else count_rows
 
-    async def read_and_count(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        costs.append(await count(statement, values))
-        return await read(statement, values)
-
-    async def read_turns_and_count(
-        statement: str, values: Mapping[str, Any], budget: RowBudget
+    async def read_and_count(
+        statement: str, values: Mapping[str, Any], *, is_page: bool = False
     ) -> list[dict[str, Any]]:
         costs.append(await count(statement, values))
-        return await read_turns(statement, values, budget)
+        return await read(statement, values, is_page=is_page)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.database, "read", read_and_count)
-        patch.setattr(store.database, "read_turns", read_turns_and_count)
         yield costs
 
 

@@ -14,7 +14,6 @@ from tailrace.features.search.reader import SEARCHES_WAITING_MAX, SearchReader
 from tailrace.features.search.words import hash_words
 from tailrace.persistence.paging import NEWEST, PageCursor
 from tailrace.persistence.rows import micros
-from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.store import Store
 from tailrace.persistence.turn_list import Page, TurnPageQuery
 from tailrace.proto.entries import Outcome
@@ -107,14 +106,14 @@ async def test_a_search_that_is_cancelled_before_it_begins_is_interrupted(file_s
     """It runs in a thread of its own, which may not have begun."""
     database = file_store.database
     for steps in range(1, 5):
-        searching = asyncio.create_task(database.search(ENDLESS["sqlite"], {}, RowBudget()))
+        searching = asyncio.create_task(database.search(ENDLESS["sqlite"], {}))
         for _ in range(steps):
             await asyncio.sleep(0)
         searching.cancel()
         await asyncio.wait({searching}, timeout=5)
         assert searching.cancelled()
     row = {"input": "found", "content": "", "text": ""}
-    assert await database.search("SELECT 'found' AS input, '' AS content, '' AS text", {}, RowBudget()) == [row]
+    assert await database.search("SELECT 'found' AS input, '' AS content, '' AS text", {}) == [row]
 
 
 async def test_a_tenant_with_many_searches_is_refused_and_other_tenants_are_not(
