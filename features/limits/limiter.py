@@ -281,8 +281,8 @@ class Admission:
             counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
             value = await self._limiter.counters.add(quota.subject, counted)
-            if soft_limits is not None and was_known and 0 < counted >= value:
-                # The counter was 0, or lower after a settlement: its stream may be a new one.
+            if soft_limits is not None and was_known and counted and soft_limits.is_lost(quota, value - counted):
+                # Other turns may be counted in it already.
                 await self._limiter.counters.add(quota.subject, -counted)
                 await soft_limits.complete_again(owner, quota, self._key)
                 value = await self._limiter.counters.add(quota.subject, counted)

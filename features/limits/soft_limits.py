@@ -64,6 +64,8 @@ class SoftLimits:
         """By the subjects of the counters."""
         self._reached: dict[str, tuple[Quota, int]] = {}
         """The share that each compared budget has reached, by the same subjects."""
+        self._spent: dict[str, int] = {}
+        """What was spent when each budget was compared, by the same subjects. Its counter has at least this amount."""
         self._first: dict[tuple[str, int], asyncio.Task[int]] = {}
         """The first comparison of each budget for a turn, by the subject of its counter and its size."""
         self._added = asyncio.Event()
@@ -109,6 +111,7 @@ class SoftLimits:
             missing = state.spent_nano_usd - counted
             await self._counters.add_once(quota.subject, missing, f"spent-{counted}")
         self._reached[quota.subject] = (quota, state.reached_percent)
+        self._spent[quota.subject] = state.spent_nano_usd
         return state.spent_nano_usd
 
     async def complete(self, owner: Owner, quota: Quota, key: str | None) -> None:
@@ -156,7 +159,7 @@ class SoftLimits:
     def _forget_ended(self) -> None:
         for subject, (quota, _) in list(self._reached.items()):
             if quota.renews_at < self._now():
-                del self._reached[subject]
+                del self._reached[subject], self._spent[subject]
                 self._watched.pop(subject, None)
         for name, task in list(self._first.items()):
             if task.done():
@@ -166,6 +169,10 @@ class SoftLimits:
         """Returns whether this process has compared the budget."""
         known = self._reached.get(quota.subject)
         return known is not None and known[0].most == quota.most
+
+    def is_lost(self, quota: Quota, counted: int) -> bool:
+        """Returns whether the counter of a compared budget, at `counted` without the turn, may be a new one."""
+        return counted <= 0 or counted < self._spent.get(quota.subject, 0)
 
     def _next(self, quota: Quota) -> int | None:
         """Returns the next share that the budget may reach; None if it has reached all."""

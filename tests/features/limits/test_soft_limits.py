@@ -334,12 +334,30 @@ async def test_a_budget_whose_counter_is_lost_is_not_granted_again(
         counters = (await jetstream.stream_info(BUDGETS, subjects_filter=">")).state.subjects
         assert counters is not None
         (counter,) = [subject for subject in counters if "usd_day" in subject]
-        for one, settled in ((gateway, 0), (other, -1000), (await new_gateway(own.server.url), 0)):
+        for one, settled in ((gateway, 0), (other, -1000), (gateway, 1000), (await new_gateway(own.server.url), 0)):
             await jetstream.delete_stream(BUDGETS)
             await apply_streams(own.server.url)
             # Of a turn that was running.
             await Counters(own.connection).add(counter, settled)
             assert await company.post(one) == 402
+        assert await company.cost(gateway) == spent
+
+
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_a_budget_whose_counter_is_lost_is_not_granted_to_many_turns_at_once(
+    own: OwnSystem, company: Company, new_gateway: NewGateway
+) -> None:
+    """Each of them finds the others in the new counter."""
+    await company.create_keys({"usd_day": 0.02})
+    async with own.running_generator(), company.persistence():
+        gateway = await new_gateway(own.server.url)
+        while await company.post(gateway) != 402:
+            pass
+        spent = await company.cost(gateway)
+        await own.connection.jetstream.delete_stream(BUDGETS)
+        await apply_streams(own.server.url)
+        assert set(await asyncio.gather(*(company.post(gateway) for _ in range(30)))) == {402}
         assert await company.cost(gateway) == spent
 
 
