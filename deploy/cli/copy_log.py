@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tailrace.deploy.cli.arguments import add_json
@@ -54,11 +55,20 @@ def run(args: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 
 async def copy(store: Path, folder: Path) -> list[Path]:
-    """Copies the log in `store` into one store for each server of a cluster, below `folder`; returns their paths."""
+    """Copies the log in `store` into one store for each server of a cluster, below `folder`; returns their paths.
+
+    Raises UpRefused if a server writes to `store` meanwhile.
+    """
     options = Options(data_dir=folder, cluster=True, sync="default")
     # The old server would write to its store.
     old = folder / "old"
-    await asyncio.to_thread(shutil.copytree, store, old / nats_server.STORE)
+    before = _file_states(store)
+    try:
+        await asyncio.to_thread(shutil.copytree, store, old / nats_server.STORE)
+    except OSError as error:
+        _require_unchanged(store, before)
+        raise UpRefused(f"{store} cannot be copied into {folder}: {error}") from error
+    _require_unchanged(store, before)
     server = nats_server.new_spec(
         old, sync="default", file_bytes_max=nats_server.storage_limit(old / nats_server.STORE)
     )
@@ -70,6 +80,24 @@ async def copy(store: Path, folder: Path) -> list[Path]:
     for path in stores:
         (stage / nats_cluster.DIRECTORY / path.name / nats_server.STORE).rename(path)
     shutil.rmtree(stage)
+    _require_unchanged(store, before)
     # The copy was not synced message by message.
     os.sync()
     return stores
+
+
+def _require_unchanged(store: Path, before: dict[Path, tuple[int, int]]) -> None:
+    if _file_states(store) != before:
+        raise UpRefused(
+            f"{store} has changed meanwhile, so its server runs, and the copy, which lacks entries, was deleted: stop "
+            "the gateways, the generators, persistence and nats-server, and try again"
+        )
+
+
+def _file_states(store: Path) -> dict[Path, tuple[int, int]]:
+    """Returns the size and the time of the last change of each file and folder."""
+    states = {}
+    for path in store.rglob("*"):
+        with suppress(FileNotFoundError):  # its server has deleted the file meanwhile
+            states[path] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return states

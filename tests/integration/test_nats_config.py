@@ -213,6 +213,11 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
             headers = {"last-event-id": cursor} if cursor else {}
             return await client.get(f"/v1/turns/{turn}/events", headers=headers)
 
+        copy, configure, move, serve, check = blocks(MOVED_PAGE)
+        await post("#sim words=40 rate=10")
+        # The first step was forgotten.
+        assert "has changed meanwhile" in shell.run(copy, status=1)
+        assert not (tmp_path / "moved").exists()
         ended = await read(ended_turn := await post("#sim words=5 rate=0"))
         running_turn = await post("#sim words=400 rate=40")
         received = b""
@@ -223,7 +228,6 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
                     break
         stop([*reversed(started), one])
 
-        copy, configure, move, serve, check = blocks(MOVED_PAGE)
         # The store of a single server would be deleted.
         wrong = configure.replace("/nats-three", "/nats", 1).replace("nats-config nats-three", "nats-config wrong")
         assert "a cluster deletes" in shell.run(wrong, status=1)
@@ -233,6 +237,8 @@ async def test_the_page_moves_the_log_of_one_server_to_three(
         for number in (1, 2, 3):
             # On machines of their own, all have the same path.
             store = f"/var/lib/nats-three-{number}"
+            # A volume may be mounted there.
+            (tmp_path / f"nats-three-{number}").mkdir()
             shell.run(move.replace("nats-1", f"nats-{number}").replace("/var/lib/nats-three", store))
             path = tmp_path / f"nats-three/nats-{number}.conf"
             path.write_text(path.read_text().replace(f"{tmp_path}/nats-three", f"{tmp_path}/nats-three-{number}"))
