@@ -105,9 +105,10 @@ async def migrate(options: Options, console: Console) -> None:
     """Converts an existing log to one server or a cluster, as `options` say. Raises UpRefused, LogUnavailable."""
     other = Options(data_dir=options.data_dir, cluster=not options.cluster, sync=options.sync)
     old, new = store_of(other, options.data_dir), store_of(options, options.data_dir)
-    if not old.exists():
+    if not await asyncio.to_thread(_has_streams, old):
         return
-    if not new.exists():
+    if not await asyncio.to_thread(_has_streams, new):
+        shutil.rmtree(new, ignore_errors=True)
         console.log(f"copying the log to {'three servers' if options.cluster else 'one server'}")
         stage = options.data_dir / STAGE
         try:
@@ -121,11 +122,16 @@ async def migrate(options: Options, console: Console) -> None:
         os.sync()
         store_of(options, stage).rename(new)
         shutil.rmtree(stage)
-    # If both exist, the copy was complete and has not been used yet.
+    # If both have streams, the copy was complete and has not been used yet.
     kept = old.with_name(old.name + OLD)
     shutil.rmtree(kept, ignore_errors=True)
     old.rename(kept)
     console.log(f"the previous log is kept in {kept}; delete it when you no longer need it")
+
+
+def _has_streams(store: Path) -> bool:
+    """Returns whether a store has a stream. A start that was refused leaves one without."""
+    return any(store.rglob("streams/*"))
 
 
 async def copy(

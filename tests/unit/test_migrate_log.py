@@ -17,14 +17,18 @@ def stores(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def make_store(store: Path) -> None:
+    (store / "jetstream/TAILRACE/streams/TURNS").mkdir(parents=True)
+    (store / "file").write_text(store.name)
+
+
 @pytest.mark.parametrize(
     ("is_cluster", "kept"), [(True, ["cluster", "nats.before"]), (False, ["cluster.before", "nats"])]
 )
 async def test_of_two_logs_the_unwanted_one_is_renamed(tmp_path: Path, *, is_cluster: bool, kept: list[str]) -> None:
     """After an interrupted migration the complete copy is used, and the previous log is kept."""
     for name in ("nats", "cluster", kept[-1 if is_cluster else 0]):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
+        make_store(tmp_path / name)
     await migrate_log.migrate(
         Options(data_dir=tmp_path, cluster=is_cluster), Console(io.StringIO(), width=1, coloured=False)
     )
@@ -38,10 +42,31 @@ async def test_without_a_log_of_the_other_kind_nothing_is_migrated(tmp_path: Pat
     out = io.StringIO()
     for options in (Options(data_dir=tmp_path), Options(data_dir=tmp_path, cluster=True)):
         await migrate_log.migrate(options, Console(out, width=1, coloured=False))
-    (tmp_path / "nats").mkdir()
+    make_store(tmp_path / "nats")
     await migrate_log.migrate(Options(data_dir=tmp_path), Console(out, width=1, coloured=False))
     assert stores(tmp_path) == ["nats"]
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("is_cluster", [True, False])
+async def test_a_store_without_streams_is_neither_a_log_nor_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_cluster: bool
+) -> None:
+    """A start that was refused leaves it. It would be used in place of the log, which was renamed."""
+    old, new = ("nats", "cluster") if is_cluster else ("cluster", "nats")
+    (tmp_path / new / "jetstream").mkdir(parents=True)
+    console = Console(io.StringIO(), width=1, coloured=False)
+    await migrate_log.migrate(Options(data_dir=tmp_path, cluster=not is_cluster), console)
+    assert stores(tmp_path) == [new]
+
+    async def copy(_: object, options: Options, stage: Path, __: object) -> None:
+        make_store(migrate_log.store_of(options, stage))
+
+    monkeypatch.setattr(migrate_log, "copy", copy)
+    make_store(tmp_path / old)
+    await migrate_log.migrate(Options(data_dir=tmp_path, cluster=is_cluster), console)
+    assert stores(tmp_path) == sorted([new, f"{old}.before"])
+    assert (tmp_path / new / "file").exists()
 
 
 DONE = RaftGroup("x", 4, 4, 4)
@@ -112,7 +137,7 @@ async def test_a_log_of_which_one_server_has_diverged_is_not_copied(
     monkeypatch.setattr(migrate_log, "_start", start)
     monkeypatch.setattr(migrate_log, "_read_state", lambda spec: DIVERGED if spec.name == "nats-2" else WHOLE)
     monkeypatch.setattr(migrate_log, "UNCHANGED_S_MAX", 0.2)
-    (tmp_path / "cluster").mkdir()
+    make_store(tmp_path / "cluster")
     with pytest.raises(
         UpRefused, match=r"cluster/nats-2 does not store .*Delete .*cluster/nats-2/nats/jetstream, start"
     ):
