@@ -64,6 +64,11 @@ def entries_of_tenant(tenant: Tenant) -> str:
     return f"turns.{_token(tenant)}.>"
 
 
+def requests_of_tenant(tenant: Tenant) -> str:
+    """Returns the filter of the `request` of each turn of a tenant."""
+    return f"turns.{_token(tenant)}.*.request"
+
+
 def requests(turn: TurnId) -> str:
     """Returns the filter of the `request` of the turn with this id, of any tenant."""
     return f"turns.*.{_token(turn)}.request"

@@ -218,10 +218,12 @@ class MemoryLog(TurnLog):
     async def damaged_turns(self) -> list[TurnKey]:
         return list(self.damaged)
 
-    async def find_request_at(self, tenant: Tenant, seq: Seq) -> tuple[TurnKey, Request] | None:
+    async def find_request_at(
+        self, tenant: Tenant, seq: Seq, *, is_request: bool = False
+    ) -> tuple[TurnKey, Request] | None:
         for key, stored in self.stored.items():
             request = stored[0].entry if stored else None
-            is_there = key.tenant == tenant and any(one.seq == seq for one in stored)
+            is_there = key.tenant == tenant and any(one.seq == seq for one in (stored[:1] if is_request else stored))
             if is_there and isinstance(request, Request):
                 return key, request
         return None

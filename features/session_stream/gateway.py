@@ -155,8 +155,8 @@ class SessionStream(StreamedResponse):
             return
         since, *listed = self._cursor.split(".")
         self._since = Seq(int(since))
-        for request, last in (pair.split("-") for pair in listed):
-            turn = await self._streams.log.find_turn_at(self._scope, Seq(int(request)), self._match)
+        for request, last in dict(pair.split("-") for pair in listed).items():
+            turn = await self._streams.log.find_turn_at(self._scope, Seq(int(request)), self._match, is_request=True)
             # None: the turn is of another session. Or it was deleted and has no more events, or has left the log and
             # `_follow_new` finds it.
             if turn is not None:

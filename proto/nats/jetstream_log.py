@@ -182,14 +182,18 @@ class JetStreamLog:
         found = await self._leader.first(subjects.entries(key), seq)
         return found is not None and found.seq == seq
 
-    async def find_request_at(self, tenant: Tenant, seq: Seq) -> tuple[TurnKey, Request] | None:
+    async def find_request_at(
+        self, tenant: Tenant, seq: Seq, *, is_request: bool = False
+    ) -> tuple[TurnKey, Request] | None:
         """Returns the turn of the tenant's entry at `seq`, and its request; None if the stream's leader has none.
 
-        A missing turn takes as many reads as another one. Raises LogUnavailable.
+        With `is_request`, the entry must be the request, which is read once. A missing turn takes as many reads as
+        another one. Raises LogUnavailable.
         """
-        found = await self._leader.first(subjects.entries_of_tenant(tenant), seq)
+        filter_ = subjects.requests_of_tenant(tenant) if is_request else subjects.entries_of_tenant(tenant)
+        found = await self._leader.first(filter_, seq)
         key = TurnKey(tenant, TurnId(new_id()) if found is None else subjects.parse(found.subject)[0].turn)
-        stored = await self._leader.first(subjects.entry(key, "request"), 1)
+        stored = found if is_request else await self._leader.first(subjects.entry(key, "request"), 1)
         request = None if stored is None else entries.decode("request", stored.data)
         return (key, request) if found is not None and found.seq == seq and isinstance(request, Request) else None
 

@@ -132,9 +132,16 @@ class TurnLog(JetStreamLog):
         return True
 
     async def find_turn_at(
-        self, scope: Scope, seq: Seq, match: Callable[[ScopedKey, Request], Awaitable[T | None]]
+        self,
+        scope: Scope,
+        seq: Seq,
+        match: Callable[[ScopedKey, Request], Awaitable[T | None]],
+        *,
+        is_request: bool = False,
     ) -> T | None:
         """Returns what `match` returns for the turn of the entry at `seq`; None if the scope shows no such turn.
+
+        With `is_request`, the entry must be the turn's request: for many sequences, since a request may have megabytes.
 
         A sequence is a number that a client can guess (PROTOCOL R147). `match` compares the turn with the session, turn
         or body that the request names, and returns None for another one. Both another one and a missing turn are looked
@@ -142,7 +149,7 @@ class TurnLog(JetStreamLog):
         """
 
         async def find() -> T | None:
-            found = await self.find_request_at(scope.tenant, seq)
+            found = await self.find_request_at(scope.tenant, seq, is_request=is_request)
             if found is None or not may_use(scope, owner_of(found[1])):
                 return None
             return await match(ScopedKey(scope, found[0].turn), found[1])

@@ -38,6 +38,9 @@ async def test_a_log_in_memory_fences_appends_follows_and_forgets() -> None:
         await log.append(other, START, request())
         assert list(log.stored) == [KEY, other]
         assert await log.find_turn_at(Scope(TENANT, WHOLE), Seq(3), name_turn) == ScopedKey.whole(other)
+        hers = ScopedKey.whole(KEY)
+        found = [await log.find_turn_at(hers.scope, Seq(at), name_turn, is_request=True) for at in (1, 2)]
+        assert found == [hers, None]
         await asyncio.sleep(0.01)
         following.cancel()
     assert [one.seq for one in received] == [1, chain.last] == [1, 2]

@@ -11,10 +11,12 @@ import pytest
 
 from tailrace.features.session_stream import gateway as session_stream
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.proto import subjects
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.replay import WOKEN_WAIT_S
+from tailrace.proto.nats.stream_leader import Leader, StoredMessage
 from tests.harness.processes import Process
 from tests.harness.requests import post
 from tests.harness.sse_parser import EventStream
@@ -195,6 +197,31 @@ async def test_a_position_in_another_session_is_ignored_like_that_of_a_deleted_t
     begin = {"type": "session", "session": own["session"], "running": [], "exists": True}
     assert received == [b"data: %b\nid: %d\n\n" % (msgspec.json.encode(begin), last)] * 2
     assert min(times) > WOKEN_WAIT_S
+
+
+@pytest.mark.rule("R147")
+async def test_each_request_in_a_cursor_is_read_once(
+    gateway: Gateway, tenant: Tenant, persistence: Process, generator: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may have megabytes, and a cursor that a client makes lists 256 positions."""
+    own = await post(gateway, message="#sim words=3 rate=0")
+    (request, *_, last), read, first = await own_seqs(gateway, own["turn"]), [], Leader.first
+
+    async def note(leader: Leader, subject: str, seq: int) -> StoredMessage | None:
+        read.append((subject, seq))
+        return await first(leader, subject, seq)
+
+    monkeypatch.setattr(Leader, "first", note)
+    path, cursor = f"/v1/sessions/{own['session']}/events", f"{last}{f'.{request}-{last}' * 200}"
+    async with gateway.client.stream("GET", path, headers={"last-event-id": cursor}) as response:
+        await anext(response.aiter_raw())
+    assert read == [(subjects.requests_of_tenant(tenant), request)]
+
+
+async def own_seqs(gateway: Gateway, turn: str) -> list[int]:
+    """Returns the sequences of a turn's events, once it has ended."""
+    events = (await gateway.client.get(f"/v1/turns/{turn}/events")).text
+    return [int(line.removeprefix("id: ")) for line in events.splitlines() if line.startswith("id: ")]
 
 
 async def test_a_stream_waits_for_a_session_that_does_not_exist_yet(
