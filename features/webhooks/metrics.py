@@ -21,7 +21,8 @@ WEBHOOKS_BEYOND_SHARE = Gauge(
 )
 WEBHOOKS_LATE = Gauge(
     "tailrace_persistence_webhooks_late",
-    "Webhooks, of those within the share of their tenant, that wait for more than an hour",
+    "Webhooks, of those within the share of their tenant, that have waited for 1/24 of TAILRACE_WEBHOOK_GIVE_UP_S, by "
+    "default an hour",
 )
 
 # For Prometheus, a series that appears with its first event has not grown. So create the series of alerts at 0.

@@ -45,7 +45,8 @@ EXTENDED_S_MAX = 300.0
 # At most this many of them are extended again in a second, unless one would then wait longer than EXTENDED_S_MAX.
 EXTENSIONS_PER_S = 50
 OBSERVE_S = 1.0
-LATE_AFTER = timedelta(hours=1)
+# A webhook is late after this part of `give_up_s`: by default after an hour.
+LATE_PART = 1 / 24
 # Concurrent connections to one tenant's receivers, so that a slow receiver delays only its own tenant.
 CONNECTIONS = 8
 # Turns that are read and folded at once. A turn may be 8 MiB of request and more of answer, and its fold several times
@@ -296,7 +297,8 @@ class WebhookSender:
             with suppress(LogUnavailable):
                 backlog, now = await self._deliveries.backlog(), await self._log.now()
                 metrics.WEBHOOKS_WAITING.set(backlog.waiting + backlog.leased)
-                metrics.WEBHOOKS_LATE.set(sum(now - held.at > LATE_AFTER for held in self._held.values()))
+                late_after = timedelta(seconds=self._give_up_s * LATE_PART)
+                metrics.WEBHOOKS_LATE.set(sum(now - held.at > late_after for held in self._held.values()))
             metrics.WEBHOOKS_BEYOND_SHARE.set(self._count_beyond_share())
             if not is_full and len(self._tasks) >= WAITING_MAX:
                 is_full = True

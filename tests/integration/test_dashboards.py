@@ -74,6 +74,9 @@ SETTINGS: Settings = {
     "persistence": {
         "TAILRACE_WEBHOOK_KEY": "a-key-that-only-this-test-has-0123",
         "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+        # A webhook is late after ten seconds.
+        "TAILRACE_WEBHOOK_GIVE_UP_S": 240,
+        "TAILRACE_WEBHOOK_SHARE": 20,
     },
 }
 
@@ -397,7 +400,7 @@ async def slow_log(loaded: LoadedSystem) -> AsyncGenerator[None]:
 
 # These take longer than a round.
 LASTING = (
-    Fault(silent_receiver, ("WebhooksWait ticket",), ("Webhooks that wait",)),
+    Fault(silent_receiver, ("WebhooksWait ticket", "WebhooksBeyondShare ticket"), ("Webhooks that wait",)),
     Fault(unread_streams, ("ClientsDoNotRead ticket",), ("Clients that do not read",)),
 )
 # The faults of a round are there at once.

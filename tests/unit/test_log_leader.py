@@ -26,7 +26,7 @@ async def test_up_prints_each_new_leader_of_the_log_once(
     leaders: list[str], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While an election runs, there is no leader. One server alone has none."""
-    states: Iterator[SetupState] = iter([SetupState(leader=leader) for leader in leaders])
+    states: Iterator[SetupState] = iter([SetupState(origin="created", leader=leader) for leader in leaders])
     connection = AsyncMock()
     connection.closed.is_set = lambda: False
     monkeypatch.setattr("tailrace.deploy.local.watch.Connection.open", AsyncMock(return_value=connection))

@@ -37,6 +37,7 @@ def test_the_server_listens_on_loopback_with_bounded_messages_and_store() -> Non
         "listen": "127.0.0.1:4222",
         "http": "127.0.0.1:8222",
         "max_payload": 8 * 1024**2,
+        "max_pending": 256 * 1024**2,
         "jetstream": {"store_dir": "/data/nats", "sync_interval": "always", "max_file_store": 1000},
     }
 
