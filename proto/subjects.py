@@ -44,6 +44,7 @@ EVERY_AUDIT = "audit.*"
 EVERY_ERASURE_NOTE = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
 EVERY_DAMAGE_NOTE = "$KV.CLAIMS.damaged.>"
+EVERY_EXTENSION_MARK = "$KV.CLAIMS.extended.*"
 # The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
 
@@ -181,6 +182,11 @@ def erasure_note(key: TurnKey) -> str:
 def damage_note(key: TurnKey) -> str:
     """Returns the subject of the note that the log has lost entries of a turn, in the bucket CLAIMS (PROTOCOL R144)."""
     return f"$KV.{CLAIMS}.damaged.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+def extension_mark(tenant: Tenant) -> str:
+    """Returns the subject of the mark that leases of a tenant's webhooks are extended (PROTOCOL R45)."""
+    return f"$KV.{CLAIMS}.extended.{_token(tenant)}"
 
 
 def blob_pin(tenant: Tenant, holder: str, sha256: str) -> str:

@@ -48,6 +48,7 @@ from tailrace.proto.subjects import (
     EVERY_DAMAGE_NOTE,
     EVERY_END,
     EVERY_EVENT_BLOB,
+    EVERY_EXTENSION_MARK,
     EVERY_LIMIT,
     EVERY_LIVE,
     EVERY_LIVE_KEY,
@@ -228,6 +229,7 @@ RIGHTS: Mapping[str, Rights] = {
             f"$KV.{CLAIMS}.deleted.>",
             f"$KV.{CLAIMS}.unstored.>",
             EVERY_DAMAGE_NOTE,
+            EVERY_EXTENSION_MARK,
             END_DAMAGED,
             # For erasing turns with `store: false`.
             f"{API}.STREAM.MSG.DELETE.{STREAM}",

@@ -11,10 +11,12 @@ class Overflow:
     """The sequences of the ends, in order, 8 bytes each.
 
     Before `known_at`, a time of the event loop's clock, there may be others, which a previous process has received.
+    Until `marked_until`, a process that starts after a kill knows of them for as long as their leases are extended.
     """
 
     def __init__(self) -> None:
         self.known_at = 0.0
+        self.marked_until = 0.0
         self._seqs = array("Q")
 
     def __len__(self) -> int:

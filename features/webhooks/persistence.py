@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from tailrace.features.webhooks import signature
 from tailrace.features.webhooks.http import WebhookClient
+from tailrace.features.webhooks.marks import Marks
 from tailrace.features.webhooks.notices import NoticeSender
 from tailrace.features.webhooks.sender import WebhookSender, parse_urls
 from tailrace.features.webhooks.ssrf import parse_private_hosts
@@ -120,7 +121,8 @@ async def _send(
             "names_action": settings.webhook_requires_action,
             **common,
         }
-        build = partial(WebhookSender, services.log, services.tombstones, deliveries, client, **of_turns)
+        marks = Marks(services.connection)
+        build = partial(WebhookSender, services.log, services.tombstones, deliveries, marks, client, **of_turns)
         notices = NoticeSender(services.store, client, urls=budget_urls, **common)
         is_sender, logged = asyncio.Event(), LoggedCauses()
 

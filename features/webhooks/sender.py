@@ -22,6 +22,7 @@ import structlog
 
 from tailrace.features.webhooks import metrics, payload, signature
 from tailrace.features.webhooks.http import Answer, WebhookClient
+from tailrace.features.webhooks.marks import Marks
 from tailrace.features.webhooks.overflow import Overflow
 from tailrace.features.webhooks.ssrf import UrlNotAllowed, check_url
 from tailrace.proto.entries import Request
@@ -39,8 +40,8 @@ logger = structlog.get_logger()
 # Each waiting webhook of a tenant's share costs a task and the renewals of its lease. If all tenants together have this
 # many, each tenant has one slot, so that no tenant waits for another.
 WAITING_MAX = 10_000
-# How long the lease of a webhook beyond the share is extended. Until then, a process that starts after a kill may not
-# know of it.
+# How long the lease of a webhook beyond the share is extended. Until then, a process that starts after a kill knows
+# only its tenant, from a mark.
 EXTENDED_S_MAX = 300.0
 # At most this many of them are extended again in a second, unless one would then wait longer than EXTENDED_S_MAX.
 EXTENSIONS_PER_S = 50
@@ -78,6 +79,7 @@ class WebhookSender:
         log: TurnLog,
         tombstones: Tombstones,
         deliveries: Deliveries,
+        marks: Marks,
         client: WebhookClient,
         *,
         keys: Sequence[bytes],
@@ -90,6 +92,7 @@ class WebhookSender:
         self._log = log
         self._tombstones = tombstones
         self._deliveries = deliveries
+        self._marks = marks
         self._client = client
         self._keys = keys
         self._urls = urls
@@ -106,6 +109,8 @@ class WebhookSender:
         self._used: Counter[Tenant] = Counter()
         """The number of tasks of each tenant."""
         self._overflows: dict[Tenant, Overflow] = {}
+        self._unknown_until = 0.0
+        """Until then, leases that a previous process has extended may be missing."""
         self._has_free = asyncio.Event()
         self._connections: WeakValueDictionary[Tenant, asyncio.Semaphore] = WeakValueDictionary()
         self._folds = FairSemaphore(FOLDS_MAX)
@@ -125,9 +130,9 @@ class WebhookSender:
                 if has_gap:
                     more, is_complete = await self._receive_leased(found, stop)
                     found += more
-                await self._start(group, found, stop)
                 if not is_complete:
-                    self._expect_unknown()
+                    self._unknown_until = _now() + EXTENDED_S_MAX + self._deliveries.ack_wait_s
+                await self._start(group, found, stop)
             for task in (*beside, *self._tasks.values()):
                 task.cancel()
         for seq in sorted(self._held):
@@ -150,8 +155,9 @@ class WebhookSender:
         has_gap = self._number - previous != len(found)
         new = []
         for delivery in found:
-            if delivery.seq in self._overflows.get(delivery.key.tenant, ()):
-                await delivery.extend(self._extension_s())
+            overflow = self._overflows.get(delivery.key.tenant)
+            if overflow is not None and delivery.seq in overflow:
+                await delivery.extend(self._extension_s(overflow))
             else:
                 new.append(delivery)
         return new, has_gap
@@ -164,30 +170,26 @@ class WebhookSender:
         """
         self._held.update((delivery.seq, delivery) for delivery in received)
         found: list[Delivery] = []
-        deadline = _now() + 2 * self._deliveries.ack_wait_s
+        ack_wait_s = self._deliveries.ack_wait_s
+        deadline = _now() + 2 * ack_wait_s
+        # nats-server does not count the leases of deleted entries, which this process still counts. A lost delivery
+        # comes again when its lease expires.
+        least_s = ack_wait_s + OBSERVE_S if self._tasks or self._overflows else 0.0
+        earliest = _now() + least_s
         while _now() < deadline and not stop.is_set():
             try:
                 missing = (await self._deliveries.backlog()).leased - len(self._held) - self._count_beyond_share()
             except LogUnavailable:
                 # Nothing is delivered meanwhile.
-                missing, deadline = 1, _now() + 2 * self._deliveries.ack_wait_s
-            if missing <= 0:
+                missing, deadline = 1, _now() + 2 * ack_wait_s
+            if missing <= 0 and _now() >= earliest:
                 return found, True
-            more, _ = await self._receive(missing)
+            more, has_gap = await self._receive(max(missing, 1))
+            if has_gap:
+                earliest = _now() + least_s
             self._held.update((delivery.seq, delivery) for delivery in more)
             found += more
         return found, False
-
-    def _expect_unknown(self) -> None:
-        """Lets the overflows wait until the leases that a killed process has extended have expired.
-
-        A tenant with an overflow used its share, and the leases of the share were not extended: they have come back.
-        Half of it is enough, because some webhooks may have ended right before the kill.
-        """
-        known_at = _now() + EXTENDED_S_MAX + self._deliveries.ack_wait_s
-        for tenant, used in self._used.items():
-            if tenant in self._overflows or 2 * used >= self._slots:
-                self._overflow_of(tenant).known_at = known_at
 
     async def _start(self, group: asyncio.TaskGroup, deliveries: Sequence[Delivery], stop: asyncio.Event) -> None:
         """Starts a task for each webhook, in log order; it waits for the task of its session's previous webhook.
@@ -219,12 +221,19 @@ class WebhookSender:
             if (target := await self._find_target(delivery.key)) is None:
                 await self._ack(seq)
                 return
-            if self._used[tenant] < self._slots:
+            if _now() < self._unknown_until and await self._marks.exists(tenant):
+                # Older ones of the tenant may be missing.
+                self._add_overflow(tenant, "a process that was killed had more of them")
+                self._overflows[tenant].known_at = self._unknown_until
+            elif self._used[tenant] < self._slots:
                 self._start_task(group, delivery, *target)
                 return
-        self._overflow_of(tenant).add(seq)
+            else:
+                self._add_overflow(tenant, f"{self._used[tenant]} others of this tenant wait: is its receiver down?")
+        overflow = self._overflows[tenant]
+        overflow.add(seq)
         del self._held[seq]
-        await delivery.extend(self._extension_s())
+        await delivery.extend(self._extension_s(overflow))
 
     def _start_task(self, group: asyncio.TaskGroup, delivery: Delivery, url: str, session: Session) -> None:
         task = group.create_task(self._run(delivery.key, delivery.seq, url, session, self._last.get(session)))
@@ -269,13 +278,9 @@ class WebhookSender:
             logger.warning("webhook given up", tenant=tenant, seq=seq, reason="expired", why=why)
         overflow.remove_first()
 
-    def _overflow_of(self, tenant: Tenant) -> Overflow:
-        """Returns the overflow of a tenant; a new one is logged."""
-        if tenant not in self._overflows:
-            self._overflows[tenant] = Overflow()
-            why = f"{self._used[tenant]} others of this tenant wait: is its receiver down?"
-            logger.warning("webhooks of a tenant wait in the log", tenant=tenant, why=why)
-        return self._overflows[tenant]
+    def _add_overflow(self, tenant: Tenant, why: str) -> None:
+        self._overflows[tenant] = Overflow()
+        logger.warning("webhooks of a tenant wait in the log", tenant=tenant, why=why)
 
     @property
     def _slots(self) -> int:
@@ -285,13 +290,31 @@ class WebhookSender:
     def _count_beyond_share(self) -> int:
         return sum(map(len, self._overflows.values()))
 
-    def _extension_s(self) -> float:
-        """Returns for how long the lease of a webhook in an overflow is extended."""
+    def _extension_s(self, overflow: Overflow) -> float:
+        """Returns for how long the lease of a webhook in an overflow is extended.
+
+        An unmarked one gets a usual lease, for which a process that starts after a kill waits.
+        """
+        return self._spread_s() if _now() < overflow.marked_until else self._deliveries.ack_wait_s
+
+    def _spread_s(self) -> float:
+        """Returns for how long leases are extended so that their extensions cost little."""
         spread_s = self._count_beyond_share() / EXTENSIONS_PER_S
         return max(self._deliveries.ack_wait_s, min(spread_s, EXTENDED_S_MAX))
 
+    async def _mark(self) -> None:
+        """Marks the tenants whose leases are to be extended longer than usual. Raises LogUnavailable.
+
+        A mark outlives the leases that are extended before the next one.
+        """
+        for tenant, overflow in list(self._overflows.items()):
+            now = _now()
+            if self._spread_s() > self._deliveries.ack_wait_s and now + EXTENDED_S_MAX / 2 > overflow.marked_until:
+                await self._marks.put(tenant, 2 * EXTENDED_S_MAX + self._deliveries.ack_wait_s)
+                overflow.marked_until = now + EXTENDED_S_MAX
+
     async def _observe(self) -> None:
-        """Sets the metrics, and logs when all slots are in use, until it is cancelled."""
+        """Sets the metrics and the marks, and logs when all slots are in use, until it is cancelled."""
         is_full = False
         while True:
             with suppress(LogUnavailable):
@@ -299,7 +322,9 @@ class WebhookSender:
                 metrics.WEBHOOKS_WAITING.set(backlog.waiting + backlog.leased)
                 late_after = timedelta(seconds=self._give_up_s * LATE_PART)
                 metrics.WEBHOOKS_LATE.set(sum(now - held.at > late_after for held in self._held.values()))
-            metrics.WEBHOOKS_BEYOND_SHARE.set(self._count_beyond_share())
+                # Some turns of the overflows may have been deleted.
+                beyond = min(self._count_beyond_share(), backlog.leased - len(self._held))
+                metrics.WEBHOOKS_BEYOND_SHARE.set(max(beyond, 0))
             if not is_full and len(self._tasks) >= WAITING_MAX:
                 is_full = True
                 logger.warning("the sender of webhooks is full: one webhook of each tenant", limit=WAITING_MAX)
@@ -308,6 +333,8 @@ class WebhookSender:
                 logger.info("the sender of webhooks is not full any more")
             if self._overflows:
                 self._has_free.set()
+            with suppress(LogUnavailable):
+                await self._mark()
             await asyncio.sleep(OBSERVE_S)
 
     async def _run(

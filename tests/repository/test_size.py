@@ -25,13 +25,13 @@ CHECKOUT = Path(__file__).parents[2]
 # Used budgets of keys: 3. An erasure makes no note of damage: 8. Previews of sessions: 13.
 # Whether there was a log, before one is created: 20.
 # A credential that is required before the first key and after a loss of all keys: 33.
-# Leases that are extended and not kept, so that webhooks wait in the log: 21.
+# Leases that are extended and not kept, so that webhooks wait in the log: 21. The subject of their mark: 3.
 # Encrypted tickets: 11. Numbers of any length as limits: 3.
 # Turns that start later for a key: 19. Settings of tenants that are unreadable or lost: 16.
 # Cursors and idempotency keys that open no turn of another session (R147): 22.
 # A scope in place of a tenant's view (R146), and a method for each read that takes one: 46.
 # Batches, pages and deletions that are bounded by weight: 50.
-CORE_LINES_MAX = 18_322
+CORE_LINES_MAX = 18_325
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from tailrace.features.webhooks.http import Answer, WebhookClient
+from tailrace.features.webhooks.marks import Marks
 from tailrace.features.webhooks.sender import WebhookSender
 from tailrace.proto.chain import START
 from tailrace.proto.end_entry import build_end
@@ -67,6 +68,7 @@ class Ended:
             self.log,
             self.tombstones,
             self.deliveries,
+            cast("Marks", None),
             cast("WebhookClient", receivers),
             keys=[b"k" * 32],
             urls={},
