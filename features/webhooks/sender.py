@@ -223,7 +223,9 @@ class WebhookSender:
                 return
             if _now() < self._unknown_until and await self._marks.exists(tenant):
                 # Older ones of the tenant may be missing.
-                self._add_overflow(tenant, "a process that was killed had more of them")
+                self._add_overflow(
+                    tenant, "a process that was killed may have more of them: they come back when their leases expire"
+                )
                 self._overflows[tenant].known_at = self._unknown_until
             elif self._used[tenant] < self._slots:
                 self._start_task(group, delivery, *target)
@@ -307,9 +309,10 @@ class WebhookSender:
 
         A mark outlives the leases that are extended before the next one.
         """
+        if self._spread_s() <= self._deliveries.ack_wait_s:
+            return
         for tenant, overflow in list(self._overflows.items()):
-            now = _now()
-            if self._spread_s() > self._deliveries.ack_wait_s and now + EXTENDED_S_MAX / 2 > overflow.marked_until:
+            if (now := _now()) + EXTENDED_S_MAX / 2 > overflow.marked_until:
                 await self._marks.put(tenant, 2 * EXTENDED_S_MAX + self._deliveries.ack_wait_s)
                 overflow.marked_until = now + EXTENDED_S_MAX
 
