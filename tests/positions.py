@@ -21,7 +21,7 @@ Json = Mapping[str, Any]
 Value = tuple[str, str]
 """A route and the name of a value, such as `("GET /v1/turns", "after")`."""
 
-# The names of values that name a place or a thing. Whoever adds one says in its rows what it is compared with.
+# The names of values that name a place or a thing. A new name needs rows that say what it is compared with.
 THINGS = frozenset(
     [
         *("after", "after_id", "before_id", "offset", "startIndex", "starting_after", "Last-Event-ID"),
