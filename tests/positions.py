@@ -80,13 +80,13 @@ class Row(NamedTuple):
     value: str
     held_against: str
     session: str
-    """What it opens of another session, response or batch of the tenant: NOTHING or ALL."""
+    """The part that it opens of another session, response or batch of the tenant: NOTHING or ALL."""
     user: str
-    """What it opens of another private user."""
+    """The part that it opens of another private user."""
     tenant: str
-    """What it opens of another tenant."""
+    """The part that it opens of another tenant."""
     may_use: str
-    """What an app with one key must compare before it passes the request on."""
+    """The comparison that an app with one key must make before it passes the request on."""
 
     @property
     def route(self) -> str:

@@ -65,7 +65,7 @@ class SoftLimits:
         self._reached: dict[str, tuple[Quota, int]] = {}
         """The share that each compared budget has reached, by the same subjects."""
         self._spent: dict[str, int] = {}
-        """What was spent when each budget was compared, by the same subjects. Its counter has at least this amount."""
+        """The spent amount of each budget when it was compared last, by the same subjects. Its counter is not below."""
         self._first: dict[tuple[str, int], asyncio.Task[int]] = {}
         """The first comparison of each budget for a turn, by the subject of its counter and its size."""
         self._added = asyncio.Event()

@@ -100,7 +100,7 @@ async def attacked(
 
 
 class Resources:
-    """What the path and the body of a request name. A turn, a call and a key are new ones for each request."""
+    """The names in the path and the body of a request. Each request gets a new turn, call and key."""
 
     def __init__(self, attacked: Attacked) -> None:
         self._attacked = attacked

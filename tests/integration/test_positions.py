@@ -53,7 +53,7 @@ class Things(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What a request adds to its route: parameters of the query, headers, and a body in place of the usual one."""
+    """The additions of a request to its route: query parameters, headers, and a body in place of the usual one."""
 
     query: Mapping[str, str] = MappingProxyType({})
     headers: Mapping[str, str] = MappingProxyType({})

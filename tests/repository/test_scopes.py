@@ -155,7 +155,7 @@ def _attributes(tree: ast.Module, name: str) -> Iterator[ast.Attribute]:
     ],
 )
 def test_only_these_modules_decide_about_scopes(does: Callable[[ast.Module], bool], expected: str, advice: str) -> None:
-    """What compares owners, what is a policy about private users, and what reads for no user (ADR 40)."""
+    """The modules that compare owners, have a policy about private users, or read for no user (ADR 41)."""
     modules = (path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
     found = {str(path.relative_to(CHECKOUT)) for path in modules if does(ast.parse(path.read_text()))}
     added, gone = found - {"proto/ownership.py", *expected.split()}, set(expected.split()) - found

@@ -6,7 +6,7 @@ from pathlib import Path
 from tailrace.deploy.nats.new_log import Evidence, ask_database, ask_stores, find_objection, refusal
 
 SAID = {True: "has recorded turns", False: "has recorded nothing", None: "does not answer"}
-# What persistence says, what the database of the settings says, and whether the log may be created.
+# The answers of persistence and of the database of the settings, and whether the log may be created.
 CASES = {
     (True, True): False,
     (True, False): False,
