@@ -55,7 +55,7 @@ class Message(msgspec.Struct, frozen=True):
     """
 
 
-class Reservation(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A limit has reserved this amount of a counter, or this slot, for a turn (PROTOCOL R37)."""
 
     subject: str
@@ -64,6 +64,10 @@ class Reservation(msgspec.Struct, frozen=True):
     """The unit of the counter (`nusd`: billionths of a dollar), or `slot`."""
     amount: int
     """The estimate that was added to the counter; of a slot, the sequence of its message."""
+    seq: Seq = BEFORE_FIRST
+    """The sequence of the message that has added `amount` to the counter. 0: of a slot, or an older version."""
+    limit: int | None = None
+    """The most that the counter of a budget may hold. Null: not a budget, or an older version."""
 
 
 class BatchSource(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,6 +98,8 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """The SHA-256 of each blob that the inputs refer to."""
     source: BatchSource | None = msgspec.field(default=None, name="file")
     """Where the inputs come from; null if the batch was created through Tailrace's own API."""
+    holds: list[Reservation] | None = None
+    """What the inputs have reserved together; each input has its own part in its `holds`."""
 
 
 PromptPart = Literal["system", "tools", "messages", "thinking"]
