@@ -146,8 +146,8 @@ class Queries:
         if query.text is not None:
             raise Refused("request_invalid", "`q`: this persistence process has no search", param="q")
         lists = self._store.turn_list
-        read = lists.read_page if query.order == "asked_at" else lists.read_slowest
-        return await self.page_of_turns(tenant, query, read)
+        one_page = {"first_token_s": lists.read_slowest, "-cost_usd": lists.read_costliest}
+        return await self.page_of_turns(tenant, query, one_page.get(query.order, lists.read_page))
 
     async def page_of_turns(
         self, tenant: Tenant, query: ListTurns, read: Callable[[TurnPageQuery], Awaitable[Page]]

@@ -428,6 +428,22 @@ SELECT one.turn FROM (
 WHERE found.waited IS NOT NULL AND {has_labels} AND {has_outcome}
 ORDER BY found.waited DESC, one.turn LIMIT :limit
 
+-- fragment: costliest_of_days
+-- The ids of turns in `one`, a row of `usage`, with all labels and the outcome, those that cost most first.
+one.asked_at >= :from_at AND one.asked_at < :before_at AND {has_labels} AND {has_outcome}
+ORDER BY one.cost_nusd DESC, one.turn LIMIT :limit
+
+-- name: costliest_turns
+-- The ids of the costliest turns of some days.
+SELECT one.turn FROM usage AS one WHERE one.tenant = :tenant AND {costliest_of_days}
+
+-- name: costliest_labelled_turns
+-- The same, by the index of one label.
+SELECT one.turn FROM labels AS label
+{join} usage AS one ON one.tenant = :tenant AND one.turn = label.turn
+WHERE label.tenant = :tenant AND label.name = :name AND label.value = :value
+    AND label.asked_at >= :from_at AND label.asked_at < :before_at AND {costliest_of_days}
+
 -- name: end_of_turns
 -- The position of the turn that is :offset turns older than the newest one of `turns`; none if there are fewer.
 SELECT asked_at, turn FROM turns

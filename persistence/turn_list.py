@@ -100,9 +100,21 @@ class TurnListReader:
 
     async def read_slowest(self, query: TurnPageQuery) -> Page:
         """Returns the turns whose first token took longest, among the newest COMPARED_MAX of the query's days."""
-        values = query.values | {"others": msgspec.json.encode(query.labels).decode(), "offset": COMPARED_MAX}
-        slowest = (await self._read("slowest_turns", **values))[: query.limit - 1]
-        return [turn_record(row) for row in await read_listed(self._read, query.tenant, slowest)], None
+        return await self._read_listed(query, "slowest_turns", offset=COMPARED_MAX)
+
+    async def read_costliest(self, query: TurnPageQuery) -> Page:
+        """Returns the turns of the query's days that cost most."""
+        if not query.labels:
+            return await self._read_listed(query, "costliest_turns")
+        name = "owner" if "owner" in query.labels else min(query.labels, key=selectivity_of)
+        return await self._read_listed(query, "costliest_labelled_turns", name=name, value=query.labels[name])
+
+    async def _read_listed(self, query: TurnPageQuery, statement: str, **values: Any) -> Page:
+        """Returns the turns whose ids a statement finds, in its order."""
+        labels = {name: value for name, value in query.labels.items() if name != values.get("name")}
+        values |= query.values | {"others": msgspec.json.encode(labels).decode()}
+        found = (await self._read(statement, **values))[: query.limit - 1]
+        return [turn_record(row) for row in await read_listed(self._read, query.tenant, found)], None
 
     async def best_scan(self, query: TurnPageQuery) -> Scan:
         """Returns the scan whose `end` is the oldest (of the rarest label or outcome), or NEWEST without scans.
@@ -114,7 +126,7 @@ class TurnListReader:
             return await self.scan("labelled_turns", values, name="owner", value=query.labels["owner"])
         if query.outcome in INDEXED_OUTCOMES:
             best = await self.scan("turns_of_outcome", values)
-        for name in sorted(query.labels, key=lambda name: BY_SELECTIVITY.get(name, 0)):
+        for name in sorted(query.labels, key=selectivity_of):
             if best.end == OLDEST:
                 break
             scan = await self.scan("labelled_turns", values, name=name, value=query.labels[name])
@@ -144,6 +156,11 @@ async def read_listed(read: Read, tenant: Tenant, listed: Sequence[Mapping[str, 
 def page_of_scan(scan: Scan, rows: Sequence[Mapping[str, Any]]) -> Page:
     """Returns the page of the rows that the statement of `scan` has found."""
     return [turn_record(row) for row in rows], None if scan.end == OLDEST else scan.end
+
+
+def selectivity_of(name: str) -> int:
+    """Returns the position of a label in the order in which labels are tried."""
+    return BY_SELECTIVITY.get(name, 0)
 
 
 def end_of(scan: Scan) -> PageCursor:

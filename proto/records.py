@@ -296,7 +296,7 @@ class ListSessionTurns(Query[TurnPage], frozen=True):
     is_newest_first: bool = False
 
 
-TurnOrder = Literal["asked_at", "first_token_s"]
+TurnOrder = Literal["asked_at", "first_token_s", "-cost_usd"]
 
 
 class ListTurns(Query[TurnPage], frozen=True):
@@ -304,7 +304,8 @@ class ListTurns(Query[TurnPage], frozen=True):
 
     With `outcome` only turns of this outcome. Labels are `model`, `key`, `user`, and `metadata.NAME`. With `text` only
     turns that contain all of its words; Refused: request_invalid for a text without a word. With the order
-    `first_token_s` the turns whose first token took longest come first, and there is one page.
+    `first_token_s` the turns whose first token took longest come first, with `-cost_usd` the costliest ones, and there
+    is one page.
     """
 
     query: ClassVar[str] = "turns"

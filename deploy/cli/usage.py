@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import csv
-import io
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +17,8 @@ from tailrace.deploy.cli.result import print_json
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.terminal_text import table
 from tailrace.features.admin.administration import Administration
+from tailrace.features.usage.csv_table import NO_NAME, sum_counts
+from tailrace.features.usage.csv_table import render_csv as render_csv_table
 from tailrace.features.usage.records import (
     BY_TENANT,
     USAGE_BY,
@@ -30,7 +30,6 @@ from tailrace.features.usage.records import (
 from tailrace.proto.errors import SettingsInvalid
 from tailrace.proto.ids import LOCAL, Tenant
 from tailrace.proto.nats import Rpc
-from tailrace.proto.records import Totals
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 DESCRIPTION = "Show turns, tokens and cost in US dollars, of a tenant or of all tenants."
@@ -55,13 +54,8 @@ TIMEOUT_S = 10.0
 PAGE = 200
 # The rows of several pages are read again if they have changed in between.
 READS_MAX = 5
-NO_KEY = "-"
 BY_HELP = f"one row for each {', '.join(USAGE_BY)}, metadata.NAME or tenant (default: %(default)s)"
 COUNTS = ("turns", "input", "output", "cache writes", "cache reads")
-# The names of the API, as in the CSV of /admin.
-CSV_COUNTS = ("turns", "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-# A spreadsheet computes a cell that begins with one of these characters (OWASP, CSV injection).
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 ReadPage = Callable[[Tenant | None, str, str | None], Awaitable[UsagePage]]
 """Returns a page of the usage of a tenant by a dimension, after a cursor. Without a tenant: of the key's tenant, or
@@ -130,7 +124,7 @@ async def read_rows(args: argparse.Namespace, environ: Mapping[str, str]) -> lis
         if args.all_tenants:
             tenants = [Tenant(one.key or "") for one in await read(read_page, None, BY_TENANT)]
         return [
-            Row(tenant or "", NO_KEY if one.key is None else one.key, names.get(one.key or "", ""), one)
+            Row(tenant or "", NO_NAME if one.key is None else one.key, names.get(one.key or "", ""), one)
             for tenant in tenants
             for one in await read(read_page, tenant, args.by)
         ]
@@ -144,7 +138,7 @@ async def read(read_page: ReadPage, tenant: Tenant | None, by: str) -> list[Usag
         while page.next is not None:
             page = await read_page(tenant, by, page.next)
             found += page.usage
-        if not has_more or page.total is None or _counts(found) == _counts([page.total]):
+        if not has_more or page.total is None or sum_counts(found) == sum_counts([page.total]):
             return found
     print("turns ended while their usage was read: the rows are of different moments", file=sys.stderr)
     return found
@@ -204,51 +198,38 @@ def render(by: str, rows: Sequence[Row], *, has_tenants: bool) -> str:
         (
             *((row.tenant,) if has_tenants else ()),
             " ".join(filter(None, (row.key, row.name))),
-            *map(str, _counts([row.record])[:-1]),
+            *map(str, sum_counts([row.record])[:-1]),
             f"{row.record.cost_usd:.4f}",
             f"{row.record.last_used:%Y-%m-%d %H:%M}" if row.record.last_used else "",
         )
         for row in rows
     ]
-    *counts, cost = _counts([row.record for row in rows])
+    *counts, cost = sum_counts([row.record for row in rows])
     total = ("all", *(("",) if has_tenants else ()), *map(str, counts), f"{cost / NANO_USD_PER_USD:.4f}", "")
     return table([[one.upper() for one in headings], *lines, total])
 
 
 def render_csv(by: str, rows: Sequence[Row], *, has_tenants: bool) -> str:
     """Returns the rows as CSV (RFC 4180), with the exact cost. `key_name` is the name of an API key."""
-    text = io.StringIO()
     names = ("key_name",) if by == "key" else ()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*_first(by, has_tenants=has_tenants), *names, *CSV_COUNTS, "cost_usd", "last_used"))
-    for row in rows:
-        *numbers, cost = _counts([row.record])
-        texts = (*((row.tenant,) if has_tenants else ()), row.key, *((row.name,) if names else ()))
-        used = f"{row.record.last_used:%Y-%m-%dT%H:%M:%SZ}" if row.record.last_used else ""
-        writer.writerow((*map(_cell, texts), *numbers, f"{cost / NANO_USD_PER_USD:.9f}", used))
-    return text.getvalue().rstrip("\n")
+    lines = (
+        (
+            (
+                *((row.tenant,) if has_tenants else ()),
+                None if row.key == NO_NAME else row.key,
+                *((row.name,) if names else ()),
+            ),
+            row.record,
+        )
+        for row in rows
+    )
+    return render_csv_table((*_first(by, has_tenants=has_tenants), *names), lines).rstrip("\n")
 
 
 def _first(by: str, *, has_tenants: bool) -> tuple[str, ...]:
     return (*((BY_TENANT,) if has_tenants else ()), by)
 
 
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) and text != NO_KEY else text
-
-
 def _builtins(row: Row, args: argparse.Namespace) -> object:
     of = {BY_TENANT: row.tenant} if args.all_tenants else {}
     return of | msgspec.to_builtins(row.record)
-
-
-def _counts(records: Sequence[Totals]) -> tuple[int, ...]:
-    """Returns the sums of COUNTS, and of the cost in nano-dollars."""
-    return (
-        sum(record.turns for record in records),
-        sum(record.usage.input_tokens for record in records),
-        sum(record.usage.output_tokens for record in records),
-        sum(record.usage.cache_creation_input_tokens for record in records),
-        sum(record.usage.cache_read_input_tokens for record in records),
-        sum(round(record.cost_usd * NANO_USD_PER_USD) for record in records),
-    )

@@ -21,7 +21,14 @@ from tailrace.features.count_tokens.records import COUNT_TOKENS
 from tailrace.features.files.records import CreateFile, DeleteFile, GetFile, ListFiles
 from tailrace.features.limits.records import CheckBudget
 from tailrace.features.projects.records import CreateProject, GetProject, ListProjects
-from tailrace.features.usage.records import GetBilledUsage, GetStats, GetUsage, GetUsageOfAll, ListTenantUsage
+from tailrace.features.usage.records import (
+    GetBilledUsage,
+    GetStats,
+    GetUsage,
+    GetUsageBy,
+    GetUsageOfAll,
+    ListTenantUsage,
+)
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
@@ -105,6 +112,7 @@ PERSISTENCE_QUERIES = tuple(
             ListBranches,
             GetBilledUsage,
             GetUsage,
+            GetUsageBy,
             ListTenantUsage,
             GetUsageOfAll,
             GetStats,

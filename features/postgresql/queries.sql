@@ -99,6 +99,9 @@ WHERE tenant = :tenant
 -- Whether more than :offset turns have all words of :words: a row without a position.
 SELECT 0 AS asked_at, '' AS turn FROM searched WHERE {contain_words} LIMIT 1 OFFSET :offset
 
+-- fragment: day_of_turn
+to_char(to_timestamp(one.asked_at / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')
+
 -- fragment: by_day
 
 -- fragment: recursion_max

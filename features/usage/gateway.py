@@ -1,5 +1,6 @@
 """Routes of usage: tokens and cost by day, model, key, user, session, project or metadata; and statistics."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 
 import msgspec
@@ -7,21 +8,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tailrace.features.common.day_parameter import day_of
+from tailrace.features.common.label_filters import OF_LABELS, metadata_of
+from tailrace.features.usage.csv_table import render_csv
 from tailrace.features.usage.records import (
     BY_TENANT,
+    FILTERS,
+    ROWS_MAX,
     USAGE_BY,
     GetStats,
-    GetUsage,
+    GetUsageBy,
     GetUsageOfAll,
     ListTenantUsage,
     UsagePage,
     UsageRecord,
+    parse_by,
+    usage_query,
 )
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.parameters import FROM, PAGE, TO
+from tailrace.gateway.http.query_parameters import METADATA
 from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
@@ -32,13 +40,14 @@ from tailrace.proto.runtime.settings import NoSettings
 
 DAYS = 30
 DAYS_MAX = 366
+CSV = "text/csv"
 
 
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """Usage, in the order of the groups' keys."""
 
     by: str
-    """The unit that the usage is summed by."""
+    """The unit that the usage is summed by, or two, separated by a comma."""
     first: date = msgspec.field(name="from")
     """The first day (UTC)."""
     last: date = msgspec.field(name="to")
@@ -47,7 +56,8 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """Usage and cost are whole for turns that were accepted after this time; null: for all turns. An older version has
     counted earlier turns: without tokens beyond the top level of a usage object, and without server tools."""
     total: Totals | None
-    """The sum over all turns of these days, whatever `by` is, when this page was read; null: not known."""
+    """The sum over all turns of these days that fulfil the filters, whatever `by` is, when this page was read; null:
+    not known. With several filters, it lacks deleted turns, and those with `store: false`."""
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +98,13 @@ async def usage(request: ApiRequest, history: HistoryClient) -> Response:
 
     Only turns that have ended are counted. A deleted turn keeps its share of the sums. The records sum to the same
     `total` for each `by`: the record with the key null has the turns without a value, also after an erasure.
+
+    `by` may have two dimensions (`by=day,model`), and `user`, `model`, `project`, `session`, `key` and
+    `metadata[NAME]` select turns; a turn must fulfil all of them. Two dimensions, and filters on other dimensions than
+    `by`, read the turns themselves, of at most 31 days: then deleted turns, and those with `store: false`, are in the
+    record without keys. With several filters they are in no record, and not in `total`.
+
+    `format=csv` returns all records, at most 10,000, as CSV with a header row.
     """
     return await usage_response(request, history, request.access)
 
@@ -149,8 +166,49 @@ async def usage_response(request: Request, history: HistoryClient, scope: Scope)
     """Returns the usage of a tenant for the query of `request`. Raises Refused."""
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    query = GetUsage(_parse_by(request), first, last, after, limit, request.query_params.get("key"))
-    return _render(await history.query(scope, query), query.by, first, last)
+    by, filters = _by_of(request), _filters_of(request)
+    match request.query_params.get("format", "json"):
+        case "json":
+            query = usage_query(by, filters, first, last, after, limit)
+            return _render(await history.query(scope, query), ",".join(by), first, last)
+        case "csv":
+            if after is not None or "limit" in request.query_params:
+                raise Refused(
+                    "request_invalid", "`format=csv` has all rows: leave out `after` and `limit`", param="format"
+                )
+            return _render_csv(by, await history.query(scope, GetUsageBy(by, first, last, filters, limit=ROWS_MAX)))
+    raise Refused("request_invalid", "`format` must be `json` or `csv`")
+
+
+def _by_of(request: Request) -> list[str]:
+    """Returns the dimensions of the query, by default the day. Raises Refused."""
+    try:
+        return parse_by(request.query_params.get("by", "day"))
+    except ValueError as error:
+        raise Refused("request_invalid", str(error)) from error
+
+
+def _filters_of(request: Request) -> dict[str, str]:
+    """Returns the filters of the query. Raises Refused for one without a value."""
+    query = request.query_params
+    filters = {name: query[name] for name in FILTERS if name in query} | metadata_of(request)
+    for name in (*FILTERS, *(name for name in query if METADATA.fullmatch(name))):
+        if query.get(name) == "":
+            why = f"`{name}` is empty: send a value, or leave it out; turns without a value are a row of `by`"
+            raise Refused("request_invalid", why)
+    return filters
+
+
+def _render_csv(by: list[str], found: UsagePage) -> Response:
+    if found.next is not None:
+        why = f"`format=csv` has at most {ROWS_MAX:,} rows, and this table has more: send fewer days or a filter"
+        raise Refused("request_invalid", why, param="format")
+    name = f"usage-by-{'-'.join(re.sub('[^a-z]+', '_', one) for one in by)}.csv"
+    return Response(
+        render_csv(by, ((one.keys, one) for one in found.usage)),
+        media_type=CSV,
+        headers={"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"},
+    )
 
 
 def _render(found: UsagePage, by: str, first: date, last: date) -> Response:
@@ -176,20 +234,22 @@ def days_of(request: Request, today: date) -> tuple[date, date]:
     return first, last
 
 
-def _parse_by(request: Request) -> str:
-    grouping = request.query_params.get("by", "day")
-    if grouping in USAGE_BY or (grouping.startswith("metadata.") and grouping != "metadata."):
-        return grouping
-    raise Refused("request_invalid", f"`by` must be one of {', '.join(USAGE_BY)}, or `metadata.NAME`")
-
-
 BY_OF_ALL = (BY_TENANT, "day", "model")
 OF_ALL = query("by", "The unit to sum by; `tenant` by default.", enum=[*BY_OF_ALL])
-BY = query("by", "The unit to sum by.", type="string", pattern=f"^({'|'.join(USAGE_BY)}|metadata\\..+)$")
-OF_USAGE = (BY, query("key", "Only the usage of this day, model, user…"), FROM, TO)
+ONE_BY = f"({'|'.join(USAGE_BY)}|metadata\\.[^,]+)"
+BY = query("by", "One unit to sum by, or two, separated by a comma.", type="string", pattern=f"^{ONE_BY}(,{ONE_BY})?$")
+OF_USAGE = (
+    BY,
+    *OF_LABELS,
+    query("project", "Only turns of sessions of this project."),
+    query("session", "Only turns of this session."),
+    FROM,
+    TO,
+    query("format", "`csv`: all records as CSV, with the exact cost.", enum=["json", "csv"]),
+)
 
 ROUTES = [
-    Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, parameters=(*OF_USAGE, *PAGE)),
+    Route("GET", "/v1/usage", usage, "read", PROJECTS, result=UsageList, streams=CSV, parameters=(*OF_USAGE, *PAGE)),
     Route(
         "GET",
         "/v1/admin/usage",
@@ -207,6 +267,7 @@ ROUTES = [
         "admin",
         ADMIN,
         result=UsageList,
+        streams=CSV,
         parameters=(*OF_USAGE, *PAGE),
     ),
 ]

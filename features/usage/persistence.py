@@ -1,15 +1,20 @@
 """Usage in the database: sums of tokens and cost, and statistics. The recorder adds each turn to the totals."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from tailrace.features.usage.records import (
+    ROWS_MAX,
+    TURN_DAYS_MAX,
     BilledUsage,
     BilledUsageList,
     GetBilledUsage,
     GetStats,
     GetUsage,
+    GetUsageBy,
     GetUsageOfAll,
     ListTenantUsage,
     Stats,
@@ -25,6 +30,8 @@ from tailrace.persistence.rpc import QueryHandler
 from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows, Tables
+from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.errors import Refused, cursor_invalid
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnKey
 from tailrace.proto.records import Totals, TurnRecord
@@ -34,8 +41,39 @@ from tailrace.proto.usage import Usage
 TENANTS_MAX = 1000
 BUSY_SESSIONS_MAX = 1_000
 COUNTS = ("turns", "messages", *Usage.__struct_fields__, "cost_nusd")
+# The filters that are columns. The others are labels.
+COLUMN_FILTERS = ("model", "key", "session", "project")
 # The columns of `totals` that `billed_records` sums.
 BILLED_COLUMNS = ("turns", *Usage.__struct_fields__, "cost_nusd")
+
+
+Keys = tuple[str, ...]
+"""The values of one or two dimensions; '' without a value."""
+FIRST_KEYS: Keys = ("", "")
+
+
+class Selection(NamedTuple):
+    """The usage of the days `first` to `last`, by one or two dimensions.
+
+    Only of the turns that all `filters` select; with `owner`, only of those that it owns.
+    """
+
+    tenant: Tenant
+    by: Sequence[str]
+    first: date
+    last: date
+    filters: Mapping[str, str] = {}
+    owner: str | None = None
+
+    @property
+    def is_of_one_name(self) -> bool:
+        """Whether the totals of one name answer it."""
+        return self.owner is None and len(self.filters) == 1 and {*self.by} <= {"day", *self.filters}
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether the totals of one dimension answer it."""
+        return self.owner is None and not self.filters and len(self.by) == 1
 
 
 class UsageTable:
@@ -63,19 +101,43 @@ class UsageTable:
             parts = [*_rest(kinds["total"], kinds["named"]), *(row for row in parts if row["key"])]
         return [usage_record(row) for row in parts[:limit]], Totals(**totals_of(kinds["total"]))
 
-    async def usage_of_owner(
-        self, tenant: Tenant, by: str, first: date, last: date, owner: str
-    ) -> tuple[list[UsageRecord], Totals]:
-        """Returns the usage of the turns that `owner` owns, grouped by `by` in order, and its total."""
-        of: dict[str, Any] = {"tenant": tenant, "owner": owner}
-        of |= {"from_at": micros(_midnight(first)), "before_at": micros(_midnight(last) + timedelta(days=1))}
-        parts = await self._store.read("usage_of_owner", dimension=by, **of)
-        days = parts if by == "day" else await self._store.read("usage_of_owner", dimension="day", **of)
-        total = _sum(days)
-        if by.startswith("metadata."):
-            named = [row for row in parts if row["key"]]
-            parts = [*map(dict, _rest(total, _sum(named))), *named]
-        return [usage_record(row) for row in parts], Totals(**totals_of(total))
+    async def usage_of_name(self, what: Selection, start: Keys, limit: int) -> tuple[list[UsageRecord], Totals]:
+        """Like `usage_of_turns` for one filter, grouped by nothing but its dimension and the day. Reads no turns."""
+        ((dimension, key),) = what.filters.items()
+        days = _days(what.first, what.last)
+        rows = await self._store.read("usage_of_name", tenant=what.tenant, dimension=dimension, key=key, **days)
+        total = _sum(rows)
+        of_days = [(str(EPOCH.date() + timedelta(days=row["day"])), row) for row in rows]
+        if "day" not in what.by:
+            last_used_at = max((row["last_used_at"] for row in rows), default=None)
+            of_days = [("", {**total, "last_used_at": last_used_at})] if rows else []
+        found = [
+            (keys, row)
+            for day, row in of_days
+            if (keys := tuple(day if name == "day" else key for name in what.by)) >= start[: len(what.by)]
+        ]
+        return [usage_record(row, keys) for keys, row in found[:limit]], Totals(**totals_of(total))
+
+    async def usage_of_turns(self, what: Selection, start: Keys, limit: int) -> tuple[list[UsageRecord], Totals]:
+        """Returns the usage of the turns that `what` selects, ordered by their keys, from `start` on, and its total.
+
+        Deleted turns are in the total and in the record without keys if there is no owner and at most one filter: then
+        the totals of the tenant have them.
+        """
+        statement, values = _source_of(what)
+        rows = await self._store.read(statement, start=start[0], and_start=start[1], limit=limit, **values)
+        kinds = {row["kind"]: row for row in rows}
+        total, found = kinds["total"], kinds["found"]
+        if values["dimension"] == "" or any(total[name] < found[name] for name in COUNTS):
+            # While a user is erased, the totals have lost the name of turns that are not deleted yet.
+            total = found
+        parts: list[Mapping[str, Any]] = sorted((row for row in rows if row["kind"] == "part"), key=_keys_of)
+        if start == FIRST_KEYS:
+            nameless = [row for row in parts if _keys_of(row) == FIRST_KEYS]
+            rest = _rest(total, kinds["named"])
+            if _sum(nameless) != _sum(rest):
+                parts = [*rest, *parts[len(nameless) :]]
+        return [usage_record(row, _keys_of(row)[: len(what.by)]) for row in parts[:limit]], Totals(**totals_of(total))
 
     async def usage_by_tenant(self, first: date, last: date, after: str, limit: int) -> list[UsageRecord]:
         """Returns the usage of `limit` tenants after `after`, in order, also of those without usage on these days."""
@@ -131,6 +193,7 @@ class UsageQueries:
         """Returns each query with the method that answers it."""
         return [
             (GetUsage, self.usage),
+            (GetUsageBy, self.usage_by),
             (ListTenantUsage, self.by_tenant),
             (GetUsageOfAll, self.of_all),
             (GetBilledUsage, self.billed),
@@ -142,19 +205,46 @@ class UsageQueries:
 
         Raises Refused for an invalid cursor.
         """
-        limit = paging.clamp_limit(query.limit)
-        start = _start_after(query.after) if query.after is not None else query.key or ""
         owner = scope_of(tenant, query).only_owner
-        if owner is not None:
-            found, total = await self._table.usage_of_owner(tenant, query.by, query.first, query.last, owner)
-            found = [record for record in found if (record.key or "") >= start][: limit + 1]
-        else:
-            found, total = await self._table.usage(tenant, query.by, query.first, query.last, start, limit + 1)
-        if query.key is not None:
-            found = [record for record in found[:1] if record.key == query.key]
-        more = len(found) > limit
-        cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if more else None
-        return UsagePage(found[:limit], cursor, await self._table.whole_since(tenant), total)
+        what = Selection(tenant, [query.by], query.first, query.last, owner=owner)
+        limit = paging.clamp_limit(query.limit)
+        if query.key is None:
+            return await self._page(what, query.after, limit)
+        found, total = await self._read(what, (query.key, ""), 1)
+        return UsagePage(
+            [one for one in found if one.key == query.key], None, await self._table.whole_since(tenant), total
+        )
+
+    async def usage_by(self, tenant: Tenant, query: GetUsageBy) -> UsagePage:
+        """Returns a page of usage by one or two dimensions.
+
+        Raises Refused for an invalid cursor, and if it had to read the turns of more than TURN_DAYS_MAX days.
+        """
+        owner = scope_of(tenant, query).only_owner
+        what = Selection(tenant, query.by, query.first, query.last, query.filters, owner)
+        days = (what.last - what.first).days + 1
+        reads_turns = bool(what.filters or len(what.by) > 1) and not what.is_of_one_name
+        if reads_turns and days > TURN_DAYS_MAX:
+            raise Refused(
+                "request_invalid",
+                f"`from` is {days} days before the end of `to`: two dimensions, and filters on other dimensions than "
+                f"`by`, read turns, of at most {TURN_DAYS_MAX} days at once: send a later `from`",
+            )
+        return await self._page(what, query.after, paging.clamp_limit(query.limit, ROWS_MAX))
+
+    async def _page(self, what: Selection, after: str | None, limit: int) -> UsagePage:
+        start = FIRST_KEYS if after is None else _start_after(after, len(what.by))
+        found, total = await self._read(what, start, limit + 1)
+        cursor = _cursor_of(found[limit - 1]) if len(found) > limit else None
+        return UsagePage(found[:limit], cursor, await self._table.whole_since(what.tenant), total)
+
+    async def _read(self, what: Selection, start: Keys, limit: int) -> tuple[list[UsageRecord], Totals]:
+        """Returns at most `limit` records from the keys `start` on, and the total, from where that reads the least."""
+        if what.is_of_all:
+            return await self._table.usage(what.tenant, what.by[0], what.first, what.last, start[0], limit)
+        if what.is_of_one_name:
+            return await self._table.usage_of_name(what, start, limit)
+        return await self._table.usage_of_turns(what, start, limit)
 
     async def by_tenant(self, _: Tenant, query: ListTenantUsage) -> UsagePage:
         """Returns a page of totals, one for each tenant that has usage. Raises Refused for an invalid cursor."""
@@ -167,7 +257,7 @@ class UsageQueries:
     async def of_all(self, _: Tenant, query: GetUsageOfAll) -> UsagePage:
         """Returns a page of totals over all tenants. Raises Refused for an invalid cursor."""
         limit = paging.clamp_limit(query.limit)
-        start = _start_after(query.after) if query.after is not None else ""
+        start = _start_after(query.after, 1)[0] if query.after is not None else ""
         found, total = await self._table.usage_of_all(query.by, query.first, query.last, start, limit + 1)
         cursor = paging.encode(PageCursor(0, found[limit - 1].key or "")) if len(found) > limit else None
         return UsagePage(found[:limit], cursor, total=total)
@@ -185,7 +275,8 @@ class UsageQueries:
             by_model = await self._table.usage_since(tenant, since)
         else:
             today = datetime.now(UTC).date()
-            by_model, _ = await self._table.usage_of_owner(tenant, "model", since.date(), today, owner)
+            what = Selection(tenant, ["model"], since.date(), today, owner=owner)
+            by_model, _ = await self._table.usage_of_turns(what, FIRST_KEYS, ROWS_MAX)
         return Stats(
             active_sessions=await self._table.active_sessions(tenant, since, owner=owner),
             by_model=by_model,
@@ -208,11 +299,13 @@ def billed_records(rows: Iterable[Mapping[str, Any]]) -> list[BilledUsage]:
     ]
 
 
-def usage_record(row: Mapping[str, Any]) -> UsageRecord:
-    """Returns the usage in a row of sums. Its key is null for turns without a value."""
+def usage_record(row: Mapping[str, Any], keys: Sequence[str] = ()) -> UsageRecord:
+    """Returns the usage in a row of sums, by default of its key. A key is null for turns without a value."""
     last_used_at = row["last_used_at"]
+    keys = keys or [row["key"]]
     return UsageRecord(
-        key=row["key"] or None,
+        key=keys[0] or None,
+        keys=[key or None for key in keys],
         last_used=moment(last_used_at) if last_used_at is not None else None,
         **totals_of(row),
     )
@@ -224,20 +317,70 @@ def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: sum(row[name] for row in listed) for name in COUNTS}
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)
+def _source_of(what: Selection) -> tuple[str, dict[str, Any]]:
+    """Returns the statement that reads the turns of `what` by the narrowest index, and its values without the page."""
+    first_at = micros(datetime.combine(what.first, time(), UTC))
+    labels = {name: value for name, value in what.filters.items() if name not in COLUMN_FILTERS}
+    values: dict[str, Any] = {
+        "tenant": what.tenant,
+        "by": what.by[0],
+        "and_by": what.by[1] if len(what.by) > 1 else "",
+        "from_at": first_at,
+        "before_at": micros(datetime.combine(what.last, time(), UTC) + timedelta(days=1)),
+        # Clocks of several machines have written the times.
+        "since_at": first_at - micros(EPOCH + timedelta(days=1)),
+        **{name: what.filters.get(name) for name in COLUMN_FILTERS},
+        **_days(what.first, what.last),
+    }
+    if what.owner is not None:
+        statement, (values["label"], values["value"]) = "usage_of_label", ("owner", what.owner)
+    elif "session" in what.filters:
+        statement = "usage_of_session"
+    elif labels or "key" in what.filters:
+        # Fewer turns have a certain field of metadata than a certain user, and more have a certain key.
+        name = min(labels, key=lambda name: name == "user", default="key")
+        statement, (values["label"], values["value"]) = "usage_of_label", (name, what.filters[name])
+        labels.pop(name, None)
+    else:
+        statement = "usage_of_project" if "project" in what.filters else "usage_of_days"
+    # The totals of one dimension, which also have deleted turns; those of '' do not exist.
+    dimension, name, last_name = "", "", ""
+    if what.owner is None and not what.filters:
+        dimension, name, last_name = "day", str(what.first), str(what.last)
+    elif what.owner is None and len(what.filters) == 1:
+        ((dimension, name),) = what.filters.items()
+        last_name = name
+    values |= {"dimension": dimension, "name": name, "last_name": last_name}
+    return statement, values | {"others": msgspec.json.encode(labels).decode()}
 
 
 def _rest(total: Mapping[str, Any], named: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns the row of the turns without a field of metadata, or with an empty one; nothing if there are none."""
     rest: dict[str, Any] = {name: total[name] - named[name] for name in COUNTS}
-    return [{"key": "", "last_used_at": None, **rest}] if any(rest.values()) else []
+    return [{"key": "", "and_key": "", "last_used_at": None, **rest}] if any(rest.values()) else []
 
 
-def _start_after(cursor: str) -> str:
-    """Returns the first possible key of the page after `cursor`. Raises Refused."""
+def _keys_of(row: Mapping[str, Any]) -> Keys:
+    return row["key"], row["and_key"]
+
+
+def _cursor_of(record: UsageRecord) -> str:
+    """Returns the cursor of the page after a record. By one dimension, older versions read it, too."""
+    keys = [key or "" for key in record.keys]
+    return paging.encode(PageCursor(0, keys[0] if len(keys) == 1 else msgspec.json.encode(keys).decode()))
+
+
+def _start_after(cursor: str, dimensions: int) -> Keys:
+    """Returns the first possible keys of the page after `cursor`. Raises Refused."""
+    name = paging.decode(cursor).name
     # The text with a NUL added is the next one after a text.
-    return f"{paging.decode(cursor).name}\0"
+    if dimensions == 1:
+        return f"{name}\0", ""
+    try:
+        key, and_key = msgspec.json.decode(name, type=tuple[str, str])
+    except DECODE_ERRORS as error:
+        raise cursor_invalid() from error
+    return key, f"{and_key}\0"
 
 
 def _days(first: date, last: date) -> dict[str, int]:

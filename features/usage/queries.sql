@@ -19,20 +19,97 @@ WHERE tenant = :tenant AND updated_at > :since AND (:owner IS NULL OR owner = :o
 SELECT DISTINCT session FROM turns
 WHERE tenant = :tenant AND outcome = 'running' AND (:owner IS NULL OR owner = :owner) ORDER BY session LIMIT :limit
 
--- name: usage_of_owner
--- Usage of the turns of one owner by any dimension. It reads these turns: totals are of the whole tenant.
-WITH owned AS (
-    SELECT field.value AS key, 1 AS turns, messages, input_tokens, output_tokens, cache_creation_input_tokens,
-        cache_read_input_tokens, cost_nusd, usage.asked_at
-    FROM labels AS one
-    {join} turns ON turns.tenant = :tenant AND turns.turn = one.turn
-    {join} usage ON usage.tenant = :tenant AND usage.session = turns.session AND usage.turn = turns.turn
-    {join} sessions ON sessions.tenant = :tenant AND sessions.session = turns.session
-    CROSS JOIN {dimensions_of_usage} AS field {key_value}
-    WHERE one.tenant = :tenant AND one.name = 'owner' AND one.value = :owner
-        AND one.asked_at >= :from_at AND one.asked_at < :before_at AND field.key = :dimension
+-- fragment: day_of_turn
+-- The UTC day of a turn in `one`, as text.
+date(one.asked_at / 1000000, 'unixepoch')
+
+-- fragment: project_of_turn
+-- The project of a turn in `one`, or NULL.
+(SELECT project FROM sessions WHERE sessions.tenant = :tenant AND sessions.session = one.session)
+
+-- fragment: keys_of_turn
+-- The keys of a turn in `one`, a row of `usage`, by one or two dimensions: '' without a value. No long text is read.
+CASE :by WHEN 'day' THEN {day_of_turn} WHEN 'model' THEN one.model WHEN 'key' THEN coalesce(one.asked_by, '')
+        WHEN 'session' THEN one.session WHEN 'project' THEN coalesce({project_of_turn}, '')
+        ELSE coalesce((
+            SELECT value FROM labels WHERE labels.tenant = :tenant AND labels.turn = one.turn AND labels.name = :by
+        ), '')
+    END AS key,
+    CASE :and_by WHEN '' THEN '' WHEN 'day' THEN {day_of_turn} WHEN 'model' THEN one.model
+        WHEN 'key' THEN coalesce(one.asked_by, '') WHEN 'session' THEN one.session
+        WHEN 'project' THEN coalesce({project_of_turn}, '')
+        ELSE coalesce((
+            SELECT value FROM labels WHERE labels.tenant = :tenant AND labels.turn = one.turn AND labels.name = :and_by
+        ), '')
+    END AS and_key
+
+-- fragment: is_selected
+-- Whether a turn in `one` is of the days, and fulfils all filters. A filter that is NULL selects all turns.
+one.asked_at >= :from_at AND one.asked_at < :before_at
+        AND (:model IS NULL OR one.model = :model) AND (:key IS NULL OR one.asked_by = :key)
+        AND (:session IS NULL OR one.session = :session) AND (:project IS NULL OR {project_of_turn} = :project)
+        AND {has_labels}
+
+-- fragment: summed_turns
+-- The sums of turns in `one` by their keys, of which the statement names the source.
+WITH found AS (
+    SELECT key, and_key, sum(turns) AS turns, sum(messages) AS messages, sum(input_tokens) AS input_tokens,
+        sum(output_tokens) AS output_tokens, sum(cache_creation_input_tokens) AS cache_creation_input_tokens,
+        sum(cache_read_input_tokens) AS cache_read_input_tokens, sum(cost_nusd) AS cost_nusd, max(asked_at) AS asked_at
+    FROM (
+        SELECT {keys_of_turn}, 1 AS turns, one.messages, one.input_tokens, one.output_tokens,
+            one.cache_creation_input_tokens, one.cache_read_input_tokens, one.cost_nusd, one.asked_at
+
+-- fragment: page_of_sums
+-- The page, the sum of all turns that were found, of those with a key, and the total with deleted ones, in one
+-- statement, so that no turn ends and none is deleted in between.
+    ) AS turn
+    GROUP BY key, and_key
 )
-SELECT key, {sums} FROM owned GROUP BY key ORDER BY key
+SELECT 'part' AS kind, page.* FROM (
+    SELECT key, and_key, {sums} FROM found WHERE (key, and_key) >= (:start, :and_start)
+    GROUP BY key, and_key ORDER BY key, and_key LIMIT :limit
+) AS page
+UNION ALL
+SELECT 'found', '', '', {sums} FROM found
+UNION ALL
+SELECT 'named', '', '', {sums} FROM found WHERE key <> '' OR and_key <> ''
+UNION ALL
+SELECT 'total', '', '', {sums} FROM totals
+WHERE tenant = :tenant AND dimension = :dimension AND key BETWEEN :name AND :last_name AND +day BETWEEN :first AND :last
+
+-- name: usage_of_days
+-- Usage by one or two dimensions, of the turns of some days that fulfil the filters.
+{summed_turns} FROM usage AS one WHERE one.tenant = :tenant AND {is_selected}
+{page_of_sums}
+
+-- name: usage_of_label
+-- The same, by the index of one label. The totals are of the whole tenant: this also reads the turns of one owner.
+{summed_turns} FROM labels AS label
+        {join} usage AS one ON one.tenant = :tenant AND one.turn = label.turn
+        WHERE label.tenant = :tenant AND label.name = :label AND label.value = :value
+            AND label.asked_at >= :from_at AND label.asked_at < :before_at AND {is_selected}
+{page_of_sums}
+
+-- name: usage_of_session
+-- The same, of one session.
+{summed_turns} FROM usage AS one WHERE one.tenant = :tenant AND one.session = :session AND {is_selected}
+{page_of_sums}
+
+-- name: usage_of_project
+-- The same, of the sessions of a project. One that was last used before :since_at has no turn of these days.
+{summed_turns} FROM sessions AS of_project
+        {join} usage AS one ON one.tenant = :tenant AND one.session = of_project.session
+        WHERE of_project.tenant = :tenant AND of_project.project = :project AND of_project.updated_at >= :since_at
+            AND {is_selected}
+{page_of_sums}
+
+-- name: usage_of_name
+-- The totals of one name in a dimension, by UTC day.
+SELECT day, turns, messages, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+    cost_nusd, asked_at AS last_used_at
+FROM totals WHERE tenant = :tenant AND dimension = :dimension AND key = :key AND day BETWEEN :first AND :last
+ORDER BY day
 
 -- fragment: by_day
 -- By the primary key SQLite would read all days.

@@ -1,7 +1,8 @@
 """Records of usage, and the queries about them that persistence answers."""
 
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -13,6 +14,13 @@ USAGE_BY = ("day", "model", "key", "user", "session", "project")
 """The dimensions by which usage is summed, besides `metadata.NAME`."""
 BY_TENANT = "tenant"
 """The dimension of all tenants together."""
+FILTERS = ("user", "model", "project", "session", "key")
+"""The dimensions that select turns, besides `metadata.NAME`."""
+BY_MAX = 2
+ROWS_MAX = 10_000
+"""The most records of one answer."""
+TURN_DAYS_MAX = 31
+"""The most days whose turns are read at once."""
 
 
 class UsageRecord(Totals, frozen=True, kw_only=True):
@@ -20,13 +28,20 @@ class UsageRecord(Totals, frozen=True, kw_only=True):
     tenant.
 
     The key is None for turns without such a value: no project, API key, user or field of metadata, a deleted session,
-    or an erased user. The records of each grouping sum to the same total.
+    or an erased user. With two dimensions, all deleted turns, and those with `store: false`, are in the record without
+    keys. The records of each grouping sum to the same total.
     """
 
     key: str | None
     """The day, model, key, user, session, project, value or tenant that this usage belongs to."""
+    keys: list[str | None] = msgspec.field(default_factory=list)
+    """The values of all dimensions, in the order of `by`. The first one is `key`."""
     last_used: datetime | None
-    """When the last of its turns started; null: not known, for turns without a field of metadata."""
+    """When the last of its turns started; null: not known, for turns without a field of metadata, and if deleted turns
+    are among them."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "keys", self.keys or [self.key])
 
 
 class UsagePage(msgspec.Struct, frozen=True):
@@ -37,7 +52,8 @@ class UsagePage(msgspec.Struct, frozen=True):
     whole_since: datetime | None = None
     """When the last turn was accepted whose usage and cost an older version has counted; None: there is none."""
     total: Totals | None = None
-    """The sum over all turns of the days, at the time of this page; None: from an older version."""
+    """The sum over all turns of the days that fulfil the filters, at the time of this page; None: from an older
+    version."""
 
 
 class BilledUsage(msgspec.Struct, frozen=True):
@@ -81,7 +97,26 @@ class GetUsage(Query[UsagePage], frozen=True):
     after: str | None = None
     limit: int = 50
     key: str | None = None
-    """Only the usage of this key."""
+    """Only the usage of this key. Gateways of older versions send it."""
+
+
+class GetUsageBy(Query[UsagePage], frozen=True):
+    """A page of usage by one or two dimensions, of the turns that all `filters` select (R90).
+
+    Refused: cursor_invalid, request_invalid if it must read the turns of more than 31 days.
+    """
+
+    query: ClassVar[str] = "usage_by"
+    owned: ClassVar[tuple[str, ...] | None] = ()
+    by: Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)]
+    """The dimensions, see GetUsage."""
+    first: date
+    last: date
+    filters: dict[str, str] = msgspec.field(default_factory=dict)
+    """The values of FILTERS and `metadata.NAME` that each turn must have."""
+    after: str | None = None
+    limit: int = 50
+    """The most records of the page, up to ROWS_MAX."""
 
 
 class ListTenantUsage(Query[UsagePage], frozen=True):
@@ -121,3 +156,30 @@ class GetStats(Query[Stats], frozen=True):
 
     query: ClassVar[str] = "stats"
     owned: ClassVar[tuple[str, ...] | None] = ()
+
+
+def parse_by(text: str) -> list[str]:
+    """Returns the one or two dimensions of a text such as `day,model`. Raises ValueError with a sentence."""
+    by = text.split(",")
+    if all(one in USAGE_BY or (one.startswith("metadata.") and one != "metadata.") for one in by):
+        if len(by) <= BY_MAX and len(set(by)) == len(by):
+            return by
+        raise ValueError(f"`by` is {text!r}: send one dimension, or two different ones, separated by a comma")
+    raise ValueError(
+        f"`by` is {text!r}, and must be one of {', '.join(USAGE_BY)} or `metadata.NAME`, or two of them, separated by "
+        "a comma"
+    )
+
+
+def usage_query(
+    by: Sequence[str],
+    filters: Mapping[str, str],
+    first: date,
+    last: date,
+    after: str | None = None,
+    limit: int = 50,
+) -> GetUsage | GetUsageBy:
+    """Returns the query for usage. One without filters, by one dimension, is answered by older versions, too."""
+    if filters or len(by) > 1:
+        return GetUsageBy(list(by), first, last, dict(filters), after, limit)
+    return GetUsage(by[0], first, last, after, limit)

@@ -218,11 +218,11 @@ async def test_a_parameter_of_an_earlier_version_is_ignored_and_named(shared_gat
     [
         (
             "GET",
-            "/v1/usage?form=2026-01-01",
-            "form",
-            "(did you mean from?); there are after, by, from, key, limit, page, to",
+            "/v1/usage?from_=2026-01-01",
+            "from_",
+            "(did you mean from?); there are after, by, format, from, key, limit, metadata[NAME], model, page, project",
         ),
-        ("HEAD", "/v1/usage?form=2026-01-01", None, ""),
+        ("HEAD", "/v1/usage?from_=2026-01-01", None, ""),
         ("GET", "/healthz?x", "x", "there are none"),
         ("POST", "/v1/turns?dialect=text&AFTER=1", "AFTER", "there are after, dialect"),
         ("POST", f"/v1/messages?beta=true&{'x' * 9999}=1", "x" * 64, "there are after, beta"),

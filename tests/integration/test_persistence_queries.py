@@ -16,7 +16,7 @@ from tailrace.deploy.cli import status
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.persistence import DATABASES
 from tailrace.features.projects.records import GetProject, ListProjects
-from tailrace.features.usage.records import GetUsage
+from tailrace.features.usage.records import GetUsage, GetUsageBy
 from tailrace.persistence.catch_up import SharedCatchUp
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.persistence.serve import OTHERS_WAIT_S
@@ -210,6 +210,7 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "project": (GetProject("none"), "project_not_found"),
     "projects": (ListProjects(after="invented"), "cursor_invalid"),
     "usage": (GetUsage("day", date(2026, 1, 1), date(2026, 1, 2), after="invented"), "cursor_invalid"),
+    "usage_by": (GetUsageBy(["day", "user"], date(2026, 1, 1), date(2026, 2, 1)), "request_invalid"),
     "rename_session": (ChangeSession("none", "a title"), "session_not_found"),
     "delete": (DeleteResource("session", "none"), "session_not_found"),
 }

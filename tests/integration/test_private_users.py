@@ -7,6 +7,7 @@ import asyncio
 import csv
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,6 +258,19 @@ async def test_things_of_another_private_user_are_unknown_on_every_route(people:
     stats = (await people.bob.get("/v1/sessions/stats")).json()
     assert (stats["session_stats"]["active_sessions"], stats["by_model"]) == (0, [])
     assert (await people.ann.get("/v1/usage?by=user")).json()["data"][0]["key"] == "ann"
+    # No filter and no pair opens more. Ann and the tenant see Ann's turns.
+    session, today = mine["session"], f"{datetime.now(UTC):%Y-%m-%d}"
+    for query in ("by=user,model", "by=model&user=ann", f"by=user,session&session={session}", "by=day&user=ann"):
+        for client, is_shown in ((people.ann, True), (people.company, True), (people.bob, False)):
+            found = (await client.get(f"/v1/usage?{query}")).json()
+            assert (bool(found["data"]), found["total"]["turns"] > 0) == (is_shown, is_shown), (query, found)
+            table = (await client.get(f"/v1/usage?{query}&format=csv")).text
+            assert len(table.splitlines()) == 1 + len(found["data"]), (query, table)
+            assert not (client is people.bob and ("ann" in table or session in table))
+    for query in ("", "&user=ann"):
+        path = f"/v1/turns?order=-cost_usd&from={today}{query}"
+        assert (await people.bob.get(path)).json()["data"] == []
+        assert mine["turn"] in (await people.ann.get(path)).text
     for client, count in ((people.ann, 1), (people.company, 1), (people.bob, 0)):
         found = (await client.get("/v1/turns", params={"q": "look"})).json()["data"]
         assert (len(found) > 0) == bool(count)

@@ -56,7 +56,7 @@ async def test_turns_and_sessions_are_listed_and_summed_by_user(gateway: Gateway
     assert await list_users(gateway, "/v1/turns", user="ann", to="2020-01-01") == []
     by_user = {one["key"]: one["turns"] for one in await list_users(gateway, "/v1/usage", by="user")}
     assert by_user == {None: 1, "ann": len(NAMING_ANN)}
-    assert [one["turns"] for one in await list_users(gateway, "/v1/usage", by="user", key="ann")] == [len(NAMING_ANN)]
+    assert [one["turns"] for one in await list_users(gateway, "/v1/usage", by="user", user="ann")] == [len(NAMING_ANN)]
     by_team = await list_users(gateway, "/v1/usage", by="metadata.team")
     assert [(one["key"], one["turns"]) for one in by_team] == [(None, len(NAMING_ANN)), ("search", 1)]
     for path in ("/v1/turns", "/v1/sessions"):

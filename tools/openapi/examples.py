@@ -32,7 +32,7 @@ EXAMPLES: Json = {
     "expires_in_s": 7776000, "scopes": ["read", "write"], "NewKeyBody.limits": {"requests": 600},
     "LimitsBody.limits": {"requests": 600, "usd_month": 500}, "LimitsBody.expected": {"requests": 600},
     "TenantBody.limits": {"requests": 600}, "users": "private",
-    "SessionRecord.owner": None, "LimitRest.of": "key", "LimitRest.name": "usd_month",
+    "UsageRecord.keys": ["web"], "SessionRecord.owner": None, "LimitRest.of": "key", "LimitRest.name": "usd_month",
     "LimitRest.limit": 500.0, "LimitRest.left": 481.25, "LimitRest.renews_at": TIME,
     "BudgetUse.name": "usd_month", "BudgetUse.limit": 500.0, "BudgetUse.spent": 18.75, "BudgetUse.left": 481.25,
     "BudgetUse.renews_at": TIME,

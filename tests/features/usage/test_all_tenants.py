@@ -11,8 +11,8 @@ import pytest
 
 from tailrace.deploy.cli import usage
 from tailrace.deploy.cli.keys import create
-from tailrace.deploy.cli.usage import CSV_COUNTS
 from tailrace.deploy.local.nats_server import NatsServer
+from tailrace.features.usage.csv_table import COUNTS
 from tailrace.features.usage.records import UsagePage, UsageRecord
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import TurnLog
@@ -75,8 +75,8 @@ async def test_the_usage_of_all_tenants_needs_a_key_of_the_operator(
             assert ran.out.splitlines()[-1].split()[:2] == ["all", "3"]
             ran = await run_command("usage", "--all-tenants", "--by", "user", "--csv", **environ)
             heading, *rows = csv.reader(io.StringIO(ran.out))
-            assert heading == ["tenant", "user", *CSV_COUNTS, "cost_usd", "last_used"]
-            tokens = '", "'.join(CSV_COUNTS[1:])
+            assert heading == ["tenant", "user", *COUNTS, "cost_usd", "last_used"]
+            tokens = '", "'.join(COUNTS[1:])
             assert f'const TOKENS = ["{tokens}"];' in ADMIN_PAGE.read_text()
             assert [row[:3] for row in rows] == [
                 *(["acme", "-", "1"], ["acme", "ann", "1"], ["zeta", f"'{FORMULA}", "1"])

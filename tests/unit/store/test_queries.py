@@ -245,7 +245,7 @@ async def test_a_page_of_branches_reads_only_those_that_fit_in_a_message(
     assert [(one.turn, one.turns) for one in found] == [(leaf, ["root", leaf]) for leaf in reversed(leaves)]
 
 
-@pytest.mark.parametrize("of", ["session", "running", "tenant", "label", "words", "slowest"])
+@pytest.mark.parametrize("of", ["session", "running", "tenant", "label", "words", "slowest", "costliest"])
 async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
     """200 of them would fill the memory, and the queries of all tenants would wait. The pages have all of them."""
     monkeypatch.setattr("tailrace.persistence.rpc.PAGE_BYTES_MAX", 5000)
@@ -269,6 +269,7 @@ async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch
         "label": (queries.turns, ListTurns(labels={"model": MODEL})),
         "words": (searches.turns, ListTurns(text="light")),
         "slowest": (queries.turns, ListTurns(order="first_token_s", first=first)),
+        "costliest": (queries.turns, ListTurns(order="-cost_usd", first=first)),
     }
     run, ask = lists[of]
     ends_with = RowBudget.ends_with
@@ -279,13 +280,13 @@ async def test_a_page_of_large_turns_reads_few_of_them(store: Store, monkeypatch
 
     monkeypatch.setattr(RowBudget, "ends_with", count)
     found, after = list[str](), None
-    while not found or (after and of != "slowest"):
+    while not found or (after and of not in ("slowest", "costliest")):
         page = await run(OURS, msgspec.structs.replace(ask, after=after, limit=50))
         found, after = [*found, *(one.turn for one in page.turns)], page.next
         # The next one, and one whose text fits although its record does not.
         assert len(page.turns) <= len(read) <= len(page.turns) + 2
         read.clear()
-    assert sorted(found) == (names[: len(found)] if of == "slowest" else names)
+    assert sorted(found) == (names[: len(found)] if of in ("slowest", "costliest") else names)
 
 
 async def test_the_recorder_writes_between_the_turns_of_a_deletion(store: Store) -> None:
