@@ -2,7 +2,8 @@
 
 import argparse
 import errno
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -52,6 +53,29 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add("--url", metavar="URL", help="the gateway (default: TAILRACE_URL, else the running `up` of this user)")
     add("--key", metavar="KEY", help="its API key; TAILRACE_KEY is safer, because other users can see arguments")
     add_data(parser)
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that select turns by their labels (`labels_of`). `--key` is the API key of the request."""
+    add = parser.add_argument
+    add("--user", type=label, metavar="NAME", help="only turns of this user")
+    add("--model", type=label, metavar="NAME", help="only turns of this model")
+    add("--key-id", type=label, metavar="ID", help="only turns of the API key with this id, see `tailrace keys list`")
+    about = "only turns with this field of metadata; may be repeated"
+    add("--metadata", type=field_value, action="append", default=[], metavar="NAME=VALUE", help=about)
+
+
+def labels_of(args: argparse.Namespace) -> dict[str, str]:
+    """Returns the labels that turns must have, such as `user` and `metadata.team`."""
+    labels = {"user": args.user, "model": args.model, "key": args.key_id} | {
+        f"metadata.{n}": v for n, v in args.metadata
+    }
+    return {name: value for name, value in labels.items() if value is not None}
+
+
+def label_parameters(labels: Mapping[str, str]) -> dict[str, str]:
+    """Returns labels as parameters of the query of a request: a field of metadata is `metadata[NAME]`."""
+    return {re.sub(r"^metadata\.(.*)", r"metadata[\1]", name): value for name, value in labels.items()}
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +134,22 @@ def day(text: str) -> date:
     if not 1970 <= found.year <= 9998:
         raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31")
     return found
+
+
+def label(text: str) -> str:
+    """argparse type: a value that turns may have. Turns without a value cannot be selected."""
+    if not text:
+        # The value of an unset variable.
+        raise argparse.ArgumentTypeError("'' is not a value of turns: leave the option out")
+    return text
+
+
+def field_value(text: str) -> tuple[str, str]:
+    """argparse type: a field of metadata and its value."""
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a field of metadata and its value, such as team=search")
+    return name, value
 
 
 def tenant(text: str) -> Tenant:

@@ -110,7 +110,11 @@ class Terminal(io.StringIO):
         (["export", ".."], "'..' is not the id of a session"),
         (["turns", "now"], "tailrace turns: unrecognized arguments: now; see `tailrace turns --help`"),
         (["ask", "--resume", "Hi."], "not allowed with argument"),
-        (["usage", "--by", "moon"], "'moon' is not one of day, model"),
+        (["usage", "--by", "moon"], "'moon', and must be one of day, model"),
+        (["usage", "--by", "day,day"], "send one dimension, or two different ones"),
+        (["usage", "--by", "tenant,day"], "and must be one of day, model"),
+        (["usage", "--user", ""], "'' is not a value of turns: leave the option out"),
+        (["turns", "--costliest", "--metadata", "team"], "'team' is not a field of metadata and its value"),
         (["usage", "--from", "yesterday"], "'yesterday' is not a day such as 2026-01-31"),
         (["usage", "--tenant", "Acme"], "'Acme' is not a tenant"),
         (["webhook-secret", "--tenant", "Acme Inc."], "'Acme Inc.' is not a tenant"),
@@ -161,6 +165,11 @@ def test_days_and_users_do_not_select_within_a_session(
         (
             ["--slowest", "--user", "ann", "--to", "2026-01-31"],
             {"order": "first_token_s", "limit": "50", "user": "ann", "from": "2026-01-31", "to": "2026-01-31"},
+        ),
+        (
+            ["--costliest", "--model", "opus", "--key-id", "key_1", "--metadata", "team=a=b", "--to", "2026-01-31"],
+            {"order": "-cost_usd", "limit": "50", "from": "2026-01-25", "to": "2026-01-31"}
+            | {"model": "opus", "key": "key_1", "metadata[team]": "a=b"},
         ),
         ([], None),
     ],

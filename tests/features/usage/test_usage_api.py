@@ -97,13 +97,13 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
         assert ran.status == 0
         return [line.split() for line in ran.out.splitlines()]
 
-    headings, *rows, total = await table("--by", "key")
+    _, headings, *rows, total = await table("--by", "key")
     assert headings[:2] == ["KEY", "TURNS"]
     assert {row[0]: row[1] for row in rows} == {name_of(KEY): "2", name_of(OTHER_KEY): "1"}
     assert total[:2] == ["all", "3"]
     url = str(gateway.client.base_url)
     over_http = await run_command("usage", "--by", "key", TAILRACE_URL=url, TAILRACE_KEY=KEY)
-    assert [line.split() for line in over_http.out.splitlines()] == [headings, *rows, total]
+    assert [line.split() for line in over_http.out.splitlines()][1:] == [headings, *rows, total]
     nats_url = {"TAILRACE_NATS_URL": "nats://127.0.0.1:1", "TAILRACE_KEY": KEY}
     refused = await run_command("usage", "--url", url, "--tenant", tenant, **nats_url)
     assert (refused.status, "admin" in refused.err) == (1, True)
@@ -114,8 +114,10 @@ async def test_usage_by_key_and_session_over_http_and_as_a_table(
     }
     cost = sum(turn["cost_usd"] for of_key in turns.values() for turn in of_key)
     assert float(total[-1]) == pytest.approx(cost, abs=0.0001)
-    assert [row[:2] for row in await table()][1:] == [[f"{datetime.now(UTC):%Y-%m-%d}", "3"], ["all", "3"]]
-    assert [row[:2] for row in await table("--from", "2020-01-01", "--to", "2020-01-31")][1:] == [["all", "0"]]
+    assert [row[:2] for row in await table()][2:] == [[f"{datetime.now(UTC):%Y-%m-%d}", "3"], ["all", "3"]]
+    (caption, absent) = await table("--from", "2020-01-01", "--to", "2020-01-31")
+    assert " ".join(caption) == f"usage of tenant {tenant}, 2020-01-01 to 2020-01-31 (UTC)"
+    assert " ".join(absent) == f"tenant {tenant}: no turn has ended on these days"
 
 
 @pytest.mark.timeout(60)
