@@ -14,11 +14,11 @@ from tailrace.gateway.http.route import OPERATION, Route, query
 from tailrace.proto.runtime.settings import NoSettings
 
 WANTED_CHARS_MAX = 200
-WANTED = query("q", "Words that a section must contain.")
+WANTED = query("q", "Words to search for in the sections.")
 
 
 async def index(request: Request) -> Response:
-    """`GET /guides`: the list of the guides; with `q`, the sections that contain all of its words."""
+    """`GET /guides`: the list of the guides; with `q`, the sections that contain all of its words, or the rarest."""
     wanted = request.query_params.get("q", "").strip()[:WANTED_CHARS_MAX]
     if not wanted:
         return _page(await asyncio.to_thread(guides.read, guides.INDEX), "/guides")
@@ -29,7 +29,9 @@ async def index(request: Request) -> Response:
         f'<p><span class="quiet">{escape(one.section.title)}</span><br>{escape(one.excerpt)}</p>'
         for one in hits
     )
-    found = items or "<p>No section contains all of these words.</p>"
+    has_all = bool(hits) and hits[0].has_all
+    rest = "These contain some of them." if hits else ""
+    found = items if has_all else f"<p>No section contains all of these words. {rest}</p>{items}"
     return _page(guides.Guide("Search", f"<h1>Search</h1>{found}"), "", wanted)
 
 

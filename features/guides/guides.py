@@ -1,5 +1,6 @@
 """The guides: Markdown files of the package, as HTML, and the search for words in their sections."""
 
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -43,10 +44,12 @@ class Section(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A section that contains all words of a search."""
+    """A section that a search has found."""
 
     section: Section
     excerpt: str
+    has_all: bool
+    """Whether the section contains all words of the search."""
 
 
 @cache
@@ -66,24 +69,31 @@ def read(name: str) -> Guide:
 def search(wanted: str) -> list[Hit]:
     """Returns the sections that contain all words of `wanted`, at most FOUND_MAX.
 
-    First the sections whose heading contains a word, then the sections in which the words occur most.
+    If no section contains all of them, those that contain the rarest of them. First the sections whose heading contains
+    rare words, then the sections in which these occur most.
     """
     # A word that is repeated a hundred times must not cost a hundred searches.
     words = list(dict.fromkeys(wanted.lower().split()))
-    if not words:
+    sections = [(one, one.heading.lower(), f"{one.heading} {one.text}".lower()) for one in _all_sections()]
+    counts = {word: sum(word in text for *_, text in sections) for word in words}
+    # A word of every section, such as `a`, weighs nothing beside the others.
+    weights = {word: math.log(1 + len(sections) / count) for word, count in counts.items() if count}
+    if not weights:
         return []
+    covered = [sum(weight for word, weight in weights.items() if word in text) for *_, text in sections]
 
-    def rank(section: Section) -> tuple[bool, int]:
-        text = section.text.lower()
-        return any(word in section.heading.lower() for word in words), sum(text.count(word) for word in words)
+    def rank(heading: str, text: str) -> float:
+        # The plural is the same word.
+        parts = {part for one in re.findall(r"[\w-]+", heading) for part in (one, one.removesuffix("s"))}
+        times = {word: text.count(word) for word in weights}
+        return sum(weights[word] * ((word in parts) + count / (count + 1)) for word, count in times.items())
 
-    found = [one for one in _all_sections() if _has_all(f"{one.heading} {one.text}".lower(), words)]
-    found.sort(key=rank, reverse=True)
-    return [Hit(one, _excerpt(one.text, words[0])) for one in found[:FOUND_MAX]]
-
-
-def _has_all(text: str, words: list[str]) -> bool:
-    return all(word in text for word in words)
+    most = max(covered)
+    best = [one for one, weight in zip(sections, covered, strict=True) if weight == most]
+    best.sort(key=lambda one: rank(*one[1:]), reverse=True)
+    has_all = len(weights) == len(words) and all(word in best[0][2] for word in words)
+    rarest = max(weights, key=lambda word: (word in best[0][2], weights[word]))
+    return [Hit(one, _excerpt(one.text, rarest), has_all) for one, *_ in best[:FOUND_MAX]]
 
 
 @cache

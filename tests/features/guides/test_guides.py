@@ -52,6 +52,25 @@ def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None
 
 
 @pytest.mark.parametrize(
+    ("wanted", "section"),
+    [
+        ("cost of a user by model", "COMMAND_LINE#cost-of-a-user-by-model-why-was-tuesday-expensive"),
+        ("why was Tuesday expensive", "COMMAND_LINE#cost-of-a-user-by-model-why-was-tuesday-expensive"),
+        ("budget per team", "ADMIN#limits-and-budgets-of-a-tenant"),
+        ("webhook body", "API#webhooks"),
+        ("private users", "AUTH#private-users"),
+        ("rotate key", "ADMIN#keys"),
+        # No section has this word.
+        ("rotate key unicorn", "ADMIN#keys"),
+    ],
+)
+def test_a_question_finds_its_section_first(wanted: str, section: str) -> None:
+    """Rare words count more than those of every section, and those of a heading more than those of the text."""
+    first = guides.search(wanted)[0].section
+    assert f"{first.guide}#{first.anchor}" == section
+
+
+@pytest.mark.parametrize(
     ("guide", "cell"),
     [
         ("SETTINGS", "TAILRACE_ATTEMPTS_MAX"),
@@ -90,12 +109,16 @@ async def test_the_guides_are_public_and_escape_what_is_searched(gateway: Gatewa
         del client.headers["authorization"]
         index = await client.get("/guides")
         found = await client.get("/guides", params={"q": "takeover"})
+        partly = await client.get("/guides", params={"q": "takeover nosuchword"})
         hostile = await client.get("/guides", params={"q": HOSTILE})
         guide = await client.get("/guides/CONCEPTS")
         absent = [(await client.get(f"/guides/{name}")).status_code for name in ("nothing", "..%2fREADME", "API.md")]
     assert (index.status_code, found.status_code, guide.status_code, absent) == (200, 200, 200, [404, 404, 404])
     assert 'href="/guides/API"' in index.text
     assert re.search(r'<h2><a href="/guides/\w+#[^"]+">', found.text)
+    assert "No section contains" not in found.text
+    assert "No section contains all of these words. These contain some of them." in partly.text
+    assert '<h2><a href="/guides/CONCEPTS#' in partly.text
     assert "No section contains" in hostile.text
     assert HOSTILE not in hostile.text
     assert all("<script" not in page.text for page in (index, found, guide, hostile))
