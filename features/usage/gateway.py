@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from typing import Literal, cast
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from tailrace.features.usage.records import (
     BY_TENANT,
     FILTERS,
     ROWS_MAX,
+    TURN_DAYS_MAX,
     USAGE_BY,
     GetStats,
     GetUsageBy,
@@ -28,19 +30,21 @@ from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http.json_response import json_response
-from tailrace.gateway.http.parameters import FROM, PAGE, TO
+from tailrace.gateway.http.parameters import FROM, LIMIT, PAGE, TO
 from tailrace.gateway.http.query_parameters import METADATA
 from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId
+from tailrace.proto.ids import SessionId, TurnId
 from tailrace.proto.ownership import WHOLE, Scope
-from tailrace.proto.records import Totals
+from tailrace.proto.records import PAGE_ITEMS_MAX, ListTurns, Totals, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
+from tailrace.proto.usage import Usage
 
 DAYS = 30
 DAYS_MAX = 366
 CSV = "text/csv"
+FORMATS = ("json", "csv")
 
 
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
@@ -58,6 +62,31 @@ class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     total: Totals | None
     """The sum over all turns of these days that fulfil the filters, whatever `by` is, when this page was read; null:
     not known. With several filters, it lacks deleted turns, and those with `store: false`."""
+
+
+class CostlyTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn and its cost, without its text."""
+
+    turn: TurnId
+    """The id of the turn."""
+    session: SessionId
+    """The session of the turn."""
+    model: str
+    """The model of the request."""
+    user: str | None
+    """The end user, as the request or the JWT named them."""
+    outcome: str
+    """How the turn ended."""
+    asked_at: datetime
+    """When the request was accepted."""
+    usage: Usage
+    """The billed tokens of the turn."""
+    cost_usd: float | None
+    """The cost in dollars; null: a price is unknown."""
+
+
+class CostlyTurnList(Page[CostlyTurn], frozen=True, kw_only=True):
+    """The turns that cost most, in one page. Deleted turns, and those with `store: false`, are not among them."""
 
 
 class ActiveSessions(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +146,44 @@ async def tenant_usage(request: ApiRequest, history: HistoryClient) -> Response:
     return await usage_response(request, history, Scope(parse_tenant(request.path_params["tenant"]), WHOLE))
 
 
+async def costliest_turns(request: ApiRequest, history: HistoryClient) -> Response:
+    """`GET /v1/admin/tenants/{tenant}/turns`: the turns of a tenant that cost most, without their texts.
+
+    At most `limit`, of the days `from` to `to` (UTC), by default of the last 30 days. `format=csv` returns 200 as CSV.
+    """
+    scope = Scope(parse_tenant(request.path_params["tenant"]), WHOLE)
+    _, limit = page_of(request)
+    if _is_csv(request):
+        limit = PAGE_ITEMS_MAX
+    first, last = days_of(request, datetime.now(UTC).date())
+    if (last - first).days >= TURN_DAYS_MAX:
+        why = f"the costliest turns are those of at most {TURN_DAYS_MAX} days: send a later `from` or an earlier `to`"
+        raise Refused("request_invalid", why, param="from")
+    labels = _filters_of(request)
+    found = (await history.query(scope, ListTurns(labels, None, first, last, None, limit, order="-cost_usd"))).turns
+    if _is_csv(request):
+        rows = (((one.turn, one.model, one.user, one.session), _usage_of(one)) for one in found)
+        return _csv_response("costliest-turns", render_csv(("turn", "model", "user", "session"), rows))
+    fields = CostlyTurn.__struct_fields__
+    turns = [CostlyTurn(**{name: getattr(one, name) for name in fields}) for one in found]
+    return json_response(CostlyTurnList(data=turns, next=None))
+
+
+def _usage_of(turn: TurnRecord) -> UsageRecord:
+    tokens = sum(turn.usage.counts)
+    cost = turn.cost_usd or 0.0
+    return UsageRecord(
+        key=turn.turn,
+        last_used=turn.asked_at,
+        turns=1,
+        message_count=len(turn.input) + 1,
+        usage=turn.usage,
+        cost_usd=cost,
+        total_tokens=tokens,
+        total_cost=cost,
+    )
+
+
 async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Response:
     """`GET /v1/admin/usage`: the usage of all tenants, by tenant, or together by day or model.
 
@@ -125,14 +192,24 @@ async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Respo
     """
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
-    match by := request.query_params.get("by", BY_TENANT):
-        case "tenant":
-            found = await history.query(request.access, ListTenantUsage(first, last, after, limit))
-        case "day" | "model":
-            found = await history.query(request.access, GetUsageOfAll(by, first, last, after, limit))
-        case _:
-            raise Refused("request_invalid", f"`by` must be one of {', '.join(BY_OF_ALL)}", param="by")
-    return _render(found, by, first, last)
+    by = request.query_params.get("by", BY_TENANT)
+    if by not in BY_OF_ALL:
+        raise Refused("request_invalid", f"`by` must be one of {', '.join(BY_OF_ALL)}", param="by")
+    of_all = cast("Literal['day', 'model']", by)
+
+    async def read(after: str | None, limit: int) -> UsagePage:
+        if by == BY_TENANT:
+            return await history.query(request.access, ListTenantUsage(first, last, after, limit))
+        return await history.query(request.access, GetUsageOfAll(of_all, first, last, after, limit))
+
+    page = await read(after, PAGE_ITEMS_MAX if (is_csv := _is_csv(request)) else limit)
+    if not is_csv:
+        return _render(page, by, first, last)
+    records = page.usage
+    while page.next is not None:
+        page = await read(page.next, PAGE_ITEMS_MAX)
+        records += page.usage
+    return _render_csv([by], UsagePage(records, None))
 
 
 async def stats(request: ApiRequest, history: HistoryClient) -> Response:
@@ -167,17 +244,22 @@ async def usage_response(request: Request, history: HistoryClient, scope: Scope)
     after, limit = page_of(request)
     first, last = days_of(request, datetime.now(UTC).date())
     by, filters = _by_of(request), _filters_of(request)
-    match request.query_params.get("format", "json"):
-        case "json":
-            query = usage_query(by, filters, first, last, after, limit)
-            return _render(await history.query(scope, query), ",".join(by), first, last)
-        case "csv":
-            if after is not None or "limit" in request.query_params:
-                raise Refused(
-                    "request_invalid", "`format=csv` has all rows: leave out `after` and `limit`", param="format"
-                )
-            return _render_csv(by, await history.query(scope, GetUsageBy(by, first, last, filters, limit=ROWS_MAX)))
-    raise Refused("request_invalid", "`format` must be `json` or `csv`")
+    if _is_csv(request):
+        return _render_csv(by, await history.query(scope, GetUsageBy(by, first, last, filters, limit=ROWS_MAX)))
+    query = usage_query(by, filters, first, last, after, limit)
+    return _render(await history.query(scope, query), ",".join(by), first, last)
+
+
+def _is_csv(request: Request) -> bool:
+    """Returns whether the records are to be CSV, in one page. Raises Refused."""
+    parameters = request.query_params
+    if (wanted := parameters.get("format", "json")) not in FORMATS:
+        raise Refused(
+            "request_invalid", f"`format` must be {' or '.join(FORMATS)}, not {wanted[:64]!r}", param="format"
+        )
+    if wanted == "csv" and ("after" in parameters or "limit" in parameters):
+        raise Refused("request_invalid", "`format=csv` has all rows: leave out `after` and `limit`", param="format")
+    return wanted == "csv"
 
 
 def _by_of(request: Request) -> list[str]:
@@ -203,12 +285,13 @@ def _render_csv(by: list[str], found: UsagePage) -> Response:
     if found.next is not None:
         why = f"`format=csv` has at most {ROWS_MAX:,} rows, and this table has more: send fewer days or a filter"
         raise Refused("request_invalid", why, param="format")
-    name = f"usage-by-{'-'.join(re.sub('[^a-z]+', '_', one) for one in by)}.csv"
-    return Response(
-        render_csv(by, ((one.keys, one) for one in found.usage)),
-        media_type=CSV,
-        headers={"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"},
-    )
+    name = f"usage-by-{'-'.join(re.sub('[^a-z]+', '_', one) for one in by)}"
+    return _csv_response(name, render_csv(by, ((one.keys, one) for one in found.usage)))
+
+
+def _csv_response(name: str, text: str) -> Response:
+    headers = {"content-disposition": f'attachment; filename="{name}.csv"', "cache-control": "no-store"}
+    return Response(text, media_type=CSV, headers=headers)
 
 
 def _render(found: UsagePage, by: str, first: date, last: date) -> Response:
@@ -238,6 +321,7 @@ BY_OF_ALL = (BY_TENANT, "day", "model")
 OF_ALL = query("by", "The unit to sum by; `tenant` by default.", enum=[*BY_OF_ALL])
 ONE_BY = f"({'|'.join(USAGE_BY)}|metadata\\.[^,]+)"
 BY = query("by", "One unit to sum by, or two, separated by a comma.", type="string", pattern=f"^{ONE_BY}(,{ONE_BY})?$")
+FORMAT = query("format", "`csv`: all records as CSV, with the exact cost.", enum=[*FORMATS])
 OF_USAGE = (
     BY,
     *OF_LABELS,
@@ -245,7 +329,7 @@ OF_USAGE = (
     query("session", "Only turns of this session."),
     FROM,
     TO,
-    query("format", "`csv`: all records as CSV, with the exact cost.", enum=["json", "csv"]),
+    FORMAT,
 )
 
 ROUTES = [
@@ -257,7 +341,8 @@ ROUTES = [
         "admin",
         ADMIN,
         result=UsageList,
-        parameters=(OF_ALL, FROM, TO, *PAGE),
+        streams=CSV,
+        parameters=(OF_ALL, FROM, TO, FORMAT, *PAGE),
     ),
     Route("GET", "/v1/sessions/stats", stats, "read", SESSIONS, result=SessionStats),
     Route(
@@ -269,6 +354,16 @@ ROUTES = [
         result=UsageList,
         streams=CSV,
         parameters=(*OF_USAGE, *PAGE),
+    ),
+    Route(
+        "GET",
+        "/v1/admin/tenants/{tenant}/turns",
+        costliest_turns,
+        "admin",
+        ADMIN,
+        result=CostlyTurnList,
+        streams=CSV,
+        parameters=(*OF_LABELS, FROM, TO, LIMIT, FORMAT),
     ),
 ]
 FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES)
