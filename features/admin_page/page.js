@@ -143,17 +143,27 @@ function onFilter(name) {
 
 // Spend.
 
-const TOKENS = ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
-/** The route, grouping and days of the shown rows. */
+const FILTERS = ["user", "model", "project", "session", "key"];
+// The list of turns has no filters by these.
+const NOT_OF_TURNS = ["project", "session"];
+/** The route and the query of the shown rows. */
 let shown = null;
 
 const isOfAll = (by) => ["tenant", "day", "model"].includes(by);
 
+/** Enables the fields that the chosen tenant and groups have. */
 function chooseGroups() {
-  const { by, tenant, field } = byId("spend-filter").elements;
-  for (const option of by.options) option.disabled = tenant.value ? option.value === "tenant" : !isOfAll(option.value);
-  if (by.selectedOptions[0]?.disabled) by.value = tenant.value ? "day" : "tenant";
-  field.disabled = by.value !== "metadata";
+  const { by, and, tenant, field, value } = byId("spend-filter").elements;
+  const isOne = tenant.value !== "";
+  for (const option of by.options) option.disabled = isOne ? option.value === "tenant" : !isOfAll(option.value);
+  if (by.selectedOptions[0]?.disabled) by.value = isOne ? "day" : "tenant";
+  and.disabled = !isOne || by.value === "turn";
+  for (const option of and.options) option.disabled = option.value === by.value;
+  if (and.selectedOptions[0]?.disabled) and.value = "";
+  and.parentElement.hidden = and.disabled;
+  byId("spend-only").hidden = byId("spend-only").querySelector("fieldset").disabled = !isOne;
+  for (const name of NOT_OF_TURNS) byId("spend-filter").elements[name].disabled = by.value === "turn";
+  field.disabled = !isOne || !(by.value === "metadata" || (!and.disabled && and.value === "metadata") || value.value);
   field.parentElement.hidden = field.disabled;
 }
 
@@ -168,48 +178,92 @@ async function readAll(path, given, most = Infinity) {
   return page;
 }
 
+const input = (usage) => (usage.input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
+const counts = (one, turns) => [cell(usd(one.cost_usd), "number"), ...turns, cell(count(input(one.usage)), "number"), cell(count(one.usage.output_tokens ?? 0), "number")];
+
+/** Returns the address of the rows of a row: its values are filters, beside those of the page. Null if it has none. */
+function addressOf(given, groups, keys) {
+  if (keys.includes(null) || (!given.tenant && groups[0] === "model")) return null;
+  const wanted = { ...given, and: "" };
+  groups.forEach((group, index) => {
+    if (group === "day") wanted.from = wanted.to = keys[index];
+    else wanted[group === "metadata" ? "value" : group] = keys[index];
+  });
+  return address("spend", { ...wanted, by: given.tenant ? nextGroup(wanted) : groups[0] === "tenant" ? "user" : "tenant" });
+}
+
+/** Returns what the rows of a row are grouped by. */
+function nextGroup(wanted) {
+  if (!wanted.model) return "model";
+  if (!NOT_OF_TURNS.some((name) => wanted[name])) return "turn";
+  return ["user", "session", "day"].find((name) => !wanted[name]);
+}
+
 async function spend(given, isShown) {
   const form = byId("spend-filter");
   const now = Date.now();
-  setFields(form, { tenant: "", by: given.tenant ? "day" : "tenant", field: "team", from: dayText(now - (DAYS - 1) * DAY_MS), to: dayText(now), ...given });
+  const none = Object.fromEntries(["tenant", "and", "value", ...FILTERS].map((name) => [name, ""]));
+  setFields(form, { ...none, by: given.tenant ? "day" : "tenant", field: "team", from: dayText(now - (DAYS - 1) * DAY_MS), to: dayText(now), ...given });
   chooseGroups();
-  const { tenant, from, to, by, field } = form.elements;
-  const path = tenant.value ? `/v1/admin/tenants/${encodeURIComponent(tenant.value)}/usage` : "/v1/admin/usage";
-  const days = { from: from.value, to: to.value };
-  const group = by.value === "metadata" ? `metadata.${field.value}` : by.value;
-  shown = { path, group, days };
-  const ofDays = await readAll(path, { ...days, by: "day" });
-  const page = await api(`${path}${query({ ...days, by: group })}`);
-  const names = by.value === "key" ? await readAll("/v1/admin/keys", { tenant: tenant.value }, NAMED_PAGES) : { data: [] };
+  byId("spend-only").open = [...FILTERS, "value"].some((name) => given[name]);
+  const wanted = Object.fromEntries(new FormData(form));
+  const { tenant, from, to, by, and, field, value } = wanted;
+  const path = tenant ? `/v1/admin/tenants/${encodeURIComponent(tenant)}` : "/v1/admin";
+  const days = { from, to };
+  const only = { ...Object.fromEntries(FILTERS.map((name) => [name, wanted[name]])), ...(value ? { [`metadata[${field}]`]: value } : {}) };
+  const groups = [by, ...(and ? [and] : [])];
+  const ofDays = await readAll(`${path}/usage`, { ...days, ...only, by: "day" });
+  const names = groups.includes("key") ? await readAll("/v1/admin/keys", { tenant }, NAMED_PAGES) : { data: [] };
+  const isOfTurns = by === "turn";
+  const group = groups.map((one) => (one === "metadata" ? `metadata.${field}` : one)).join(",");
+  shown = isOfTurns ? { path: `${path}/turns`, query: { ...days, ...only } } : { path: `${path}/usage`, query: { ...days, ...only, by: group } };
+  const page = await api(`${shown.path}${query({ ...shown.query, limit: isOfTurns ? PAGE_MAX : "" })}`);
   if (!isShown()) return;
   const { total } = ofDays;
-  const input = (usage) => (usage.input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0) + (usage.cache_read_input_tokens ?? 0);
+  const filters = Object.entries(only).filter(([, one]) => one).map(([name, one]) => `, ${name} ${one}`);
   byId("spend-total").replaceChildren(
     element("strong", { textContent: usd(total.cost_usd) }),
-    ` · ${count(total.turns)} turns · ${count(total.total_tokens)} tokens · ${tenant.value || "all tenants"}, ${days.from} to ${days.to} (UTC)`,
+    ` · ${count(total.turns)} turns · ${count(total.total_tokens)} tokens · ${tenant || "all tenants"}, ${from} to ${to} (UTC)${filters.join("")} `,
+    ...(tenant && !isOfTurns ? [element("a", { href: address("spend", { ...wanted, by: "turn", and: "" }), textContent: "Costliest turns" })] : []),
   );
-  drawDays(ofDays.data, days);
+  drawDays(ofDays.data, wanted);
   const nameOf = Object.fromEntries(names.data.map((key) => [key.id, key.name]));
-  const of = by.value === "metadata" ? field.value : by.value;
+  const titleOf = (one) => (one === "metadata" ? field : one);
   const highest = Math.max(total.cost_usd, Number.MIN_VALUE);
-  const rowOf = (one) => {
-    const text = one.key === null ? `– (no ${of})` : one.key;
-    const name = by.value === "tenant" ? element("a", { href: address("spend", { ...days, tenant: one.key, by: "user" }), textContent: text }) : text;
+  const ofValue = (name, text) => (text ? [element("a", { href: address("spend", { ...wanted, [name]: text, by: "model", and: "" }), textContent: text })] : "–");
+  const turnRow = (one) =>
+    tableRow(heading(element("a", { href: `/turns/${encodeURIComponent(one.turn)}`, textContent: one.turn, title: "Needs a key of the tenant" })),
+      ...counts(one, []),
+      cell(one.model),
+      cell(ofValue("user", one.user)),
+      cell(ofValue("session", one.session)),
+      cell(clock(one.asked_at), "time"),
+    );
+  const usageRow = (one) => {
+    const keys = one.keys ?? [one.key];
+    const href = addressOf(wanted, groups, keys);
+    const texts = keys.map((key, index) => [key ?? (and ? "–" : `– (no ${titleOf(groups[index])})`), ...(groups[index] === "key" && nameOf[key] ? [element("small", { textContent: nameOf[key] })] : [])]);
     const bar = element("span", { className: "bar" });
     // By a property of the script, which the policy allows, and not by an attribute.
     bar.style.width = `${(100 * one.cost_usd) / highest}%`;
-    return tableRow(heading(name, ...(nameOf[one.key] ? [element("small", { textContent: nameOf[one.key] })] : [])),
-      cell(usd(one.cost_usd), "number"),
-      cell(count(one.turns), "number"),
-      cell(count(input(one.usage)), "number"),
-      cell(count(one.usage.output_tokens ?? 0), "number"),
+    const [[first, ...more], ...others] = texts;
+    return tableRow(heading(href ? element("a", { href, textContent: first }) : first, ...more),
+      ...others.map((content) => cell(content)),
+      ...counts(one, [cell(count(one.turns), "number")]),
       cell([bar], "share"),
     );
   };
-  const columns = [[of], ["Cost", "number"], ["Turns", "number"], ["Tokens in", "number"], ["Tokens out", "number"], ["Share"]];
-  fill("spend-rows", columns, page.data.map(rowOf), "No turn has ended on these days.");
+  const rowOf = isOfTurns ? turnRow : usageRow;
+  const tokens = [["Tokens in", "number"], ["Tokens out", "number"]];
+  const columns = isOfTurns
+    ? [["Turn"], ["Cost", "number"], ...tokens, ["Model"], ["User"], ["Session"], ["Started"]]
+    : [...groups.map((one) => [titleOf(one)]), ["Cost", "number"], ["Turns", "number"], ...tokens, ["Share"]];
+  byId("spend-note").textContent = isOfTurns
+    ? "Turns that were deleted, erased or not stored are not in this list. Their cost is in the sum above."
+    : "Every grouping has the same sum: the row without a name (–) has the turns without this value, and those that were deleted, erased or not stored.";
+  fill("spend-rows", columns, page.data.map(rowOf), isOfTurns ? "No such turn is stored." : "No turn has ended on these days.");
   const more = async (after) => {
-    const found = await api(`${path}${query({ ...days, by: group, after })}`);
+    const found = await api(`${shown.path}${query({ ...shown.query, after })}`);
     if (!isShown()) return;
     addRows("spend-rows", found.data.map(rowOf));
     setMore(found.next, more);
@@ -217,8 +271,10 @@ async function spend(given, isShown) {
   setMore(page.next, more);
 }
 
-/** Draws a bar for each day, also for those without a turn, and the table of the same values. */
-function drawDays(records, { from, to }) {
+/** Draws a bar for each day, also for those without a turn, and the table of the same values. A click leads to the rows of
+ * a day; the keyboard and screen readers have the links of the table. */
+function drawDays(records, wanted) {
+  const { from, to } = wanted;
   const costs = new Map(records.map((one) => [one.key, one]));
   const days = [];
   for (let time = Date.parse(from); time <= Date.parse(to); time += DAY_MS) days.push(dayText(time));
@@ -239,28 +295,27 @@ function drawDays(records, { from, to }) {
     bar.append(title);
     svg.append(bar);
   });
+  const dayAddress = (day) => addressOf(wanted, ["day"], [day]);
+  svg.addEventListener("click", ({ clientX }) => {
+    const { left, width } = svg.getBoundingClientRect();
+    location.hash = dayAddress(days[Math.min(days.length - 1, Math.floor(((clientX - left) / width) * days.length))]);
+  });
   const label = (className, textContent) => element("span", { className, textContent });
   byId("plot").replaceChildren(svg, label("highest", highest ? usd(highest) : ""), label("first", from), label("last", to));
-  const row = (day) => tableRow(heading(day), cell(usd(cost(day)), "number"), cell(count(costs.get(day)?.turns ?? 0), "number"));
+  const row = (day) => tableRow(heading(element("a", { href: dayAddress(day), textContent: day })), cell(usd(cost(day)), "number"), cell(count(costs.get(day)?.turns ?? 0), "number"));
   fill("days", [["Day (UTC)"], ["Cost", "number"], ["Turns", "number"]], days.map(row));
 }
 
 byId("spend-filter").addEventListener("input", chooseGroups);
 
-/** A cell of CSV. A spreadsheet would compute a text that begins with one of these characters (OWASP, CSV injection). */
-const csvCell = (text) => (/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replace(/^.*[",\n\r].*$/s, (one) => `"${one.replaceAll('"', '""')}"`);
-
 /** Saves all rows of the shown grouping as a file, with the exact cost. */
 byId("csv").addEventListener("click", async () => {
   try {
-    const { path, group, days } = shown;
-    const { data } = await readAll(path, { ...days, by: group });
-    const lines = data.map(({ key, turns, usage, cost_usd }) =>
-      [key === null ? "-" : csvCell(key), turns, ...TOKENS.map((name) => usage[name] ?? 0), cost_usd.toFixed(9)].join(","),
-    );
-    const text = [[csvCell(group), "turns", ...TOKENS, "cost_usd"].join(","), ...lines, ""].join("\n");
+    const { path, query: given } = shown;
+    const text = await api(`${path}${query({ ...given, format: "csv" })}`);
     const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-    element("a", { href, download: `spend-by-${group.replaceAll(/[^\w.-]/g, "-")}-${days.from}-${days.to}.csv` }).click();
+    const by = (given.by ?? "turn").replaceAll(/[^\w.-]/g, "-");
+    element("a", { href, download: `spend-by-${by}-${given.from}-${given.to}.csv` }).click();
     URL.revokeObjectURL(href);
   } catch (error) {
     say("notice", sentence(error));

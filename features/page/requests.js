@@ -34,14 +34,17 @@ const throwUnreachable = () => {
   throw Object.assign(new Error("The connection is lost: the server cannot be reached."), { code: UNREACHABLE });
 };
 
-/** Returns the JSON of a response. A missing key is asked for. Throws an error with `code`, and with the `status` of the response. */
+/** Returns the JSON of a response, or its text if it is CSV. A missing key is asked for. Throws an error with `code`, and with the `status` of the response. */
 export async function request(path, { method = "GET", body } = {}) {
   for (;;) {
     const key = headers();
     const given = body ? { body: JSON.stringify(body), headers: { ...key, "content-type": "application/json" } } : { headers: key };
     const response = await fetch(path, { method, cache: "no-store", ...given }).catch(throwUnreachable);
     gateway.process = response.headers.get("tailrace-process") ?? gateway.process;
-    if (response.ok) return JSON.parse(await response.text().catch(throwUnreachable));
+    if (response.ok) {
+      const text = await response.text().catch(throwUnreachable);
+      return response.headers.get("content-type")?.startsWith("text/csv") ? text : JSON.parse(text);
+    }
     const { error } = await response.json().catch(() => ({}));
     const { status } = response;
     if (status !== 401) throw Object.assign(new Error(error?.message ?? `status ${status}`), { status, code: error?.code });

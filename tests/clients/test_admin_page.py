@@ -1,7 +1,10 @@
 """The page `/admin` in Chromium and Firefox: who may open it, the keyboard, a phone, other operators, lost answers."""
 
 import asyncio
+import csv
+import io
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tests.clients import node
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.turn_builder import MODEL
 from tests.harness.turn_writer import write_turn
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
 ACME = Tenant("acme")
 HOSTILE = "<img src=x onerror='globalThis.ran = 1'>"
+NO_NAMES = ("\N{EN DASH}", "\N{EN DASH}")
 LINKS = ["/", "/guides", "/docs", "/ops", "/admin"]
 NOT_ADMIN = "This key has not the scope `admin`, so it cannot open this page. Enter one that has it."
 INVALID = "This key is not valid: it was revoked, has expired, or is mistyped. Enter another one."
@@ -115,6 +120,49 @@ async def test_the_page_says_that_the_model_refuses_the_key(company: Company, br
     (seen,) = await node.run("admin-page.mjs", "health", company.gateway.url, company.admin, CHROMIUM=browser)
     assert seen["said"] == "The server is degraded: the model refuses the API key. What to do: the RUNBOOK."
     assert (seen["link"], seen["after"], seen["complaints"]) == ("/guides/RUNBOOK", "", [])
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("each_browser", ["CHROMIUM", "FIREFOX"], indirect=True)
+async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
+    company: Company, own_log: TurnLog, each_browser: dict[str, Any]
+) -> None:
+    """The address has what is shown: the back button and another operator see the same rows. The CSV has the rows."""
+    headers = {"authorization": f"Bearer {company.theirs}"}
+    deleted = await write_turn(own_log, "d", tenant=ACME, user="bob")
+
+    async def turns() -> int:
+        page = await company.gateway.client.get("/v1/usage", headers=headers)
+        return int(page.json()["total"]["turns"])
+
+    await until_equal(turns, 3)
+    (await company.gateway.client.delete(f"/v1/turns/{deleted.turn}", headers=headers)).raise_for_status()
+    steps = "drill", company.gateway.url, company.admin
+    (seen,) = await node.run("admin-page.mjs", *steps, deadline_s=120, **each_browser)
+    assert {row[0]: row[2] for row in seen["users"]} == {HOSTILE: "1", "ann": "1", "bob": "1"}
+    assert "deleted, erased or not stored" in seen["note"]
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert [row[0] for row in seen["models"]] == [MODEL]
+    assert {name: seen["fields"][name] for name in ("tenant", "by", "user")} == {
+        "tenant": "acme",
+        "by": "model",
+        "user": "ann",
+    }
+    ((turn, cost, _, _, model, user, session, _),) = seen["turns"]
+    assert (cost, model, user, bool(session)) == (seen["models"][0][1], MODEL, "ann", True)
+    assert seen["link"] == f"/turns/{turn}"
+    assert (seen["back"], seen["backFields"]) == (seen["models"], "model")
+    assert seen["headings"][:4] == ["day", "model", "Cost", "Turns"]
+    assert {(row[0], row[1]): row[3] for row in seen["pairs"]} == {(today, MODEL): "2", NO_NAMES: "1"}
+    assert seen["unnamed"] == 0
+    heading, *lines = csv.reader(io.StringIO(seen["csv"]))
+    assert heading[:3] == ["day", "model", "turns"]
+    assert [line[:3] for line in lines] == [["-", "-", "1"], [today, MODEL, "2"]]
+    assert ({row[0]: row[2] for row in seen["bar"]}, seen["barDays"]) == ({MODEL: "3"}, [today, today])
+    assert seen["keyboard"] == seen["bar"]
+    assert seen["shared"] == seen["turns"]
+    assert ({row[0] for row in seen["whole"]}, seen["ofAll"]) == ({"acme", "zeta"}, [True, True])
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 
 @pytest.mark.timeout(240)

@@ -147,6 +147,62 @@ const STEPS = {
     return { first, second, isOpen, kept, created, asked, isBack, focused, warning, done, users, ...seen };
   },
 
+  /** From a user, a day and a model to the rows of each, by clicks and with the keyboard; back; and the same address again. */
+  async drill(admin) {
+    const { context, page, seen } = await open({ viewport: DESKTOP });
+    await enter(page, admin);
+    const shown = {};
+    const drawn = async (hash) => {
+      await page.waitForFunction((text) => decodeURIComponent(location.hash).includes(text), hash);
+      await page.waitForFunction(() => !document.querySelector("#spend-rows [data-old]") && document.querySelector("#spend-rows tbody tr"));
+    };
+    /** Does something that leads to other rows, and returns these. */
+    const after = async (hash, work) => {
+      await page.evaluate(() => document.querySelectorAll("#spend-rows tr").forEach((row) => (row.dataset.old = "yes")));
+      await work();
+      await drawn(hash);
+      return rows(page, "spend");
+    };
+    const first = (text) => page.locator("#spend-rows tbody th a", { hasText: text }).first();
+    shown.users = await section(page, "spend?tenant=acme&by=user");
+    shown.unnamed = await page.locator("#spend-rows tbody th", { hasText: "–" }).locator("a").count();
+    shown.note = await page.locator("#spend-note").textContent();
+    shown.models = await after("user=ann", () => first("ann").click());
+    shown.fields = await page.locator("#spend-filter").evaluate((form) => Object.fromEntries(new FormData(form)));
+    shown.turns = await after("by=turn", () => first("claude").click());
+    shown.link = await page.locator("#spend-rows tbody th a").first().getAttribute("href");
+    const { hash } = new URL(page.url());
+    shown.back = await after("by=model", () => page.goBack());
+    shown.backFields = await page.locator("#spend-filter").evaluate((form) => form.elements.by.value);
+    shown.pairs = await section(page, "spend?tenant=acme&by=day&and=model");
+    shown.headings = await page.locator("#spend-rows thead th").allTextContents();
+    // Not by a download, of which WebDriver BiDi tells nothing.
+    await page.evaluate(() => {
+      const make = URL.createObjectURL;
+      globalThis.saved = new Promise((done) => (URL.createObjectURL = (blob) => (done(blob.text()), make.call(URL, blob))));
+    });
+    await page.locator("#csv").click();
+    shown.csv = await page.evaluate(() => globalThis.saved);
+    // The last bar is today's.
+    const { x, y, width, height } = await page.locator("#plot svg").boundingBox();
+    shown.bar = await after("by=model", () => page.mouse.click(x + width - 3, y + height / 2));
+    shown.barDays = await page.locator("#spend-filter").evaluate((form) => [form.elements.from.value, form.elements.to.value]);
+    await section(page, "spend?tenant=acme&by=user");
+    await page.locator("#spend figure summary").click();
+    await tabTo(page, "#days tbody tr:last-child a");
+    shown.keyboard = await after("by=model", () => page.keyboard.press("Enter"));
+    // Another operator opens the address.
+    const other = await context.newPage();
+    await other.goto(`${gateway}/admin${hash}`);
+    await other.waitForSelector("#login[open]");
+    await enter(other, admin);
+    await other.locator("#spend-rows tbody th a").first().waitFor();
+    shown.shared = await rows(other, "spend");
+    shown.whole = await section(page, "spend?by=tenant");
+    shown.ofAll = await page.evaluate(() => [document.querySelector("#spend-only").hidden, document.querySelector("#spend-filter [name=and]").disabled]);
+    return { ...shown, ...seen };
+  },
+
   /** Every section on a desktop and on a phone, with axe; then each dialog. Writes pictures. */
   async states(admin, folder) {
     const axe = readFileSync(AXE, "utf8");
@@ -165,7 +221,7 @@ const STEPS = {
       await look("login");
       await enter(page, admin);
       await page.locator("#spend-rows tbody tr").first().waitFor();
-      const groups = ["spend", "spend?tenant=acme&by=metadata", "spend?tenant=acme&by=user", "spend?tenant=acme&by=key", "spend?by=model", "spend?by=day"];
+      const groups = ["spend", "spend?tenant=acme&by=metadata", "spend?tenant=acme&by=user", "spend?tenant=acme&by=key", "spend?tenant=acme&by=day&and=user&user=ann", "spend?tenant=acme&by=turn", "spend?by=model", "spend?by=day"];
       for (const hash of [...groups, "tenants", "keys?state=all", "limits", "audit"]) {
         shown[hash] = await section(page, hash);
         await look(hash.replace(/\W+/g, "-"));
