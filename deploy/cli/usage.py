@@ -62,8 +62,8 @@ Why was Tuesday expensive?
   tailrace turns --costliest --from 2026-11-24 --to 2026-11-24
 
 The rows of each grouping sum to the same total. The row `-` has the turns without a value, for example without this
-field of metadata, and those that were deleted, erased or not stored. Two groupings and filters read the turns of at
-most 31 days.
+field of metadata, and those that were deleted, erased or not stored; with several filters, no row has these. Two
+groupings, and filters on another dimension than --by, read the turns of at most 31 days.
 
 With --url, or TAILRACE_URL and no TAILRACE_NATS_URL, it asks this gateway. Then --tenant, --all-tenants and --by tenant
 need a key with the scope `admin`. Otherwise it connects to the NATS of the `tailrace up` with this data directory
@@ -144,6 +144,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # With `--by tenant` the key of a row is the tenant.
     args.all_tenants = args.all_tenants and not is_by_tenant
     args.over_http = bool(args.url or (environ.get("TAILRACE_URL") and not environ.get("TAILRACE_NATS_URL")))
+    args.tenant_of_key = None
     rows, others = asyncio.run(read_rows(args, environ))
     if args.json:
         print_json([_builtins(row, args) for row in rows])
@@ -168,7 +169,8 @@ def whose(args: argparse.Namespace) -> str:
     if args.all_tenants or args.by == [BY_TENANT]:
         return "all tenants"
     if args.tenant is None and args.over_http:
-        return "the tenant of the key"
+        # A gateway of an older version does not name it.
+        return f"tenant {args.tenant_of_key}" if args.tenant_of_key else "the tenant of the key"
     return f"tenant {args.tenant or LOCAL}"
 
 
@@ -241,6 +243,7 @@ async def read_over_http(
             query |= {} if after is None else {"after": after}
             path = "/v1/usage" if tenant is None else f"/v1/admin/tenants/{tenant}/usage"
             body = client.request("GET", "/v1/admin/usage" if is_by_tenant else path, params=query)
+            args.tenant_of_key = args.tenant_of_key or body.get("tenant")
             # A gateway of an older version sends no total.
             return msgspec.convert({"usage": body["data"], "next": body["next"], "total": body.get("total")}, UsagePage)
 

@@ -247,7 +247,7 @@ async function spend(given, isShown) {
     // By a property of the script, which the policy allows, and not by an attribute.
     bar.style.width = `${(100 * one.cost_usd) / highest}%`;
     const [[first, ...more], ...others] = texts;
-    return tableRow(heading(href ? element("a", { href, textContent: first }) : first, ...more),
+    return tableRow(heading(href ? element("a", { href, textContent: first, ...(and ? { ariaLabel: keys.join(", ") } : {}) }) : first, ...more),
       ...others.map((content) => cell(content)),
       ...counts(one, [cell(count(one.turns), "number")]),
       cell([bar], "share"),
@@ -258,9 +258,11 @@ async function spend(given, isShown) {
   const columns = isOfTurns
     ? [["Turn"], ["Cost", "number"], ...tokens, ["Model"], ["User"], ["Session"], ["Started"]]
     : [...groups.map((one) => [titleOf(one)]), ["Cost", "number"], ["Turns", "number"], ...tokens, ["Share"]];
-  byId("spend-note").textContent = isOfTurns
-    ? "Turns that were deleted, erased or not stored are not in this list. Their cost is in the sum above."
+  const lost = filters.length > 1 ? "With several filters, turns that were deleted, erased or not stored are in no row and no sum." : "";
+  const ofRows = isOfTurns
+    ? "Turns that were deleted, erased or not stored are not in this list, but in the sum above."
     : "Every grouping has the same sum: the row without a name (–) has the turns without this value, and those that were deleted, erased or not stored.";
+  byId("spend-note").textContent = lost || ofRows;
   fill("spend-rows", columns, page.data.map(rowOf), isOfTurns ? "No such turn is stored." : "No turn has ended on these days.");
   const more = async (after) => {
     const found = await api(`${shown.path}${query({ ...shown.query, after })}`);

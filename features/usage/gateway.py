@@ -35,7 +35,7 @@ from tailrace.gateway.http.query_parameters import METADATA
 from tailrace.gateway.http.route import ADMIN, PROJECTS, SESSIONS, Route, query
 from tailrace.gateway.resources.paging import Page, page_of
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import SessionId, TurnId
+from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.records import PAGE_ITEMS_MAX, ListTurns, Totals, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
@@ -50,6 +50,8 @@ FORMATS = ("json", "csv")
 class UsageList(Page[UsageRecord], frozen=True, kw_only=True):
     """Usage, in the order of the groups' keys."""
 
+    tenant: Tenant | None
+    """The tenant of the usage; null: all tenants."""
     by: str
     """The unit that the usage is summed by, or two, separated by a comma."""
     first: date = msgspec.field(name="from")
@@ -204,7 +206,7 @@ async def usage_of_tenants(request: ApiRequest, history: HistoryClient) -> Respo
 
     page = await read(after, PAGE_ITEMS_MAX if (is_csv := _is_csv(request)) else limit)
     if not is_csv:
-        return _render(page, by, first, last)
+        return _render(page, by, first, last, None)
     records = page.usage
     while page.next is not None:
         page = await read(page.next, PAGE_ITEMS_MAX)
@@ -247,7 +249,7 @@ async def usage_response(request: Request, history: HistoryClient, scope: Scope)
     if _is_csv(request):
         return _render_csv(by, await history.query(scope, GetUsageBy(by, first, last, filters, limit=ROWS_MAX)))
     query = usage_query(by, filters, first, last, after, limit)
-    return _render(await history.query(scope, query), ",".join(by), first, last)
+    return _render(await history.query(scope, query), ",".join(by), first, last, scope.tenant)
 
 
 def _is_csv(request: Request) -> bool:
@@ -294,11 +296,12 @@ def _csv_response(name: str, text: str) -> Response:
     return Response(text, media_type=CSV, headers=headers)
 
 
-def _render(found: UsagePage, by: str, first: date, last: date) -> Response:
+def _render(found: UsagePage, by: str, first: date, last: date, tenant: Tenant | None) -> Response:
     return json_response(
         UsageList(
             data=found.usage,
             next=found.next,
+            tenant=tenant,
             by=by,
             first=first,
             last=last,

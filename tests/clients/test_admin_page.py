@@ -154,7 +154,8 @@ async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
     assert (seen["back"], seen["backFields"]) == (seen["models"], "model")
     assert seen["headings"][:4] == ["day", "model", "Cost", "Turns"]
     assert {(row[0], row[1]): row[3] for row in seen["pairs"]} == {(today, MODEL): "2", NO_NAMES: "1"}
-    assert seen["unnamed"] == 0
+    assert (seen["unnamed"], seen["names"]) == (0, [f"{today}, {MODEL}"])
+    assert seen["lost"].endswith("are in no row and no sum.")
     heading, *lines = csv.reader(io.StringIO(seen["csv"]))
     assert heading[:3] == ["day", "model", "turns"]
     assert [line[:3] for line in lines] == [["-", "-", "1"], [today, MODEL, "2"]]

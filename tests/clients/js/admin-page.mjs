@@ -183,6 +183,7 @@ const STEPS = {
     });
     await page.locator("#csv").click();
     shown.csv = await page.evaluate(() => globalThis.saved);
+    shown.names = await page.locator("#spend-rows tbody th a").evaluateAll((links) => links.map((one) => one.ariaLabel));
     // The last bar is today's.
     const { x, y, width, height } = await page.locator("#plot svg").boundingBox();
     shown.bar = await after("by=model", () => page.mouse.click(x + width - 3, y + height / 2));
@@ -191,6 +192,8 @@ const STEPS = {
     await page.locator("#spend figure summary").click();
     await tabTo(page, "#days tbody tr:last-child a");
     shown.keyboard = await after("by=model", () => page.keyboard.press("Enter"));
+    await section(page, "spend?tenant=acme&by=day&user=ann&model=none");
+    shown.lost = await page.locator("#spend-note").textContent();
     // Another operator opens the address.
     const other = await context.newPage();
     await other.goto(`${gateway}/admin${hash}`);
@@ -252,13 +255,13 @@ const STEPS = {
     return { violations, wide, shown, headers, ...all };
   },
 
-  /** Writes the picture of docs/ADMIN.md, at a `tailrace up` with a tenant `acme`: the spend of its teams in the last week. */
+  /** Writes the picture of docs/ADMIN.md, at a `tailrace up` with a tenant `acme`: the spend of its users by model in the last week. */
   async picture(admin, path) {
-    const { page } = await open({ viewport: { width: 1280, height: 660 }, colorScheme: "light" });
+    const { page } = await open({ viewport: { width: 1280, height: 780 }, colorScheme: "light" });
     await enter(page, admin);
     await page.locator("#spend-rows tbody tr").first().waitFor();
     const from = new Date(Date.now() - 6 * 86_400_000).toISOString().slice(0, 10);
-    await section(page, `spend?tenant=acme&by=metadata&field=team&from=${from}`);
+    await section(page, `spend?tenant=acme&by=user&and=model&from=${from}`);
     await page.screenshot({ path });
     return { path };
   },

@@ -91,8 +91,7 @@ async def test_what_a_user_cost_by_model_and_why_a_day_was_expensive(shop: Shop)
         (shop.as_tenant, ()),
     ):
         caption, headings, *_ = await run("usage", *of, "--by", "model", "--user", "ada", *TODAY, **environ)
-        whose = "tenant acme" if of else "the tenant of the key"
-        assert caption == f"usage of {whose}, {today} to {today} (UTC), user ada"
+        assert caption == f"usage of tenant acme, {today} to {today} (UTC), user ada"
         assert headings.split()[:2] == ["MODEL", "TURNS"]
         by_model = await rows_of(*of, "--by", "model", "--user", "ada", *TODAY, **environ)
         assert [row[:2] for row in by_model] == [["-", "1"], [MODEL, "2"], ["all", "3"]]
@@ -121,8 +120,8 @@ async def test_the_command_names_the_tenant_and_those_that_have_usage(shop: Shop
     has = "tenants with turns on these days: acme, zeta (--tenant NAME)"
     for arguments, environ, last in (
         ((), shop.nats, f"tenant local: no turn has ended on these days; {has}"),
-        ((), shop.as_operator, f"the tenant of the key: no turn has ended on these days; {has}"),
-        (("--user", "eve"), shop.as_tenant, "the tenant of the key: no turn with these labels has ended on these days"),
+        ((), shop.as_operator, f"tenant operators: no turn has ended on these days; {has}"),
+        (("--user", "eve"), shop.as_tenant, "tenant acme: no turn with these labels has ended on these days"),
         (
             ("--tenant", "acme", "--user", "eve"),
             shop.nats,
