@@ -167,7 +167,9 @@ async def test_an_operator_lists_the_costliest_turns_of_a_tenant_without_their_t
 
 
 @pytest.mark.timeout(60)
-async def test_the_usage_of_all_tenants_as_csv_has_all_rows(shop: Shop) -> None:
+async def test_the_usage_of_all_tenants_as_csv_has_all_rows(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several pages."""
+    monkeypatch.setattr("tailrace.features.usage.gateway.PAGE_ITEMS_MAX", 1)
     for by, keys in (("tenant", ["acme", "zeta"]), ("model", [MODEL])):
         answer = await shop.get(f"/v1/admin/usage?by={by}&format=csv")
         assert answer.headers["content-type"].startswith("text/csv")
