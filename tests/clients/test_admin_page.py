@@ -160,6 +160,7 @@ async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
     assert heading[:3] == ["day", "model", "turns"]
     assert [line[:3] for line in lines] == [["-", "-", "1"], [today, MODEL, "2"]]
     assert ({row[0]: row[2] for row in seen["bar"]}, seen["barDays"]) == ({MODEL: "3"}, [today, today])
+    assert seen["firstDay"] == [seen["firstDay"][0]] * 3 != [today] * 3
     assert seen["keyboard"] == seen["bar"]
     assert seen["shared"] == seen["turns"]
     assert ({row[0] for row in seen["whole"]}, seen["ofAll"]) == ({"acme", "zeta"}, [True, True])

@@ -151,6 +151,7 @@ const STEPS = {
   async drill(admin) {
     const { context, page, seen } = await open({ viewport: DESKTOP });
     await enter(page, admin);
+    await page.locator("#spend-rows tbody tr").first().waitFor();
     const shown = {};
     const drawn = async (hash) => {
       await page.waitForFunction((text) => decodeURIComponent(location.hash).includes(text), hash);
@@ -186,8 +187,13 @@ const STEPS = {
     shown.names = await page.locator("#spend-rows tbody th a").evaluateAll((links) => links.map((one) => one.ariaLabel));
     // The last bar is today's.
     const { x, y, width, height } = await page.locator("#plot svg").boundingBox();
+    const days = () => page.locator("#spend-filter").evaluate((form) => [form.elements.from.value, form.elements.to.value]);
+    const [firstDay] = await days();
+    await after("by=model", () => page.mouse.click(x + 3, y + height / 2));
+    shown.firstDay = [firstDay, ...(await days())];
+    await after("and=model", () => page.goBack());
     shown.bar = await after("by=model", () => page.mouse.click(x + width - 3, y + height / 2));
-    shown.barDays = await page.locator("#spend-filter").evaluate((form) => [form.elements.from.value, form.elements.to.value]);
+    shown.barDays = await days();
     await section(page, "spend?tenant=acme&by=user");
     await page.locator("#spend figure summary").click();
     await tabTo(page, "#days tbody tr:last-child a");

@@ -60,6 +60,7 @@ def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None
         ("webhook body", "API#webhooks"),
         ("private users", "AUTH#private-users"),
         ("rotate key", "ADMIN#keys"),
+        ("a turn that is in a session with erasure", "ERASURE#when-the-bytes-are-gone"),
         # No section has this word.
         ("rotate key unicorn", "ADMIN#keys"),
     ],
