@@ -2,7 +2,7 @@
 
 Generators go from 1 to 8 and back, gateways from 1 to 4 and back, then each process is restarted in the order of
 docs/RUNBOOK.md. Turns run all the time, each with one reader. A reader behaves like EventSource: when its connection
-ends, it waits for the time in `retry:` and reconnects with its last id. Every reader is judged by the five promises.
+ends, it waits for the time in `retry:` and reconnects with its last id. The promises about turns judge every reader.
 """
 
 import asyncio

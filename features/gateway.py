@@ -14,7 +14,6 @@ from tailrace.features.guides.gateway import FEATURE as GUIDES
 from tailrace.features.jwt.gateway import FEATURE as JWT
 from tailrace.features.limits.gateway import FEATURE as LIMITS
 from tailrace.features.logins.gateway import FEATURE as LOGINS
-from tailrace.features.max_cost.gateway import FEATURE as MAX_COST
 from tailrace.features.models.gateway import FEATURE as MODELS
 from tailrace.features.ops.gateway import FEATURE as OPS
 from tailrace.features.page.gateway import FEATURE as PAGE
@@ -61,7 +60,6 @@ FEATURES: Features = (
     COUNT_TOKENS,
     PROMPTS,
     WEBHOOKS,
-    MAX_COST,
     QUEUED_TURNS,
     STEER,
     STRUCTURED_OUTPUT,

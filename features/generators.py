@@ -4,7 +4,7 @@ from tailrace.features.backends import BACKENDS
 from tailrace.features.batches.generator import FEATURE as BATCHES
 from tailrace.features.count_tokens.generator import FEATURE as COUNT_TOKENS
 from tailrace.features.failover.generator import FEATURE as FAILOVER
-from tailrace.features.max_cost.generator import FEATURE as MAX_COST
+from tailrace.features.limits.generator import FEATURE as LIMITS
 from tailrace.features.prompt_cache.generator import FEATURE as PROMPT_CACHE
 from tailrace.features.queued_turns.generator import FEATURE as QUEUED_TURNS
 from tailrace.features.structured_output.generator import FEATURE as STRUCTURED_OUTPUT
@@ -22,6 +22,5 @@ FEATURES: Features = (
     COUNT_TOKENS,
     TRACES,
     Feature(backends=BACKENDS),
-    # Last, so that it counts the model's own events: also text that other features hold or leave out.
-    MAX_COST,
+    LIMITS,
 )

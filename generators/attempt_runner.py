@@ -16,7 +16,8 @@ from tailrace.generators import metrics
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.api_errors import is_prefix_mismatch
 from tailrace.generators.backends.large_events import LARGE_BYTES
-from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, Wait, wait_event
+from tailrace.generators.backends.model_event import CloseCall, ModelEvent, Sink, Wait, await_each, wait_event
+from tailrace.generators.call_limits import CallLimits
 from tailrace.generators.continuation import (
     ContinuationMapper,
     FilterCall,
@@ -84,6 +85,7 @@ class AttemptRunner:
         name: str,
         filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink],
+        limits: CallLimits,
         ticks: DeltaTicks,
     ) -> None:
         """`name` identifies this process in the log. See EventWriter for `ticks`.
@@ -95,6 +97,7 @@ class AttemptRunner:
         self._name = name
         self._filters = filters
         self._sinks = sinks
+        self._limits = limits
         self._ticks = ticks
 
     async def run(self, planned: PlannedAttempt, traceparent: str | None) -> tuple[Turn, BackendError | None]:
@@ -179,6 +182,7 @@ class AttemptRunner:
         bound = bind_thinking(call, planned.turn, planned.action.mode)
         metrics.THINKING_LEFT_OUT.inc(bound.left_out)
         try:
+            count = self._limits.begin_call(planned.key, planned.turn)
             sink = meter.wrap(partial(self._wrap, planned.turn, continuation))
 
             def put(event: ModelEvent) -> Wait | None:
@@ -187,8 +191,9 @@ class AttemptRunner:
                 elif event.kind == "message_start" and event.prefix is None:
                     event = msgspec.structs.replace(event, prefix=bound.prefix)
                 sink(event)
+                wait = count(event) if count is not None else None
                 # The call is read on only when a large event is stored: such events must not pile up in memory.
-                return writer.drained if len(event.raw) > LARGE_BYTES else None
+                return partial(await_each, writer.drained, wait) if len(event.raw) > LARGE_BYTES else wait
 
             def note_wait(obstacle: str) -> None:
                 # A hidden event says that the turn waits for the model (R135).

@@ -9,10 +9,11 @@ from tailrace.generators.backend_order import BackendOrders
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.measured import ObserveCall
 from tailrace.generators.backends.registry import Kinds
+from tailrace.generators.call_limits import CallLimits
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import Routing
-from tailrace.generators.planner import CheckAnswer, Cut, FindObstacle
+from tailrace.generators.planner import CheckAnswer, FindObstacle
 from tailrace.generators.settings import Settings
 from tailrace.generators.turn_runner import ObserveAttempt, PrepareTurn
 from tailrace.generators.worker import Lane
@@ -30,8 +31,6 @@ class Hooks(NamedTuple):
     """They change each call after all `filters`: they add messages that the first call of the turn does not have."""
     sinks: Sequence[WrapSink] = ()
     """The last one receives the model's events first."""
-    cuts: Sequence[Cut] = ()
-    """They find limits that an answer has reached."""
     obstacles: Sequence[FindObstacle] = ()
     """They find what prevents the continuation of a partial answer."""
     checks: Sequence[Callable[[], CheckAnswer]] = ()
@@ -63,6 +62,8 @@ class Parts(NamedTuple):
 
     routing: Routing | None = None
     """Chooses the backends of calls, in place of the core. At most one feature has a routing."""
+    limits: CallLimits | None = None
+    """Limits the cost of turns. At most one feature has limits."""
     observe_attempt: ObserveAttempt | None = None
     """At most one feature observes attempts."""
     observe_call: ObserveCall | None = None

@@ -11,7 +11,7 @@ from tailrace.generators import metrics
 from tailrace.generators.backend_order import BackendOrder, BackendOrders
 from tailrace.generators.backends import Backend, Call
 from tailrace.generators.backends.measured import ObserveCall, measured
-from tailrace.generators.backends.model_event import ModelEvent, Put, Wait
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, await_each
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.outage import NoteWait, Outage
@@ -125,7 +125,7 @@ class Route:
                 if not calls:
                     return wait
                 calls.clear()
-                return partial(_await_each, blobs.aclose, wait)
+                return partial(await_each, blobs.aclose, wait)
 
             note = partial(caller.note_begin, name, call)
             await retry.stream(call_model, put_first if calls else put, note, self._outage, note_wait)
@@ -145,8 +145,3 @@ class Route:
             await self._caller.retry.pause(failures, error)
         self._outage.next_attempt()
         return Route(self._caller, order, failures, self._outage)
-
-
-async def _await_each(*waits: Wait | None) -> None:
-    for wait in filter(None, waits):
-        await wait()

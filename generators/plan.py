@@ -80,8 +80,11 @@ def plan(turn: Turn, attempts_max: int, cut: str | None = None, obstacle: str | 
         return Leave()
     if turn.stop.stop_reason is not None:
         return Complete()
-    if turn.message is not None and cut is not None:
+    if cut is not None and turn.message is not None:
         return AppendEvents(closing_events(turn, cut))
+    if cut is not None:
+        tried = f"a further attempt would exceed a limit of its cost ({cut})"
+        return Fail(Failure("attempts_exhausted", f"the answer broke off: {tried}"))
     mode = next_mode(turn, obstacle)
     if mode == "continue" and tokens_left(turn) <= 0:
         return AppendEvents(closing_events(turn, "max_tokens"))

@@ -3,13 +3,12 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from tailrace.generators.plan import Action, Complete, plan, plan_after_check
+from tailrace.generators.call_limits import CallLimits
+from tailrace.generators.plan import Acknowledge, Action, Complete, Leave, plan, plan_after_check
 from tailrace.proto.entries import Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import TurnKey
 
-Cut = Callable[[Turn], str | None]
-"""Returns the stop reason that completes the answer of a turn that has reached a limit; None for any other turn."""
 FindObstacle = Callable[[Request], str | None]
 """Returns why a partial answer to a request cannot be continued; None if it can."""
 
@@ -30,18 +29,27 @@ class Planner:
     def __init__(
         self,
         attempts_max: int,
-        cuts: Sequence[Cut] = (),
+        limits: CallLimits,
         obstacles: Sequence[FindObstacle] = (),
         checks: Sequence[CheckAnswer] = (),
     ) -> None:
         self._attempts_max = attempts_max
-        self._cuts = cuts
+        self._limits = limits
         self._obstacles = obstacles
         self._checks = checks
 
     async def next_action(self, key: TurnKey, turn: Turn) -> Action:
-        """Returns the next action for `turn`. If no check judges an answer, it is completed unchecked."""
-        cut = next(filter(None, (cut(turn) for cut in self._cuts)), None)
+        """Returns the next action for `turn`. If no check judges an answer, it is completed unchecked.
+
+        Raises LogUnavailable.
+        """
+        action = await self._plan(key, turn)
+        if isinstance(action, Acknowledge | Leave | Complete):
+            return action
+        cut = await self._limits.find_cut(key, turn, action)
+        return action if cut is None else await self._plan(key, turn, cut)
+
+    async def _plan(self, key: TurnKey, turn: Turn, cut: str | None = None) -> Action:
         request, obstacle = turn.request, None
         if request is not None:
             obstacle = next(filter(None, (find(request) for find in self._obstacles)), None)

@@ -12,6 +12,7 @@ from tailrace.generators.backend_order import CLAUDE, BackendOrders, parse_backe
 from tailrace.generators.backends import Backend, FactsReporter
 from tailrace.generators.backends.anthropic_api import AnthropicApi
 from tailrace.generators.backends.registry import Kinds, open_backend
+from tailrace.generators.call_limits import CallLimits
 from tailrace.generators.feature import Features, Generator, join_handlers, join_hooks, kinds_of
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
@@ -24,6 +25,8 @@ from tailrace.generators.turn_runner import TurnRunner
 from tailrace.generators.worker import Worker
 from tailrace.proto import service
 from tailrace.proto.errors import BackendError
+from tailrace.proto.fold import Turn
+from tailrace.proto.ids import TurnKey
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
@@ -71,7 +74,12 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         observers = [part.observe_call for part in parts if part.observe_call is not None]
         caller = ModelCaller(backends, routing, retry, blobs, observers)
         checks = [new_check() for new_check in hooks.checks]
-        planner = Planner(settings.attempts_max, hooks.cuts, hooks.obstacles, checks)
+        limits = at_most_one((part.limits for part in parts), "limits of calls") or CallLimits()
+        planner = Planner(settings.attempts_max, limits, hooks.obstacles, checks)
+
+        async def settle(key: TurnKey, turn: Turn) -> None:
+            await settlement.settle(key, turn, await limits.steps_of(key, turn))
+
         runner = TurnRunner(
             log,
             caller,
@@ -79,6 +87,7 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             name=name,
             filters=hooks.all_filters,
             sinks=hooks.sinks,
+            limits=limits,
             prepare=[prepare for part in parts for prepare in part.prepare],
             observe=at_most_one((part.observe_attempt for part in parts), "observer of attempts"),
             deadline_s=settings.deadline_s,
@@ -88,16 +97,17 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
             log,
             deliveries,
             runner,
-            settlement.settle,
+            settle,
             [lane for part in parts for lane in part.lanes],
             concurrency=settings.concurrency,
             grace_s=settings.grace_s,
             tenant_share=settings.tenant_share,
+            on_left=limits.forget,
         )
         worker.facts = caller.keys.facts
         of_core: dict[str, Handler] = {
             CANCEL_TURN: partial(cancel_turn, log),
-            END_DAMAGED_TURN: partial(end_damaged_turn, log, settlement.settle),
+            END_DAMAGED_TURN: partial(end_damaged_turn, log, settle),
         }
         if claude is not None:
             of_core[MODELS] = partial(list_models, claude)

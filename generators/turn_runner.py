@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 from tailrace.generators import metrics
 from tailrace.generators.attempt_runner import LATE, AttemptRunner, PlannedAttempt, WrapSink
 from tailrace.generators.backend_order import REPEATED_FAULTS
+from tailrace.generators.call_limits import CallLimits
 from tailrace.generators.continuation import FilterCall
 from tailrace.generators.delta_ticks import DeltaTicks
 from tailrace.generators.event_writer import append_when_not_full, as_stored, write_all
@@ -52,6 +53,7 @@ class TurnRunner:
         name: str,
         filters: Sequence[FilterCall],
         sinks: Sequence[WrapSink] = (),
+        limits: CallLimits,
         prepare: Sequence[PrepareTurn] = (),
         observe: ObserveAttempt | None = None,
         deadline_s: float,
@@ -68,7 +70,9 @@ class TurnRunner:
         self._prepare = prepare
         self._observe = observe or (lambda *_: nullcontext())
         self._deadline_s = deadline_s
-        self._attempts = AttemptRunner(log, name=name, filters=filters, sinks=sinks, ticks=DeltaTicks(delta_interval_s))
+        self._attempts = AttemptRunner(
+            log, name=name, filters=filters, sinks=sinks, limits=limits, ticks=DeltaTicks(delta_interval_s)
+        )
 
     async def run(self, key: TurnKey, known: Turn = EMPTY_TURN) -> Turn:
         """Runs a turn until its log holds an `end`; returns the fold.

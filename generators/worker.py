@@ -111,11 +111,14 @@ class Worker:
         concurrency: int,
         grace_s: float,
         tenant_share: float = 1.0,
+        on_left: Callable[[TurnKey], None] = lambda _: None,
     ) -> None:
+        """`on_left` is called with each turn that no longer runs here."""
         self._log = log
         self._deliveries = deliveries
         self._runner = runner
         self._on_ended = on_ended
+        self._on_left = on_left
         self._lanes = lanes
         self._slots = FairShare(concurrency, tenant_share)
         self._grace_s = grace_s
@@ -282,6 +285,7 @@ class Worker:
             raise
         finally:
             del self._held[key]
+            self._on_left(key)
 
     async def _run_to_end(self, key: TurnKey, job: Job) -> bool:
         """Runs a job and calls `on_ended`; returns whether the turn has ended. Logs errors instead of raising them."""

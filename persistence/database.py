@@ -32,6 +32,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "parked_turns": ("tenant", "session"),
     "call_decisions": ("tenant", "session", "turn", "call"),
     "notices": ("tenant", "notice"),
+    "reservations": ("tenant", "subject", "turn"),
+    "budget_keys": ("tenant", "owner", "key"),
     "reached": ("seq",),
     "session_counts": ("tenant", "project"),
     "named_totals": ("tenant", "dimension", "day"),

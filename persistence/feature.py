@@ -11,7 +11,7 @@ from tailrace.persistence.blob_gc import BlobCollector
 from tailrace.persistence.commands import EraseTenant, RequireExists
 from tailrace.persistence.database import Databases, Driver
 from tailrace.persistence.queries import Queries
-from tailrace.persistence.rpc import QueryHandler
+from tailrace.persistence.rpc import CatchUp, QueryHandler
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
 from tailrace.persistence.unrecorded_turns import UnrecordedTurns
@@ -34,6 +34,7 @@ class Services(NamedTuple):
     store: Store
     queries: Queries
     blobs: BlobCollector
+    caught_up: CatchUp
     retry_wait_s: float
     """The wait before a database that cannot be used is tried again."""
 

@@ -105,7 +105,9 @@ async def _serve(
     ).wait
     queries = Queries(store, settings.session_idle_s)
     blobs = BlobCollector(store, BlobStore(connection), BlobPins(connection), caught_up)
-    services = Services(connection, log, deliveries, tombstones, store, queries, blobs, settings.retry_wait_s)
+    services = Services(
+        connection, log, deliveries, tombstones, store, queries, blobs, caught_up, settings.retry_wait_s
+    )
     started = [feature.start(services, select(settings, feature.settings)) for feature in features]
     unrecorded = [parts.unrecorded for parts in started if parts.unrecorded is not None]
     erase_tenant = [parts.erase_tenant for parts in started if parts.erase_tenant is not None]

@@ -25,7 +25,7 @@ from tailrace.persistence.rows import (
     turn_record,
 )
 from tailrace.persistence.sql import statements
-from tailrace.persistence.tables import Deletion, Tables
+from tailrace.persistence.tables import AddedRows, Deletion, Tables
 from tailrace.persistence.turn_list import TurnListReader, read_listed
 from tailrace.proto.end_entry import LOST_FAILURE
 from tailrace.proto.errors import StoreRefused, StoreRolledBack
@@ -408,6 +408,11 @@ class Store:
     def build_row(self, key: TurnKey, turn: Turn) -> TurnRow:
         """Returns the row of a folded turn, with the rows of the features. Raises TurnUnknown without a request."""
         return build_row(key, turn, [one.rows for one in self._tables])
+
+    def of_unstored(self, row: TurnRow) -> AddedRows:
+        """Returns the rows of features that are also written for a turn with `store: false`."""
+        names = {name for one in self._tables for name in one.of_unstored}
+        return {name: values for name, values in row.added.items() if name in names}
 
     async def turn(self, key: TurnKey) -> TurnRecord | None:
         """Returns the record of the turn, or None if it was never recorded or is deleted."""

@@ -47,6 +47,9 @@ class Tables(NamedTuple):
     """The text of its queries.sql, see `read_queries`."""
     rows: Callable[[TurnKey, Turn, TurnRecord], AddedRows] = _add_nothing
     """Returns the rows of a turn, which are written in the transaction that records it. Must be pure."""
+    of_unstored: Sequence[str] = ()
+    """Statements of `rows` that also run for a turn with `store: false`, at its request and at its end: for rows
+    without content."""
     delete_turn: Sequence[str] = ()
     """Statements that run before the row of a turn is deleted, with its `tenant` and `turn`."""
     erase_turn: Sequence[str] = ()

@@ -39,7 +39,7 @@ from tailrace.proto.usage_meter import UsageMeter
 INPUT_LEVELS_MAX = LEVELS_MAX - 5
 NO_TIME = timedelta()
 # The stop reasons of an answer that was cut, perhaps within its last block.
-CUT = ("max_tokens", "max_cost", "model_context_window_exceeded")
+CUT = ("max_tokens", "max_cost", "budget", "model_context_window_exceeded")
 # The field of a tool call whose input was cut. Anthropic's `input_json_delta` has the text in a field of this name.
 PARTIAL = "partial_json"
 

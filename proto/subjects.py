@@ -1,5 +1,6 @@
 """Names of streams, buckets, consumers and subjects in NATS. Subjects are built here, from checked tokens."""
 
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from tailrace.proto.ids import TOKEN, Tenant, TurnId, TurnKey
@@ -44,6 +45,7 @@ EVERY_AUDIT = "audit.*"
 EVERY_ERASURE_NOTE = "$KV.CLAIMS.unstored.>"
 EVERY_TOMBSTONE = "$KV.CLAIMS.deleted.>"
 EVERY_DAMAGE_NOTE = "$KV.CLAIMS.damaged.>"
+EVERY_STEP_RECORD = "$KV.CLAIMS.steps.>"
 EVERY_EXTENSION_MARK = "$KV.CLAIMS.extended.*"
 # The write probes of all processes (PROTOCOL R68). No idempotency key has this name: theirs are hexadecimal.
 CLAIMS_PROBE = "$KV.CLAIMS.probe"
@@ -125,6 +127,18 @@ def budget(tenant: Tenant, owner: str, what: str, period: str) -> str:
     return f"budgets.{_token(tenant)}.{_token(owner)}.{_token(what)}.{_token(period)}"
 
 
+def budget_at(budget: str, at: datetime) -> str:
+    """Returns the subject of a budget of dollars, such as `budget`, for the day or month (UTC) of `at`."""
+    counter, _, period = budget.rpartition(".")
+    return f"{counter}.{at.astimezone(UTC).date().isoformat()[: len(period)]}"
+
+
+def given_back(budget: str) -> str:
+    """Returns the subject of the counter of what gateways have given back to `budget` (PROTOCOL R37)."""
+    counter, _, period = budget.rpartition(".")
+    return f"{counter}_back.{period}"
+
+
 def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:
     """Returns the subject of an owner's slot number `number` for `what`."""
     return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.{number}"
@@ -133,6 +147,11 @@ def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:
 def slots(tenant: Tenant, owner: str, what: str) -> str:
     """Returns the filter for all slots of one kind that the owner holds."""
     return f"slots.{_token(tenant)}.{_token(owner)}.{_token(what)}.*"
+
+
+def every_slot(what: str) -> str:
+    """Returns the filter for all slots of one kind."""
+    return f"slots.*.*.{_token(what)}.*"
 
 
 def audit(action: str) -> str:
@@ -182,6 +201,11 @@ def erasure_note(key: TurnKey) -> str:
 def damage_note(key: TurnKey) -> str:
     """Returns the subject of the note that the log has lost entries of a turn, in the bucket CLAIMS (PROTOCOL R144)."""
     return f"$KV.{CLAIMS}.damaged.{_token(key.tenant)}.{_token(key.turn)}"
+
+
+def step_record(key: TurnKey) -> str:
+    """Returns the name, in the bucket CLAIMS, of what a running turn has reserved in steps (PROTOCOL R149)."""
+    return f"steps.{_token(key.tenant)}.{_token(key.turn)}"
 
 
 def extension_mark(tenant: Tenant) -> str:

@@ -26,7 +26,7 @@ A double answers at once and never fails, unless a test says otherwise: `MemoryL
 the event loop's. What only a server can show (its disk, its leader, its permissions) needs a real one.
 """
 
-from tailrace.testing.buckets import MemoryClaims, MemoryTombstones
+from tailrace.testing.buckets import MemoryClaims, MemoryStepRecords, MemoryTombstones
 from tailrace.testing.deliveries import MemoryDeliveries, MemoryDelivery
 from tailrace.testing.limits import MemoryCounters, MemorySlots
 from tailrace.testing.log import MemoryLog, TurnEntries
@@ -39,6 +39,7 @@ __all__ = [
     "MemoryDelivery",
     "MemoryLog",
     "MemorySlots",
+    "MemoryStepRecords",
     "MemoryStore",
     "MemoryTombstones",
     "TurnEntries",

@@ -1,4 +1,4 @@
-"""MemoryClaims and MemoryTombstones: idempotency keys and the marks of deleted turns, in memory."""
+"""MemoryClaims, MemoryStepRecords and MemoryTombstones: values of the bucket CLAIMS, in memory."""
 
 from collections.abc import AsyncIterator, Iterable
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from tailrace.proto.ids import Seq, Tenant, TurnKey
 from tailrace.proto.nats import Claim, Claims, Tombstones
 from tailrace.proto.nats.idempotency import StoredClaim
+from tailrace.proto.nats.step_records import StepRecord, StepRecords
 from tailrace.proto.nats.tombstones import ErasureNote
 from tailrace.testing.log import BEGINNING
 
@@ -43,6 +44,22 @@ class MemoryClaims(Claims):
         found = self.stored.get((tenant, key))
         if found is not None and found.revision == revision:
             del self.stored[tenant, key]
+
+
+class MemoryStepRecords(StepRecords):
+    """What running turns have reserved in steps, in memory."""
+
+    def __init__(self) -> None:
+        self.stored: dict[TurnKey, StepRecord] = {}
+
+    async def read(self, key: TurnKey) -> StepRecord:
+        return self.stored.get(key, StepRecord())
+
+    async def write(self, key: TurnKey, record: StepRecord) -> int | None:
+        if record.revision != self.stored.get(key, StepRecord()).revision:
+            return None
+        self.stored[key] = record._replace(revision=record.revision + 1)
+        return record.revision + 1
 
 
 class MemoryTombstones(Tombstones):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tailrace.proto import subjects
 from tailrace.proto.ids import Seq, Tenant
 from tailrace.proto.nats import Counters, Slots
+from tailrace.proto.nats.counters import Increment, Once
 from tailrace.proto.nats.slots import HeldSlot, Slot
 
 
@@ -17,16 +18,19 @@ class MemoryCounters(Counters):
     def __init__(self) -> None:
         self.values: dict[str, int] = {}
         """By subject."""
-        self._named: set[tuple[str, str]] = set()
+        self._named: dict[tuple[str, str], Seq] = {}
+        self._newest = 0
 
-    async def add(self, subject: str, amount: int) -> int:
+    async def increment(self, subject: str, amount: int) -> Increment:
         self.values[subject] = self.values.get(subject, 0) + amount
-        return self.values[subject]
+        self._newest += 1
+        return Increment(self.values[subject], Seq(self._newest))
 
-    async def add_once(self, subject: str, amount: int, name: str) -> None:
-        if (subject, name) not in self._named:
-            self._named.add((subject, name))
-            await self.add(subject, amount)
+    async def add_once(self, subject: str, amount: int, name: str) -> Once:
+        is_new = (subject, name) not in self._named
+        if is_new:
+            self._named[subject, name] = (await self.increment(subject, amount)).seq
+        return Once(self._named[subject, name], is_new)
 
 
 class _Held(NamedTuple):

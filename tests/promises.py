@@ -1,4 +1,4 @@
-"""The five promises as pure functions of a recorded history. They judge tests, chaos runs and benchmarks alike.
+"""The six promises as pure functions of a recorded history. They judge tests, chaos runs and benchmarks alike.
 
 Each takes a History and returns true, false or unknown, with the smallest evidence. What was not recorded is unknown:
 a history without readers does not prove that readers miss nothing. `judge` returns the worst verdict, and unknown is
@@ -73,6 +73,25 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
         return [frame for connected in self.connections for frame in connected.frames]
 
 
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget, in nano-dollars, or the slots of a limit `running`, at one moment."""
+
+    name: str
+    """The subject of its counter, or of its slots."""
+    limit: int
+    left: int
+    """What is left, as admission counts it. It may be negative."""
+    recorded: int = 0
+    """The recorded cost of its period; 0 for slots."""
+    reserved: int = 0
+    """What the turns that exist and have not ended have reserved: money, or slots."""
+
+    @property
+    def held(self) -> int:
+        """What is taken from it for no turn; negative: what is left although it is spent or reserved."""
+        return self.limit - self.recorded - self.reserved - self.left
+
+
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """The recorded operations of a run, and the log after it."""
 
@@ -85,6 +104,10 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """The whole log of a turn in a dialect: the frames of a reader without interruptions."""
     records: dict[TurnKey, TurnRecord] | None = None
     """The rows in SQLite; None when they were not read."""
+    budgets: tuple[Budget, ...] | None = None
+    """The budgets and slots when all is quiet, at most two minutes after the last fault; None when not read."""
+    samples: tuple[Budget, ...] = ()
+    """The same at moments of the run, each with `recorded` read before `left`."""
     folds: dict[TurnKey, Turn] = {}
     """The folds that are known; others are computed from the log each time."""
 
@@ -122,10 +145,22 @@ def nothing_forgotten(history: History) -> Verdict:
     return worst([_check_recorded(history, key) for key in _acknowledged_turns(history)])
 
 
-PROMISES: tuple[Promise, ...] = (no_gap, no_repeat, one_end, one_story, nothing_forgotten)
+def nothing_held(history: History) -> Verdict:
+    """What is left of a budget is its limit less the recorded cost and what turns that exist have reserved (R148).
+
+    Exactly, once all is quiet; and at no moment is more left than the limit less the recorded cost.
+    """
+    if history.budgets is None:
+        return Verdict(None, "the budgets were not read")
+    return worst([*map(_overspending, history.samples), *map(_holding, history.budgets)])
 
 
-def judge(history: History, promises: Sequence[Promise] = PROMISES) -> Verdict:
+OF_TURNS: tuple[Promise, ...] = (no_gap, no_repeat, one_end, one_story, nothing_forgotten)
+"""The promises that a history of single turns can show."""
+PROMISES: tuple[Promise, ...] = (*OF_TURNS, nothing_held)
+
+
+def judge(history: History, promises: Sequence[Promise] = OF_TURNS) -> Verdict:
     """Returns the worst verdict; its evidence begins with the name of the promise."""
     return worst([_with_name(promise, promise(history)) for promise in promises])
 
@@ -250,6 +285,21 @@ def _check_recorded(history: History, key: TurnKey) -> Verdict:
     row = history.records.get(key)
     if row is None or row.outcome == "running":
         return Verdict(False, f"{key.turn} has ended and is {'missing' if row is None else 'running'} in SQLite")
+    return KEPT
+
+
+def _overspending(sample: Budget) -> Verdict:
+    over = sample.left + sample.recorded - sample.limit
+    if over > 0:
+        return Verdict(False, f"{sample.name} has {over} more left than its limit less what is recorded", (sample,))
+    return KEPT
+
+
+def _holding(budget: Budget) -> Verdict:
+    if budget.held > 0:
+        return Verdict(False, f"{budget.name} holds {budget.held} for no turn", (budget,))
+    if budget.held < 0:
+        return Verdict(False, f"{budget.name} has {-budget.held} left that are spent or reserved", (budget,))
     return KEPT
 
 

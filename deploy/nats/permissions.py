@@ -47,6 +47,7 @@ from tailrace.proto.resources import ChangeSession, CreateSession, DeleteResourc
 from tailrace.proto.subjects import (
     AUDIT,
     BODIES,
+    BUDGETS,
     CLAIMS,
     CLAIMS_STREAM,
     EVERY_AUDIT,
@@ -64,6 +65,7 @@ from tailrace.proto.subjects import (
     EVERY_READER_REPLY,
     EVERY_REQUEST,
     EVERY_SLOT,
+    EVERY_STEP_RECORD,
     GENERATORS,
     KEYS,
     KEYS_STREAM,
@@ -215,6 +217,7 @@ RIGHTS: Mapping[str, Rights] = {
             EVERY_END,
             EVERY_EVENT_BLOB,
             EVERY_DAMAGE_NOTE,
+            EVERY_STEP_RECORD,
             *COUNT,
             *READ_CONFIG,
             *READ_TURNS,
@@ -239,6 +242,12 @@ RIGHTS: Mapping[str, Rights] = {
             EVERY_DAMAGE_NOTE,
             EVERY_EXTENSION_MARK,
             END_DAMAGED,
+            # For the comparison of budgets with what is recorded.
+            EVERY_BUDGET,
+            f"{API}.DIRECT.GET.{BUDGETS}",
+            f"{API}.STREAM.MSG.GET.{BUDGETS}",
+            f"{API}.DIRECT.GET.{SLOTS}",
+            f"{API}.STREAM.MSG.DELETE.{SLOTS}",
             # For erasing turns with `store: false`.
             f"{API}.STREAM.MSG.DELETE.{STREAM}",
             *READ_CONFIG,

@@ -13,8 +13,9 @@ from tailrace.generators.rpc import refuse_backend_errors
 from tailrace.proto import nats
 from tailrace.proto.errors import BackendError
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Tombstones, TurnLog
 from tailrace.proto.nats.rpc import decode_query
+from tailrace.proto.nats.step_records import StepRecords
 
 logger = structlog.get_logger()
 
@@ -62,7 +63,7 @@ def start(generator: Generator) -> Parts:
         TurnLog(connection),
         BlobStore(connection),
         Tombstones(connection),
-        Counters(connection),
+        StepRecords(connection),
         lambda: nats.fullness(connection),
         name=generator.name,
         concurrency=max(1, settings.concurrency // 2),

@@ -182,7 +182,7 @@ class BatchBuilder:
         source, refused = await add(inputs)
         # With `message_batches` the turns do not run here, so one slot is enough.
         at_once = new.parallel if new.via == "messages" else 1
-        reserved = Reserved([[]] * len(inputs.requests), [], at_once)
+        reserved = Reserved([[]] * len(inputs.requests), [], [], at_once)
         if admission is not None:
             reserved = await admission.reserve_batch(turn.turn, inputs.requests, at_once)
         await held.enter_async_context(self._blobs.hold_pins(own))
@@ -214,7 +214,15 @@ class BatchBuilder:
             by=principal.key,
             holds=reserved.slots or None,
             webhook=new.webhook,
-            batch=entries.Batch(sha256, len(content), len(lines), reserved.parallel, sorted(referred) or None, source),
+            batch=entries.Batch(
+                sha256,
+                len(content),
+                len(lines),
+                reserved.parallel,
+                sorted(referred) or None,
+                source,
+                reserved.together or None,
+            ),
             via=new.via,
         )
         return entry, 0

@@ -14,7 +14,6 @@ import msgspec
 import structlog
 
 from tailrace.features.batches import input_lines
-from tailrace.features.batches.give_back import give_back
 from tailrace.features.batches.input_span import input_span
 from tailrace.features.batches.message_batches import MessageBatchSubmitter, read_own
 from tailrace.features.batches.message_batches_api import MessageBatchesApi
@@ -34,7 +33,8 @@ from tailrace.proto.entries import Attempt, Batch, End, Entry, Failure, Outcome
 from tailrace.proto.errors import BackendError, BlobUnknown, EntryTooLarge, FenceLost, LogError, TurnUnknown
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, is_child_id
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Tombstones, TurnLog
+from tailrace.proto.nats.step_records import StepRecord, StepRecords
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.gather import gather_limited
 
@@ -119,7 +119,7 @@ class BatchRunner:
         log: TurnLog,
         blob_store: BlobStore,
         tombstones: Tombstones,
-        counters: Counters,
+        step_records: StepRecords,
         fullness: Callable[[], Awaitable[float]],
         *,
         name: str,
@@ -139,7 +139,7 @@ class BatchRunner:
         self._log = log
         self._blob_store = blob_store
         self._tombstones = tombstones
-        self._counters = counters
+        self._step_records = step_records
         self._fullness = fullness
         self._submitter: MessageBatchSubmitter | None = None
         if message_batches is not None:
@@ -184,14 +184,23 @@ class BatchRunner:
                 if turn.end is None:
                     raise
         if turn.outcome != "completed":
-            is_written = True
-            if is_message_batch(turn) and self._submitter is not None:
-                is_written = await self._submitter.stop(key, turn, inputs, tally)
-            await self._stop_all(key, inputs, is_written=is_written)
+            if is_message_batch(turn):
+                await self._stop_message_batch(key, turn, inputs, tally)
+            await self._stop_all(key, len(inputs))
         return turn
 
+    async def _stop_message_batch(self, key: TurnKey, turn: Turn, inputs: Sequence[bytes], tally: BatchTally) -> None:
+        """Cancels the message batch of a batch that has ended, and writes its results."""
+        if self._submitter is not None:
+            is_over = await self._submitter.stop(key, turn, inputs, tally)
+        else:
+            is_over = tally.message_batch is None and not tally.is_unclear
+        if is_over:
+            # No further turn will be stored: persistence gives back what is left of the reservation (PROTOCOL R148).
+            await self._step_records.write(key, StepRecord())
+
     async def _stop_without_inputs(self, key: TurnKey, turn: Turn, count: int) -> None:
-        """Stops what earlier runners of a batch with `count` inputs have begun. Gives no reservations back.
+        """Stops what earlier runners of a batch with `count` inputs have begun.
 
         A batch that was cancelled may lose its inputs: the erasure of a user deletes the inputs of ended batches.
         """
@@ -199,7 +208,7 @@ class BatchRunner:
         if self._submitter is not None and name is not None:
             with suppress(BackendError):
                 await self._submitter.cancel(name)
-        await self._stop_all(key, [b""] * count, is_written=False)
+        await self._stop_all(key, count)
 
     async def _cancel_orphan(self, key: TurnKey, turn: Turn, tally: BatchTally) -> None:
         """Cancels this runner's message batch if no runner will read it.
@@ -363,28 +372,10 @@ class BatchRunner:
         metrics.ENDS.labels(outcome).inc()
         return fold([as_stored(chain, end)], turn)
 
-    async def _stop_all(self, key: TurnKey, inputs: Sequence[bytes], *, is_written: bool) -> None:
-        """Cancels the running turns of a batch that has ended, and gives back what inputs without a turn have reserved.
-
-        Without `is_written`, some answers may be missing in the log although they are paid for: then nothing is given
-        back.
-        """
-        children = [input_lines.child_key(key, number) for number in range(len(inputs))]
-        stored = await self._log.find_stored(children)
-
-        async def stop(number: int) -> None:
-            try:
-                if children[number] in stored:
-                    await self._stop(children[number])
-                elif is_written:
-                    await give_back(self._tombstones, self._counters, children[number], inputs[number])
-            except (LogError, MemoryError):
-                raise
-            except Exception:
-                # Another attempt would fail in the same way, and nothing limits their number.
-                logger.exception("an input of a batch cannot be stopped", turn=children[number].turn)
-
-        await gather_limited(stop, range(len(children)), STOPPED_AT_ONCE)
+    async def _stop_all(self, key: TurnKey, count: int) -> None:
+        """Cancels the running turns of a batch with `count` inputs that has ended."""
+        children = (input_lines.child_key(key, number) for number in range(count))
+        await gather_limited(self._stop, await self._log.find_stored(children), STOPPED_AT_ONCE)
 
     async def _stop(self, child: TurnKey) -> None:
         """Cancels a running turn, whose generator then settles its limits."""

@@ -1,1 +1,1 @@
-"""Limits of a key and of a tenant, counted over all gateways: requests, tokens, money, running turns and streams."""
+"""Limits of a key and of a tenant, over all processes: requests, tokens, money, running turns and streams."""

@@ -1,11 +1,13 @@
 """Estimate of the tokens and nano-dollars that a request may use, before the model is called. Pure.
 
-The estimate is the most that is likely: the whole prompt, at the cache-write price if it is to be cached, an answer of
-`max_tokens`, and each further call that may follow. Text counts 3.5 bytes of UTF-8 a token. An image counts as the
-largest one that a model is shown, a document by its pages. The turn's `end` has what was really used.
+The tokens are the most that is likely: the whole prompt, an answer of `max_tokens`, and each further call that may
+follow. The money is that of the prompt, at the cache-write price if it is to be cached, and of the beginning of the
+answer: a running turn reserves more in steps (allowance.py). A message batch, whose answers nobody sees before their
+end, has no steps. Text counts 3.5 bytes of UTF-8 a token. An image counts as the largest one that a model is shown, a
+document by its pages. The turn's `end` has what was really used.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,6 +15,7 @@ import msgspec
 from tailrace.features.limits.pdf_pages import UNKNOWN_PAGES, PageCounter, pages_of_size
 from tailrace.proto.blobs import parse_reference
 from tailrace.proto.entries import Request
+from tailrace.proto.fold import Turn, contents
 from tailrace.proto.forced_tools import answer_schema
 from tailrace.proto.models import find_model
 from tailrace.proto.pricing import price_calls
@@ -24,10 +27,17 @@ IMAGE_TOKENS = 4784
 PAGE_TOKENS = 3000 + 1600
 # The message that asks for a new answer after one that broke the schema; it quotes at most 1,000 characters.
 SCHEMA_RETRY_TOKENS = 350
+# The output tokens of the first reservation: a step, and the rest at which the next step is reserved (allowance.py).
+FIRST_TOKENS = 1024 + 256
+# How often an input of a message batch searches the web, if its request does not limit it.
+BATCH_SEARCHES = 5
 
 
 class Estimate(NamedTuple):
-    """The most that a request is likely to use. `nano_usd` is None if the price of its model is unknown."""
+    """The most tokens that a request is likely to use, and the money that is reserved for it at first.
+
+    `nano_usd` is None if the price of its model is unknown.
+    """
 
     tokens: int
     nano_usd: int | None
@@ -38,30 +48,37 @@ ZERO = Estimate(0, 0)
 
 def estimate_request(request: Request, counter: PageCounter | None = None) -> Estimate:
     """Returns the estimate for `request`. Pass one `counter` for all requests of one HTTP body."""
-    model = find_model(request.model)
     prompt = _measure(request, counter or PageCounter())
-    if model is not None and model.input_tokens_max is not None:
-        # The model refuses a longer prompt at no cost.
-        prompt = prompt._replace(tokens=min(prompt.tokens, model.input_tokens_max))
     calls = [_call(request, prompt, request.max_tokens)]
     if request.via == "messages" and answer_schema(request) is not None:
         retry = prompt.with_more(request.max_tokens + SCHEMA_RETRY_TOKENS)
         calls.append(_call(request, retry, request.max_tokens))
     tokens = sum(sum(call.counts) for call in calls)
-    bill = price_calls(request.model, calls).total
+    # A message batch answers when everything is paid for.
+    output = request.max_tokens if request.via == "message_batches" else min(request.max_tokens, FIRST_TOKENS)
+    first = msgspec.structs.replace(calls[0], output_tokens=output)
+    bill = price_calls(request.model, [first]).total
     if bill.cost_is_unknown:
         return Estimate(tokens, None)
     nano_usd = bill.cost_nano_usd
     if request.max_cost_nano_usd is not None:
-        # The answer is closed once it has cost `max_cost`. The prompt of the call that runs then is paid in full.
-        last = _cost(request, [msgspec.structs.replace(calls[-1], output_tokens=0)])
-        most = request.max_cost_nano_usd
-        nano_usd = min(nano_usd, most + last if len(calls) > 1 else max(most, last))
+        # The answer is closed once it has cost `max_cost`. The prompt is paid in full.
+        nano_usd = min(nano_usd, max(request.max_cost_nano_usd, _cost(request, first, output_tokens=0)))
     return Estimate(tokens, nano_usd)
 
 
-def _cost(request: Request, calls: Iterable[CallUsage]) -> int:
-    return price_calls(request.model, calls).total.cost_nano_usd
+def estimate_further_call(request: Request, turn: Turn) -> int:
+    """Returns what a further call of the running `turn` costs at first, in nano-dollars.
+
+    Its prompt has the answer so far, or the answer that is to be corrected.
+    """
+    prompt = _measure(request, PageCounter(), [contents(turn.blocks, None), turn.rejected])
+    tokens_left = max(0, request.max_tokens - turn.generated_tokens)
+    return _cost(request, _call(request, prompt, min(tokens_left, FIRST_TOKENS)))
+
+
+def _cost(request: Request, call: CallUsage, **changes: Any) -> int:
+    return price_calls(request.model, [msgspec.structs.replace(call, **changes)]).total.cost_nano_usd
 
 
 def _call(request: Request, prompt: "_Prompt", output_tokens: int) -> CallUsage:
@@ -80,9 +97,11 @@ def _call(request: Request, prompt: "_Prompt", output_tokens: int) -> CallUsage:
 
 
 def _searches_max(request: Request) -> int:
-    """Returns how often a call may search the web, as far as the request limits it."""
+    """Returns how many web searches are reserved for an input of a message batch. Other turns reserve them in steps."""
+    if request.via != "message_batches":
+        return 0
     limits = [tool.get("max_uses") for tool in request.tools or () if str(tool.get("type")).startswith("web_search_")]
-    return sum(map(read_count, limits))
+    return sum(read_count(limit) or BATCH_SEARCHES for limit in limits)
 
 
 class _Prompt(NamedTuple):
@@ -96,12 +115,13 @@ class _Prompt(NamedTuple):
         return self._replace(tokens=self.tokens + tokens)
 
 
-def _measure(request: Request, counter: PageCounter) -> _Prompt:
+def _measure(request: Request, counter: PageCounter, answer: Sequence[Any] = ()) -> _Prompt:
+    """Returns the size of the prompt of a call; `answer` is the answer so far."""
     size = tokens = 0
     options = request.options or {}
     ttls = [request.cache, _cache_ttl(options)]
     pending: list[Any] = [message.content for message in request.messages]
-    pending += [request.system, request.tools, answer_schema(request)]
+    pending += [request.system, request.tools, answer_schema(request), *answer]
     while pending:
         match pending.pop():
             case str(text):
@@ -128,7 +148,11 @@ def _measure(request: Request, counter: PageCounter) -> _Prompt:
             case scalar:
                 # A number or a boolean: 100,000 of them are at least as many tokens.
                 size += len(str(scalar))
-    return _Prompt(estimate_tokens(size) + tokens, any(ttls), "1h" in ttls)
+    total, model = estimate_tokens(size) + tokens, find_model(request.model)
+    if model is not None and model.input_tokens_max is not None:
+        # The model refuses a longer prompt at no cost.
+        total = min(total, model.input_tokens_max)
+    return _Prompt(total, any(ttls), "1h" in ttls)
 
 
 def _cache_ttl(fields: Mapping[str, Any]) -> str | None:

@@ -19,10 +19,14 @@ from tailrace.gateway.auth.limits import Limits
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http.route import Route
 from tailrace.gateway.services import Gateway
+from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.gateway.turns.request_body import NewTurn
+from tailrace.proto.errors import Refused
 from tailrace.proto.nats import Counters, Slots
 
 # Requests of one credential to the routes for operators in a minute, at all gateways together.
 OPERATOR_REQUESTS_MAX = 120
+COST_USD_MAX = 1e6
 
 
 class Settings(percents.Settings, frozen=True, kw_only=True):
@@ -79,6 +83,12 @@ def wrap(route: Route) -> Route:
     return msgspec.structs.replace(route, endpoint=counted(route.endpoint)) if route.need == "admin" else route
 
 
+def check_max_cost(new_turn: NewTurn) -> None:
+    """Raises Refused for a limit that is not above 0, or too large for nano-dollars."""
+    if new_turn.max_cost is not None and not 0 < new_turn.max_cost <= COST_USD_MAX:
+        raise Refused("request_invalid", f"`max_cost` is dollars, above 0 and at most {COST_USD_MAX:,.0f}")
+
+
 def start(gateway: Gateway, settings: Settings) -> Parts:
     """Makes the limiter, whose counters and slots all gateways share."""
     counters, fullness = Counters(gateway.connection), gateway.log_fullness
@@ -106,6 +116,7 @@ def start(gateway: Gateway, settings: Settings) -> Parts:
             soft_limits.run,
         ),
         limiter=limiter,
+        steps=OptionalSteps(check_max_cost=check_max_cost),
     )
 
 

@@ -6,17 +6,18 @@ a running turn counts as free as soon as the log has the turn's end, even if no 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from tailrace.features.limits.cost_estimate import ZERO, Estimate, estimate_request
 from tailrace.features.limits.pdf_pages import PageCounter
 from tailrace.features.limits.quotas import (
-    TENANT,
     Owner,
     Quota,
     QuotaRest,
@@ -29,6 +30,7 @@ from tailrace.features.limits.quotas import (
 )
 from tailrace.features.limits.rate_headers import Headers, rate_headers
 from tailrace.features.limits.rates import MINUTE_S
+from tailrace.features.limits.records import TENANT
 from tailrace.features.limits.soft_limits import BUDGETS, SoftLimits
 from tailrace.features.limits.stream_slots import HeldSlots, StreamSlots
 from tailrace.gateway.auth import admission
@@ -40,12 +42,11 @@ from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogError, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
-from tailrace.proto.nats.slots import HeldSlot
-from tailrace.proto.ownership import Scope, ScopedKey
+from tailrace.proto.nats.counters import RESERVED_WITHIN_S
+from tailrace.proto.ownership import Scope
+from tailrace.proto.subjects import given_back
 from tailrace.proto.usage import NANO_USD_PER_USD
 
-# A slot whose turn is not in the log after this time belongs to a gateway that died before it stored the turn.
-STORED_WITHIN = timedelta(seconds=60)
 # How many slots are checked for an ended turn when all are taken.
 CHECKED_SLOTS_MAX = 64
 RUNNING_RETRY_AFTER_S = 1.0
@@ -147,6 +148,19 @@ class Limiter(admission.Limiter):
         return found
 
 
+class Taken(NamedTuple):
+    """What a request has added to the counter of a quota, and the sequence of the increment."""
+
+    quota: Quota
+    amount: int
+    seq: Seq
+
+    def reserve(self, unit: Literal["tokens", "nusd"], amount: int) -> Reservation:
+        """Returns the reservation of `amount`, which is all or a part of what was added."""
+        limit = self.quota.most if unit == "nusd" else None
+        return Reservation(self.quota.subject, unit, amount, self.seq, limit)
+
+
 class Admission:
     """The counts and slots that one request has taken from its limits."""
 
@@ -155,9 +169,10 @@ class Admission:
         self._limiter = limiter
         self._scope = scope
         self._owners = of
-        self._taken: list[tuple[Quota, int]] = []
+        self._taken: list[Taken] = []
         self._slots: list[Seq] = []
         self._counter = PageCounter()
+        self.append_until = math.inf
         self.quota_rests: dict[str, QuotaRest] = {}
         """The rest of each quota at its last read, by the subject of its counter."""
 
@@ -169,13 +184,20 @@ class Admission:
         """Gives back all counts and slots if no turn was stored. If a turn was stored, its end settles them."""
         taken, self._taken = self._taken, []
         slots, self._slots = self._slots, []
-        # If NATS is unreachable, requests stay counted for a minute, estimates for the day. All at once, as the client
-        # waits for its error.
-        await asyncio.gather(*(self._give_back(*one) for one in taken), *map(self._free_slot, slots))
+        # If NATS is unreachable, requests stay counted for a minute, and persistence gives the money back. All at once,
+        # as the client waits for its error.
+        await asyncio.gather(*map(self._give_back, taken), *map(self._free_slot, slots))
 
-    async def _give_back(self, quota: Quota, amount: int) -> None:
+    async def _give_back(self, taken: Taken) -> None:
+        subject, is_money = taken.quota.subject, taken.quota.what in BUDGETS
+        # Later, persistence may have given the money back.
+        if is_money and _now() >= self.append_until:
+            return
         with suppress(LogError):
-            self._record(quota, await self._limiter.counters.add(quota.subject, -amount))
+            if is_money:
+                # First: persistence, which compares the counter with the reservations, must not give it back, too.
+                await self._limiter.counters.add(given_back(subject), taken.amount)
+            self._record(taken.quota, await self._limiter.counters.add(subject, -taken.amount))
 
     async def _free_slot(self, seq: Seq) -> None:
         with suppress(LogError):
@@ -198,7 +220,7 @@ class Admission:
 
     async def reserve_turn(self, turn: TurnId, request: Request) -> Request:
         """Returns `request` with its reservations until its end, in `holds`. Raises Refused, LogUnavailable."""
-        (holds,), slots, _ = await self.reserve_batch(turn, [request], 1)
+        (holds,), _, slots, _ = await self.reserve_batch(turn, [request], 1)
         return msgspec.structs.replace(request, holds=[*holds, *slots] or None)
 
     async def reserve_batch(self, turn: TurnId, requests: Sequence[Request], parallel: int) -> Reserved:
@@ -207,17 +229,23 @@ class Admission:
         Tokens and money of all turns are counted now; each turn settles its own. Raises Refused, LogUnavailable.
         """
         estimates = await self._estimate(requests)
+        # Before the first slot and the first increment.
+        self.append_until = _now() + RESERVED_WITHIN_S
         tokens = await self._take("tokens", sum(estimate.tokens for estimate in estimates))
         # Before money: concurrent requests without a slot would make the budget look exceeded to those with one.
         slots, running = await self._running_slots(turn, parallel)
         costs = [self._known_cost(estimate) for estimate in estimates]
         nano_usd = await self._take_money(sum(costs))
         each = [
-            [Reservation(subject, "tokens", estimate.tokens) for subject in tokens]
-            + [Reservation(subject, "nusd", cost) for subject in nano_usd]
+            [taken.reserve("tokens", estimate.tokens) for taken in tokens]
+            + [taken.reserve("nusd", cost) for taken in nano_usd]
             for estimate, cost in zip(estimates, costs, strict=True)
         ]
-        return Reserved(each, slots, running)
+        together = [taken.reserve("tokens", taken.amount) for taken in tokens]
+        together += [taken.reserve("nusd", taken.amount) for taken in nano_usd]
+        if not (slots or nano_usd):
+            self.append_until = math.inf
+        return Reserved(each, together, slots, running)
 
     def _known_cost(self, estimate: Estimate) -> int:
         """Returns the estimated cost. Raises Refused if it is unknown and there is a budget."""
@@ -241,8 +269,8 @@ class Admission:
                 return slots, running
         return slots, most
 
-    async def _take_money(self, amount: int) -> list[str]:
-        """Adds `amount` to the counters of the budgets and returns their subjects. Raises Refused, LogUnavailable.
+    async def _take_money(self, amount: int) -> list[Taken]:
+        """Adds `amount` to the counters of the budgets. Raises Refused, LogUnavailable.
 
         Concurrent requests that are refused are counted for a moment, and a 402 is final for clients. So a budget is
         compared again, when they have given back their amounts, before it refuses.
@@ -252,22 +280,22 @@ class Admission:
             return await self._take_budgets(amount)
         except Refused:
             taken, self._taken = self._taken[before:], self._taken[:before]
-            await asyncio.gather(*(self._give_back(*one) for one in taken))
+            await asyncio.gather(*map(self._give_back, taken))
             await asyncio.sleep(GIVEN_BACK_S)
             await self._take_budgets(amount, is_counted=False, is_final=True)
             return await self._take_budgets(amount, is_final=True)
 
-    async def _take_budgets(self, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[str]:
+    async def _take_budgets(self, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[Taken]:
         """`_take` for the budgets of a day and of a month."""
         day = await self._take("usd_day", amount, is_counted=is_counted, is_final=is_final)
         return [*day, *await self._take("usd_month", amount, is_counted=is_counted, is_final=is_final)]
 
-    async def _take(self, what: What, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[str]:
-        """Adds `amount` to the counters of one limit and returns their subjects. Raises Refused, LogUnavailable.
+    async def _take(self, what: What, amount: int, *, is_counted: bool = True, is_final: bool = False) -> list[Taken]:
+        """Adds `amount` to the counters of one limit. Raises Refused, LogUnavailable.
 
         `is_counted`: False only compares the amount with what is left. `is_final`: whether the client gets a refusal.
         """
-        added: list[str] = []
+        added: list[Taken] = []
         for owner in self._owners:
             quota = quota_of(owner, what, self._limiter.now())
             if quota is None:
@@ -280,14 +308,15 @@ class Admission:
             # refused.
             counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
-            value = await self._limiter.counters.add(quota.subject, counted)
+            value, seq = await self._limiter.counters.increment(quota.subject, counted)
             if soft_limits is not None and was_known and counted and soft_limits.is_lost(quota, value - counted):
                 # Other turns may be counted in it already.
-                await self._limiter.counters.add(quota.subject, -counted)
+                await self._give_back(Taken(quota, counted, seq))
                 await soft_limits.complete_again(owner, quota, self._key)
-                value = await self._limiter.counters.add(quota.subject, counted)
+                value, seq = await self._limiter.counters.increment(quota.subject, counted)
+            taken = Taken(quota, counted, seq)
             if counted:
-                self._taken.append((quota, counted))
+                self._taken.append(taken)
             self._record(quota, value)
             is_refused = value - counted + amount > quota.most
             if soft_limits is not None:
@@ -297,7 +326,7 @@ class Admission:
             if is_refused:
                 hides = quota.noun == "tenant" and not self._scope.is_whole_tenant
                 raise quota_error(quota, amount, value - counted, self._limiter.now(), hides_budget=hides)
-            added.append(quota.subject)
+            added.append(taken)
         return added
 
     def _record(self, quota: Quota, counted: int) -> None:
@@ -327,21 +356,18 @@ class Admission:
         return taken
 
     async def _free_ended(self, owner: Owner) -> bool:
-        """Frees slots of turns that have ended or were never stored; returns whether it has freed any."""
+        """Frees slots of turns that have just ended; returns whether it has freed any. Persistence frees all others."""
         held = await self._limiter.slots.list_held(owner.tenant, owner.name, "running")
-        over = await asyncio.gather(*(self._is_over(slot) for slot in held[:CHECKED_SLOTS_MAX]))
-        ended = [slot for slot, is_over in zip(held, over, strict=False) if is_over]
+        keys = [TurnKey(self._scope.tenant, TurnId(slot.holder)) for slot in held[:CHECKED_SLOTS_MAX]]
+        have_ended = await asyncio.gather(*map(self._limiter.log.has_end, keys))
+        ended = [slot for slot, has_ended in zip(held, have_ended, strict=False) if has_ended]
         for slot in ended:
             await self._limiter.slots.release(slot.seq)
         return bool(ended)
 
-    async def _is_over(self, slot: HeldSlot) -> bool:
-        key = TurnKey(self._scope.tenant, TurnId(slot.holder))
-        log = self._limiter.log
-        if await log.has_end(key):
-            return True
-        age = datetime.fromtimestamp(self._limiter.now(), UTC) - slot.at
-        return age > STORED_WITHIN and not await log.has_turn(ScopedKey.whole(key))
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def quota_error(quota: Quota, amount: int, held: int, now: float, *, hides_budget: bool = False) -> Refused:
@@ -356,8 +382,8 @@ def quota_error(quota: Quota, amount: int, held: int, now: float, *, hides_budge
         return Refused(
             "budget_exceeded",
             f"The budget of this {quota.noun} for the {PERIOD[quota.what]} is "
-            f"{'nearly spent' if hides_budget else sums}, and this turn may cost {_usd(amount)}. "
-            f"It renews at {at}. A smaller `max_tokens` or a `max_cost` reserves less.",
+            f"{'nearly spent' if hides_budget else sums}, and this turn reserves {_usd(amount)}. "
+            f"It renews at {at}. A shorter prompt or a `max_cost` reserves less.",
         )
     if amount > quota.most:
         # Not a 429: a retry can never succeed.

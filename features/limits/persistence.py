@@ -1,7 +1,10 @@
-"""Compares usage with budgets, and stores the webhooks about budgets that are reached."""
+"""Compares usage with budgets and counters, and stores the webhooks about budgets that are reached."""
 
+import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,13 +13,18 @@ import structlog
 from tailrace.features.common.budgets import ListReachedBudgets, ReachedBudget, ReachedBudgets
 from tailrace.features.limits import metrics
 from tailrace.features.limits.percents import Settings, parse_percents
+from tailrace.features.limits.reconciler import ROUND_S, Reconciler
 from tailrace.features.limits.records import BudgetState, BudgetWebhook, CheckBudget
+from tailrace.features.limits.reservations import Budget, ReservationTable, parse_budget, rows_of
 from tailrace.persistence.feature import Feature, Parts, Services
-from tailrace.persistence.rows import EPOCH, micros
+from tailrace.persistence.rows import micros
+from tailrace.persistence.run_every import run_beside, run_every
 from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
+from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Tenant
+from tailrace.proto.runtime.race import is_set_within
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 logger = structlog.get_logger()
@@ -30,12 +38,22 @@ REACHED_MAX = 2000
 class BudgetQueries:
     """Answers the queries about budgets. Each raises StoreError."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, raise_to_recorded: Callable[[Budget], Awaitable[int]]) -> None:
+        """`raise_to_recorded` is that of a Reconciler."""
         self._store = store
+        self._table = ReservationTable(store)
+        self._raise_to_recorded = raise_to_recorded
 
     async def check(self, tenant: Tenant, query: CheckBudget) -> BudgetState:
-        """Returns what is spent. Stores a webhook, counts and logs each share that is reached for the first time."""
-        spent = await self._spent(tenant, query)
+        """Returns what is spent. Stores a webhook, counts and logs each share that is reached for the first time.
+
+        The counter then has at least this amount: it lacks the turns that were accepted before the budget was set.
+        Raises LogUnavailable.
+        """
+        budget = parse_budget(query.name)._replace(tenant=tenant)
+        if query.keys is not None:
+            await self._table.put_keys(tenant, budget.owner, query.keys)
+        spent = await self._raise_to_recorded(budget)
         reached = [
             percent
             for percent in sorted(query.percents)
@@ -57,15 +75,6 @@ class BudgetQueries:
             if (one.percent, one.is_refused) > (known.percent, known.is_refused):
                 found[name] = one
         return ReachedBudgets(list(found.values()))
-
-    async def _spent(self, tenant: Tenant, query: CheckBudget) -> int:
-        days = {"first": (query.first - EPOCH.date()).days, "last": (query.last - EPOCH.date()).days}
-        if query.keys is None:
-            rows = await self._store.read("spent_of_tenant", tenant=tenant, **days)
-        else:
-            listed = msgspec.json.encode(query.keys).decode()
-            rows = await self._store.read("spent_of_keys", tenant=tenant, listed=listed, **days)
-        return int(rows[0]["spent"])
 
     async def _note(self, tenant: Tenant, query: CheckBudget, spent: int, percent: int) -> None:
         now = datetime.now(UTC)
@@ -100,13 +109,37 @@ def _start(services: Services, settings: Settings) -> Parts:
     # For Prometheus, a series that appears with its first event has not grown. So create the series of the alert at 0.
     for percent in parse_percents(settings.soft_limits):
         metrics.BUDGETS_REACHED.labels(str(percent))
-    queries = BudgetQueries(services.store)
-    return Parts([(CheckBudget, queries.check), (ListReachedBudgets, queries.reached)])
+    table = ReservationTable(services.store)
+    reconciler = Reconciler(services.connection, services.log, table, services.caught_up)
+    queries = BudgetQueries(services.store, reconciler.raise_to_recorded)
+    return Parts(
+        [(CheckBudget, queries.check), (ListReachedBudgets, queries.reached)],
+        beside=[partial(run_beside, partial(_reconcile, services, table))],
+    )
+
+
+async def _reconcile(services: Services, table: ReservationTable, stop: asyncio.Event) -> None:
+    """Compares budgets until `stop` is set. Of several processes with one database, one does."""
+    while not stop.is_set():
+        try:
+            async with services.store.lock("budgets"):
+                # Not the values that this process has read before it had the lock.
+                reconciler = Reconciler(services.connection, services.log, table, services.caught_up)
+                await run_every(ROUND_S, reconciler.run_round, "the comparison of budgets", stop)
+        except (StoreBusy, StoreUnwritable) as error:
+            logger.debug("budgets wait for the database", why=str(error))
+            await is_set_within(stop, services.retry_wait_s)
 
 
 def _check(settings: Settings) -> None:
     parse_percents(settings.soft_limits)
 
 
-TABLES = Tables(read_queries(__package__), erase_tenant=[("", "delete_notices")])
+TABLES = Tables(
+    read_queries(__package__),
+    rows_of,
+    of_unstored=("put_reservations", "put_budget_keys"),
+    erase_tenant=[("", "delete_notices"), ("", "delete_reservations"), ("", "delete_budget_keys")],
+)
 FEATURE = Feature(Settings, _start, TABLES, check=_check)
+"""Limits of a key and of a tenant, counted over all gateways: requests, tokens, money, running turns and streams."""

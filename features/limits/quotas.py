@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 from tailrace.features.limits.rates import Rate, merge_limits, request_rate, token_rate
+from tailrace.features.limits.records import TENANT
 from tailrace.gateway.auth.api_key import ApiKey
 from tailrace.gateway.auth.limits import NAMES, UNLIMITED, Limits, parse_limits
 from tailrace.gateway.auth.principal import Principal
@@ -14,8 +15,6 @@ from tailrace.proto.ids import Tenant
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 What = Literal["requests", "tokens", "usd_day", "usd_month", "bytes_day"]
-# The name of a tenant's counters; a key's names begin with `k_`.
-TENANT = "tenant"
 KEY_CHARS = 32
 DAY_S = 24 * 3600.0
 

@@ -8,6 +8,9 @@ import msgspec
 from tailrace.features.common.budgets import Budget, ReachedBudget
 from tailrace.proto.records import Query
 
+# The name of a tenant's counters; a key's names begin with `k_`.
+TENANT = "tenant"
+
 
 class BudgetState(msgspec.Struct, frozen=True):
     """What is spent of a budget, and the greatest of the query's shares that is reached; 0: none."""

@@ -85,7 +85,7 @@ class SoftLimits:
     async def check(self, owner: Owner, quota: Quota, key: str | None, *, is_refused: bool = False) -> int:
         """Has persistence compare a budget. Returns what is spent, in nano-dollars. Raises Refused, LogUnavailable.
 
-        The counter then has at least this amount: it lacks the turns that were accepted before the budget was set.
+        The counter then has at least this amount: persistence adds what it lacks.
         """
         renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
         is_of_key = quota.noun == "key"
@@ -104,12 +104,6 @@ class SoftLimits:
                 is_refused=is_refused,
             ),
         )
-        # Read after the sum, so that it has all turns of the sum.
-        counted = await self._counters.add(quota.subject, 0)
-        if counted < state.spent_nano_usd:
-            # Once, if other gateways find the same at the same time.
-            missing = state.spent_nano_usd - counted
-            await self._counters.add_once(quota.subject, missing, f"spent-{counted}")
         self._reached[quota.subject] = (quota, state.reached_percent)
         self._spent[quota.subject] = state.spent_nano_usd
         return state.spent_nano_usd

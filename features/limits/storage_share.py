@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import structlog
 
-from tailrace.features.limits.quotas import DAY_S, TENANT
+from tailrace.features.limits.quotas import DAY_S
+from tailrace.features.limits.records import TENANT
 from tailrace.gateway.auth.admission import Share
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable, Refused

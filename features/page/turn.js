@@ -294,6 +294,7 @@ function formatFigures({ usage, cost_usd, asked_at, ended_at, outcome, stop_reas
 const NOT_WHOLE = {
   max_tokens: "cut at the maximum length",
   max_cost: "cut at the maximum cost",
+  budget: "cut because a budget is spent",
   model_context_window_exceeded: "cut: the model can read no more",
   refusal: "refused",
   pause_turn: "paused by the model",

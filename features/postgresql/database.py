@@ -72,9 +72,9 @@ UNSUPPORTED_BY_POOLER = re.compile(r"unsupported startup parameter: (\w+)")
 ESCAPE = re.compile(r"\\(?:u000([01])|.)")
 # The names of integer values and columns; `to_positional` adds those with some endings. All others are texts.
 INTEGERS = {
-    "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits", "is_estimated",
-    "known", "last", "limit", "messages", "now", "number", "offset", "seq", "sign", "since", "text_chars", "turns",
-    "unused_since",
+    "amount", "attempts", "bytes", "cost_is_unknown", "cost_nusd", "cursor", "day", "depth_max", "first", "fits",
+    "is_estimated", "kept_until", "known", "last", "limit", "messages", "now", "number", "offset", "seq", "sign",
+    "since", "text_chars", "turns", "unused_since",
 }  # fmt: skip
 
 # Prefixes of SQLSTATE codes, and our classes. The first prefix that matches counts. An error that is not listed (for

@@ -456,6 +456,8 @@ def _describe_end(end: EndStep, max_cost_usd: float | None) -> str:
             return f"{what} ({end.cause}): {CANCEL_CAUSES.get(end.cause, 'by a newer version')}{by}{following}"
         case "completed" if end.stop_reason == "max_cost" and max_cost_usd is not None:
             return f"{what} (max_cost): the answer may cost {max_cost_usd:.6g} $"
+        case "completed" if end.stop_reason == "budget":
+            return f"{what} (budget): a budget of the key or its tenant had no further step left"
         case _:
             return f"{what} ({end.stop_reason})" if end.stop_reason else what
 

@@ -3,6 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
+
+from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 
@@ -16,11 +19,14 @@ class UnstoredTable:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def put(self, key: TurnKey, user: str | None) -> None:
-        """Notes a turn with `store: false`, with a hash of its user."""
+    async def put(self, key: TurnKey, user: str | None, row: TurnRow | None = None) -> None:
+        """Notes a turn with `store: false`, with a hash of its user, and the rows of features from `row`, if any."""
         columns = {"tenant": key.tenant, "turn": key.turn, "user_hash": _user_hash(key.tenant, user)}
         async with self._store.write() as writer:
             await writer.execute("put_unstored", columns)
+            if row is not None:
+                for statement, values in self._store.of_unstored(row).items():
+                    await writer.execute(statement, {**msgspec.structs.asdict(row), **values})
 
     async def list_of_user(self, tenant: Tenant, user: str | None) -> list[TurnId]:
         """Returns noted turns of a user, or of all users if `user` is None, at most `UNSTORED_MAX`."""

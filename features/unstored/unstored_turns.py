@@ -10,9 +10,10 @@ import structlog
 from tailrace.features.unstored import metrics
 from tailrace.features.unstored.table import UnstoredTable
 from tailrace.persistence.recorder import leave_out
-from tailrace.persistence.rows import TurnRow, blobs_of, build_row
+from tailrace.persistence.rows import TurnRow, blobs_of
 from tailrace.persistence.run_every import run_every
 from tailrace.persistence.store import Store
+from tailrace.persistence.tables import AddedRows
 from tailrace.proto.errors import LogError, StoreError, StoreRefused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
@@ -65,7 +66,8 @@ class UnstoredTurns:
         if turn.request is None or turn.request.store:
             return False
         # This comes first, so that a deletion which begins later finds the turn by its user.
-        await self._notes.put(key, turn.request.user)
+        row = self._store.build_row(key, turn)
+        await self._notes.put(key, turn.request.user, row if turn.end is None else None)
         if turn.end is None:
             return True
         # A row without content adds the usage to the totals, and its deletion leaves them. The tombstone is set in
@@ -73,7 +75,7 @@ class UnstoredTurns:
         # counted.
         if not await self._tombstones.exists(key):
             try:
-                await self._store.record([without_content(build_row(key, turn))])
+                await self._store.record([without_content(row, self._store.of_unstored(row))])
             except StoreRefused as error:
                 leave_out(key.turn, error)
             if turn.end.is_stopped:
@@ -193,8 +195,8 @@ class UnstoredTurns:
         return True
 
 
-def without_content(row: TurnRow) -> TurnRow:
-    """Returns the row with nothing but what sums of usage need."""
+def without_content(row: TurnRow, added: AddedRows) -> TurnRow:
+    """Returns the row with nothing but what sums of usage need, and `added`, the rows of features."""
     labels = msgspec.json.decode(row.labels)
     return msgspec.structs.replace(
         row,
@@ -211,6 +213,6 @@ def without_content(row: TurnRow) -> TurnRow:
         text_sha256=None,
         blobs="[]",
         user=None,
-        added={},
+        added=added,
         labels=msgspec.json.encode({name: labels[name] for name in KEPT_LABELS if name in labels}).decode(),
     )

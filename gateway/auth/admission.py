@@ -17,6 +17,8 @@ class Reserved(NamedTuple):
 
     each: Sequence[list[Reservation]]
     """The reservations of each turn, which the turn's end settles."""
+    together: list[Reservation]
+    """What all turns have reserved, for each counter."""
     slots: list[Reservation]
     """The slots of the batch itself."""
     parallel: int
@@ -25,6 +27,9 @@ class Reserved(NamedTuple):
 
 class Admission(Protocol):
     """The counts and reservations of a request. Methods after the first two raise Refused, LogUnavailable."""
+
+    append_until: float
+    """The event loop's time after which the request is not appended (PROTOCOL R37); infinite without reservations."""
 
     def headers(self, path: str) -> Mapping[str, str]:
         """Returns the response headers with what is left of the limits, as the route's client protocol names them."""

@@ -7,7 +7,6 @@ crash at any point the same request deletes the rest.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import NamedTuple
 
 from tailrace.gateway.history_client import HistoryClient
@@ -17,6 +16,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, Tombstones, TurnLog
 from tailrace.proto.nats.settlement import Settlement
+from tailrace.proto.nats.step_records import StepRecords
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.resources import DeletedRows, DeleteResource, Kind, TurnToDelete
 from tailrace.proto.runtime.flag import Flag
@@ -30,9 +30,6 @@ LOOKED_AT_ONCE = 16
 # An erasure deletes the rows of erased turns every ERASING_S seconds, and settles at most ERASED_TURNS turns before it
 # overwrites their entries. A gateway that stops waits a little longer (GRACE_S).
 ERASING_S, ERASED_TURNS = 3.0, 100
-# The generator settles a turn after its end. A counter remembers the names of its last increments only: a turn that
-# ended long ago would be refunded twice.
-SETTLED_WITHIN = timedelta(minutes=10)
 
 
 class DeletionSteps(NamedTuple):
@@ -81,11 +78,6 @@ class RunningDeletion:
         return min(_now() + ERASING_S, self._ends_at) if self.erases else math.inf
 
 
-async def is_unsettled(log: TurnLog, turn: Turn) -> bool:
-    """Returns whether a turn has ended so lately that its generator may not have settled it. Raises LogUnavailable."""
-    return turn.ended_at is not None and await log.now() - turn.ended_at < SETTLED_WITHIN
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -97,8 +89,8 @@ class Deleter:
         self._tombstones = Tombstones(connection)
         self._log = log
         self._history = history
-        self._counters = Counters(connection)
-        self._slots = Slots(connection)
+        self._settlement = Settlement(Counters(connection), Slots(connection))
+        self._step_records = StepRecords(connection)
         self.steps: list[DeletionSteps] = []
         """The steps of the features."""
 
@@ -167,8 +159,8 @@ class Deleter:
         if was_running:
             return PurgeRound()
         some = turns[:ERASED_TURNS] if deletion.erases else turns
-        # Before the purge, because settling reads the log. Only turns that the log has are read: to learn that it lacks
-        # turns takes 100 ms, here once for all turns.
+        # Before the purge. Only turns that the log has are read: to learn that it lacks turns takes 100 ms, here once
+        # for all turns.
         stored = await self._log.find_stored(TurnKey(scope.tenant, turn.turn) for turn in some)
         await gather_limited(self._release, stored, LOOKED_AT_ONCE)
         purged: list[TurnId] = []
@@ -208,13 +200,14 @@ class Deleter:
         await cancel(self._log, key, "deletion")
 
     async def _release(self, key: TurnKey) -> None:
-        """Settles the reservations of a turn that has just ended, once, in case its generator has died."""
+        """Settles a turn that a deletion has cancelled: its generator may find it purged, and no end to settle."""
         try:
             turn = await self._log.read_turn(ScopedKey.whole(key))
         except TurnUnknown:
             return
-        # Most turns have nothing to settle: the log's time is requested for the others only.
-        if turn.request is not None and turn.request.holds and await is_unsettled(self._log, turn):
-            await Settlement(self._counters, self._slots).settle(key, turn)
+        if turn.end is not None and turn.end.cause == "deletion":
+            has_holds = turn.request is not None and turn.request.holds
+            reserved = (await self._step_records.read(key)).steps if has_holds else ()
+            await self._settlement.settle(key, turn, reserved)
         for steps in self.steps:
             await steps.release(key, turn)

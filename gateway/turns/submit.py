@@ -1,6 +1,7 @@
 """Submits a turn or a batch: stores its request entry in the log, once for each idempotency key."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
@@ -35,6 +36,7 @@ from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavaila
 from tailrace.proto.forced_tools import require_offered
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, TurnLog
+from tailrace.proto.nats.counters import RESERVED_WITHIN_S
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.flag import Flag
 from tailrace.proto.schema import schema_of
@@ -55,6 +57,10 @@ applies; the memory and pins, which are released when the submission is over.
 UNCLEAR = (
     "the log did not answer in time, and the turn may still be stored: "
     "repeating the POST is safe with the same Idempotency-Key; without one it may start a second turn"
+)
+TOO_LATE = (
+    f"the request was not ready within {RESERVED_WITHIN_S:.0f} s of its reservation, and was not stored: "
+    "repeat it, a batch with fewer inputs"
 )
 TOO_LONG = (
     "the conversation with its history is too long to be stored: "
@@ -199,12 +205,16 @@ class TurnSubmitter:
                 may_repeat = bool(key or when_delivered)
                 try:
                     async with self._expect(turn) if draft.is_followed else nullcontext():
-                        if asyncio.get_running_loop().time() > until:
+                        now = asyncio.get_running_loop().time()
+                        if now > until:
                             raise LogUnavailable(UNCLEAR, may_repeat=may_repeat)
+                        append_until = math.inf if admission is None else admission.append_until
+                        if now > append_until:
+                            raise LogUnavailable(TOO_LATE)
                         # Before the append: the entry may also be stored if this task is cancelled during it.
                         is_kept = True
                         # `append` checks its own timeout between two tries only, and one try may take seconds.
-                        async with asyncio.timeout(self._settings.accept_timeout_s):
+                        async with asyncio.timeout_at(min(now + self._settings.accept_timeout_s, append_until)):
                             await self._log.append(turn, START, entry)
                 except (FenceLost, LogFull, EntryTooLarge) as error:
                     is_kept = False

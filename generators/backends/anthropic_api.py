@@ -9,7 +9,7 @@ and an HTML page with status 200.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient, TimedBody
 from tailrace.generators.backends.large_events import LARGE_BYTES, LargeEventMemory, cut, restore
-from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, events_lost, read_event
+from tailrace.generators.backends.model_event import ModelEvent, Put, Wait, await_each, events_lost, read_event
 from tailrace.generators.backends.obstacle import find_obstacle
 from tailrace.generators.backends.sse_decoder import SseDecoder
 from tailrace.generators.settings import PINGS_TIMEOUT_S, Settings, require_sound
@@ -127,7 +127,6 @@ class _Answer:
         self._read_count = 0
         """The number of decoded events that were read."""
         self._last_event_at = self._now()
-        self._waits: list[Wait | None] = []
 
     def receive(self, piece: bytes) -> Wait | None:
         """Puts the events that a piece of the body completes. Returns a wait if one is due or the answer has ended.
@@ -141,10 +140,11 @@ class _Answer:
         for number, data in enumerate(found):
             if len(data) > LARGE_BYTES:
                 return partial(self._receive_slowly, found[number:])
-            for event in self._read(data):
+            following = iter(self._read(data))
+            for event in following:
                 if (wait := self._put(event)) is not None:
-                    self._waits.append(wait)
-        if self.is_complete or self._waits or (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
+                    return partial(self._receive_slowly, found[number + 1 :], following, wait)
+        if self.is_complete or (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
             return partial(self._receive_slowly, ())
         if self._last_event_at == last_event_at:
             self._check_progress()
@@ -162,15 +162,20 @@ class _Answer:
             return self._order.accept(read)
         return [one for event in self._halves.add(read) for one in self._order.accept(event)]
 
-    async def _receive_slowly(self, found: Sequence[bytes]) -> None:
-        """Puts large events, decoded in steps, and waits until they are stored. Changes the reserved memory."""
+    async def _receive_slowly(
+        self, found: Sequence[bytes], following: Iterable[ModelEvent] = (), wait: Wait | None = None
+    ) -> None:
+        """Waits, and puts the events `following` and then `found`, with a wait after each that returns one.
+
+        Decodes large events in steps. Changes the reserved memory.
+        """
+        await await_each(wait)
+        for event in following:
+            await await_each(self._put(event))
         for data in found:
             rest, strings = await cut(data)
             for event in self._read(rest):
-                self._waits.append(self._put(await restore(event, data, rest, strings)))
-        for wait in filter(None, self._waits):
-            await wait()
-        self._waits.clear()
+                await await_each(self._put(await restore(event, data, rest, strings)))
         if (self._decoder.pending_bytes > LARGE_BYTES) != self._is_large:
             # A large event has begun, or it is complete and stored.
             self._is_large = not self._is_large

@@ -36,7 +36,7 @@ Sink = Callable[[ModelEvent], None]
 """Takes the events of a call. May raise CloseCall."""
 Wait = Callable[[], Awaitable[None]]
 Put = Callable[[ModelEvent], Wait | None]
-"""Takes the next event of an answer. If it returns a wait, reading goes on after the wait. May raise CloseCall."""
+"""Takes the next event of an answer. If it returns a wait, reading goes on after the wait. Both may raise CloseCall."""
 
 
 class CloseCall(Exception):
@@ -175,6 +175,12 @@ async def put_each(put: Put, answer: AsyncGenerator[ModelEvent, None]) -> None:
         async for event in answer:
             if (wait := put(event)) is not None:
                 await wait()
+
+
+async def await_each(*waits: Wait | None) -> None:
+    """Waits until all of `waits` are over, one after the other. Raises what they raise."""
+    for wait in filter(None, waits):
+        await wait()
 
 
 def from_event(event: events.Event) -> ModelEvent:

@@ -5,14 +5,15 @@ nats-architecture-and-design). All reads of a process share one wildcard inbox.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from nats.aio.subscription import Subscription
 
 from tailrace.proto.errors import LogUnavailable
-from tailrace.proto.ids import Seq
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
 from tailrace.proto.nats.log_server import PAGE_MAX
@@ -35,6 +36,10 @@ READS_MAX = 4
 FEW = 4
 FEW_PER_READ = 4
 SLOT_WAIT_S = 30.0
+# A read of the last messages on subjects has no more results (`maxAllowedResponses` in stream.go).
+LAST_MAX = 1024
+# The status of a read that would have more.
+TOO_MANY = b"413"
 
 
 class MessagePage(NamedTuple):
@@ -46,6 +51,13 @@ class MessagePage(NamedTuple):
     """How many messages followed."""
 
 
+class LastMessages(NamedTuple):
+    """The last message on each subject, in their order in the stream, as it was at the sequence `upto`."""
+
+    messages: list[Message]
+    upto: Seq
+
+
 class _Batch:
     """The replies to one request so far. Sets the event `arrived` at each."""
 
@@ -55,11 +67,12 @@ class _Batch:
         self.has_gap = False
         self.status: bytes | None = None
         self.pending = 0
+        self.upto = BEFORE_FIRST
         self._arrived = arrived
 
     @property
     def is_complete(self) -> bool:
-        return self.status in (b"204", b"404") and not self.has_gap
+        return self.status in (b"204", b"404", TOO_MANY) and not self.has_gap
 
     def add(self, message: Message) -> None:
         if sequence := message.header(b"Nats-Sequence"):
@@ -71,6 +84,7 @@ class _Batch:
             # The first line is `NATS/1.0 204 EOB`.
             self.status = message.header_block[9:12] or self.status
             self.pending = int(message.header(b"Nats-Num-Pending") or 0)
+            self.upto = Seq(int(message.header(b"Nats-UpTo-Sequence") or 0))
         self._arrived.set()
 
 
@@ -92,14 +106,26 @@ class DirectReader:
 
         A lagging follower may answer: an empty page does not prove that nothing is stored. Raises LogUnavailable.
         """
+        query = {"seq": first, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES_MAX}
+        # In a bucket's subject, the name of the bucket stands in place of the tenant.
+        batch = await self._request(query, subject.split(".", 2)[1], 1 if limit <= FEW else FEW_PER_READ)
+        return MessagePage(batch.messages, batch.pending == 0, batch.pending)
+
+    async def last(self, subjects: Sequence[str], first: Seq) -> LastMessages | None:
+        """Returns the last message on each of `subjects`, which may have wildcards, if its sequence is `first` or more.
+
+        None: the stream has more than LAST_MAX such subjects, also with earlier messages. A lagging follower may
+        answer: see `upto`. Raises LogUnavailable.
+        """
+        query = {"seq": max(first, 1), "multi_last": subjects, "batch": LAST_MAX}
+        batch = await self._request(query, "", FEW_PER_READ)
+        return None if batch.status == TOO_MANY else LastMessages(batch.messages, batch.upto)
+
+    async def _request(self, query: Mapping[str, Any], tenant: str, size: int) -> _Batch:
+        """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""
         if self._subscription is None:
             await self._open()
-        query = msgspec.json.encode(
-            {"seq": first, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES_MAX}
-        )
         async with AsyncExitStack() as held:
-            # In a bucket's subject, the name of the bucket stands in place of the tenant.
-            tenant, size = subject.split(".", 2)[1], 1 if limit <= FEW else FEW_PER_READ
             try:
                 async with asyncio.timeout(SLOT_WAIT_S):
                     await held.enter_async_context(self._slots.reserve(size, tenant=tenant))
@@ -107,35 +133,31 @@ class DirectReader:
                 raise LogUnavailable(
                     "the log cannot be read, because too many other reads are waiting: retry"
                 ) from error
-            batch = await self._request(query)
-            return MessagePage(batch.messages, batch.pending == 0, batch.pending)
-
-    async def _request(self, query: bytes) -> _Batch:
-        """Returns the first complete reply to any of the requests, so that a late server's reply still counts."""
-        arrived = asyncio.Event()
-        tries: dict[bytes, _Batch] = {}
-        try:
-            for timeout_s in TRY_TIMEOUTS_S:
-                self._made += 1
-                inbox = f"{self._inbox}.{self._made}"
-                batch = tries[inbox.encode()] = self._batches[inbox.encode()] = _Batch(arrived)
-                try:
-                    await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", query, reply=inbox)
-                    while batch.status is None:
-                        async with asyncio.timeout(timeout_s):
-                            await arrived.wait()
-                        arrived.clear()
-                        if whole := next((one for one in tries.values() if one.is_complete), None):
-                            return whole
-                except TimeoutError:
-                    continue
-                except LogUnavailable:
-                    pass
-                await asyncio.sleep(RETRY_WAIT_S)
-        finally:
-            for subject in tries:
-                del self._batches[subject]
-        raise LogUnavailable("the log cannot be read, because no server answers for the stream: retry")
+            subject, encoded = f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(query)
+            arrived = asyncio.Event()
+            tries: dict[bytes, _Batch] = {}
+            try:
+                for timeout_s in TRY_TIMEOUTS_S:
+                    self._made += 1
+                    inbox = f"{self._inbox}.{self._made}"
+                    batch = tries[inbox.encode()] = self._batches[inbox.encode()] = _Batch(arrived)
+                    try:
+                        await self._connection.publish(subject, encoded, reply=inbox)
+                        while batch.status is None:
+                            async with asyncio.timeout(timeout_s):
+                                await arrived.wait()
+                            arrived.clear()
+                            if whole := next((one for one in tries.values() if one.is_complete), None):
+                                return whole
+                    except TimeoutError:
+                        continue
+                    except LogUnavailable:
+                        pass
+                    await asyncio.sleep(RETRY_WAIT_S)
+            finally:
+                for name in tries:
+                    del self._batches[name]
+            raise LogUnavailable("the log cannot be read, because no server answers for the stream: retry")
 
     async def _open(self) -> None:
         async with self._opening:

@@ -51,15 +51,22 @@ class Slots:
         """Returns the held slots; the result may be a moment old. Raises LogUnavailable."""
         return [slot for slot in await self._list(tenant, owner, what) if slot.holder]
 
+    async def list_all(self, what: str) -> list[HeldSlot]:
+        """Returns the held slots of all owners and tenants. Raises LogUnavailable."""
+        return [slot for slot in await self._read(subjects.every_slot(what)) if slot.holder]
+
     async def _list(self, tenant: Tenant, owner: str, what: str) -> list[HeldSlot]:
         """Like `list_held`, with expired slots for which nats-server has stored a marker; these have no holder.
 
         nats-server stores markers in a stream with `subject_delete_marker_ttl`, which `streams.check` refuses.
         """
+        return await self._read(subjects.slots(tenant, owner, what))
+
+    async def _read(self, subject: str) -> list[HeldSlot]:
         found: list[HeldSlot] = []
         while True:
             first = Seq(max((slot.seq for slot in found), default=BEFORE_FIRST) + 1)
-            page = await self._reader.page(subjects.slots(tenant, owner, what), first)
+            page = await self._reader.page(subject, first)
             for message in page.messages:
                 headers = message.headers or {}
                 at = datetime.fromisoformat(headers["Nats-Time-Stamp"])

@@ -21,6 +21,7 @@ from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.failure import error_type, failure_of
+from tailrace.protocols.common.stop_reasons import OWN
 
 PING = {"type": "ping"}
 
@@ -147,8 +148,8 @@ def _reported_usage(ended: End | TurnRecord) -> dict[str, Any]:
 
 
 def _stop_reason(stop_reason: str | None) -> str | None:
-    """Maps Tailrace's own `max_cost` to `max_tokens`, the protocol's word for an answer cut by a limit."""
-    return "max_tokens" if stop_reason == "max_cost" else stop_reason
+    """Maps Tailrace's own reasons to `max_tokens`, the protocol's word for an answer cut by a limit."""
+    return "max_tokens" if stop_reason in OWN else stop_reason
 
 
 def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,11 +7,15 @@ the reason comes from a newer model. Source: Anthropic's docs, "Stop reasons".
 from tailrace.proto.entries import End
 from tailrace.proto.records import TurnRecord
 
+# Of an answer that a limit of Tailrace has cut, in place of a reason of the model.
+OWN = ("max_cost", "budget")
 # None: a turn without a model call of its own, such as a batch.
 WHOLE = (None, "end_turn", "stop_sequence", "tool_use")
 SENTENCES = {
     "max_tokens": "The answer was cut at its maximum length.",
     "max_cost": "The answer was cut at its maximum cost.",
+    "budget": "The answer was cut because a budget of the key or its tenant is spent. Raise the limit, or wait for the "
+    "next day or month (GET /v1/limits).",
     "model_context_window_exceeded": "The answer was cut because it fills the model's context window.",
     "refusal": "The model refused to answer.",
     "pause_turn": "The model has paused the answer. Send it back as the last message, or set `on_pause: continue`.",

@@ -8,7 +8,8 @@ make chaos ARGS='--servers 1'                    one nats-server
 make chaos ARGS='--concurrent-batches 0'         no batches
 make chaos ARGS='--setting generator TAILRACE_DELTA_INTERVAL_S=0.1'
 
-All settings have their defaults, unless `--setting` changes them; the first line of the output says so.
+All settings have their defaults, unless `--setting` changes them; the first line of the output says so. Each key and
+each tenant has budgets and a limit of running turns.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from tests.checker.run import Run, load
 from tests.checker.verdicts import Bounds
 from tests.harness.disk import MIB
 from tests.harness.system import Role
-from tests.promises import PROMISES, Verdict, worst
+from tests.promises import OF_TURNS, Verdict, worst
 
 # No tenant exceeds its limits, and no answer is steered.
 UNKNOWN = ("I13 isolation", "I20 steers")
@@ -125,7 +126,7 @@ def select_possible(wanted: list[str], size: Size) -> list[str]:
 
 
 def judge(campaign: Campaign, observed: Observations, run: Run) -> dict[str, Verdict]:
-    """Returns the verdicts on the five promises for all turns, on the invariants, and on what was observed."""
+    """Returns the verdicts on the promises for all turns, on the invariants, and on what was observed."""
     verdicts = judge_promises(run)
     verdicts |= invariants.judge(run, Bounds(end_s=0))
     ineffective = [name for name, _, effective, _ in counts(campaign, observed, run) if not effective]
@@ -141,9 +142,9 @@ def judge(campaign: Campaign, observed: Observations, run: Run) -> dict[str, Ver
 
 
 def judge_promises(run: Run) -> dict[str, Verdict]:
-    """Returns the worst verdict on each promise."""
+    """Returns the worst verdict on each promise about turns. The invariant I21 has the promise about budgets."""
     return {
-        promise.__name__: worst([promise(run.history(key)) for key in run.acknowledged_turns]) for promise in PROMISES
+        promise.__name__: worst([promise(run.history(key)) for key in run.acknowledged_turns]) for promise in OF_TURNS
     }
 
 

@@ -18,6 +18,7 @@ from tailrace.proto.subjects import BODIES, EVERY_BLOB, EVERY_TURN, GENERATORS, 
 from tests.checker.history import HISTORY, Recorder
 from tests.checker.run import Backlog, FinalState, LogMessage, Row, Run, save
 from tests.harness.generator_in_loop import read_calls
+from tests.promises import Budget
 
 PROBE = "probe"
 ROWS = "SELECT * FROM turns JOIN usage USING (tenant, session, turn) ORDER BY tenant, turn"
@@ -30,6 +31,8 @@ async def collect(
     claude_url: str | None = None,
     database: Path | str | None = None,
     servers: int = 1,
+    budgets: tuple[Budget, ...] | None = None,
+    samples: tuple[Budget, ...] = (),
 ) -> None:
     """Writes all of it into `folder`. Call it when all turns have settled.
 
@@ -44,7 +47,14 @@ async def collect(
     log = [one for one in await _messages(connection) if subjects.parse(one.subject)[1] != PROBE]
     blobs = await _messages(connection, BODIES, EVERY_BLOB)
     account = await read_calls(claude_url) if claude_url is not None else None
-    final = FinalState(servers=servers, account=account, backlogs=backlogs, collected=monotonic_ns())
+    final = FinalState(
+        servers=servers,
+        account=account,
+        backlogs=backlogs,
+        budgets=budgets,
+        samples=samples,
+        collected=monotonic_ns(),
+    )
     rows = await _rows(database) if database is not None else None
     save(folder, Run(log=log, rows=rows, blobs=blobs, final=final))
 

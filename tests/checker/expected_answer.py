@@ -9,7 +9,7 @@ from tailrace.proto.fold import Turn
 from tailrace.proto.schema import schema_of
 
 # With these stop reasons an answer may be incomplete.
-CUT_SHORT = ("max_tokens", "max_cost", "stop_sequence")
+CUT_SHORT = ("max_tokens", "max_cost", "budget", "stop_sequence")
 
 
 def expected_answer(request: Request) -> answer.Part | None:

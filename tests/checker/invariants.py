@@ -1,6 +1,6 @@
 """The invariants of every recorded run, whatever faults it had. Pure functions.
 
-Each takes a Run and returns true, false or unknown, with the smallest evidence. Several include one of the five
+Each takes a Run and returns true, false or unknown, with the smallest evidence. Several include one of the
 promises. A stored entry that is not valid is a fork, which readers skip (PROTOCOL R11): a cluster may store forks, one
 server may not, and no reader may receive one.
 """
@@ -39,6 +39,7 @@ INVARIANTS: dict[str, Invariant] = {
     "I18 counts": batch_invariants.counts,
     "I19 deletion": batch_invariants.deletion,
     "I20 steers": client_invariants.steers,
+    "I21 budgets": worker_invariants.budgets,
 }
 # Unknown in a run without batches.
 OF_BATCHES = ("I16 inputs", "I17 payment", "I18 counts", "I19 deletion")

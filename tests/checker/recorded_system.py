@@ -10,6 +10,7 @@ async with RecordedSystem(folder) as system:
 verdicts = judge(load(folder))
 """
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,8 @@ from tests.checker.history import HISTORY, Recorder, ResourceCount
 from tests.checker.recorded_client import Client
 from tests.checker.recorded_process import recorded_process
 from tests.checker.resources import Counts, count_resources, has_no_more
-from tests.harness.system import SETTLED_S_MAX, System
+from tests.harness.budget_audit import BudgetAudit, limit_settings
+from tests.harness.system import SETTLED_S_MAX, Settings, System
 from tests.harness.until import until
 
 OVERLOADER = Tenant("overloader")
@@ -36,11 +38,20 @@ def tenant_keys() -> dict[str, object]:
     return {"TAILRACE_API_KEYS": ",".join(f"{tenant}:{hash_key(key)}" for tenant, key in KEYS.items())}
 
 
+def with_budgets(settings: Settings) -> Settings:
+    """Returns the settings with a budget and a limit of running turns for each key and each tenant."""
+    gateway = dict(settings.get("gateway", {}))
+    for name, pairs in limit_settings().items():
+        gateway[name] = ",".join(str(one) for one in (gateway.get(name), pairs) if one)
+    return {**settings, "gateway": gateway}
+
+
 class RecordedSystem(System):
     """Records all appends, acknowledgements and commits of its processes, and the operations of its clients."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        super().__init__(folder, **{"launch": recorded_process, **options})
+    def __init__(self, folder: Path, *, settings: Settings | None = None, **options: Any) -> None:
+        super().__init__(folder, **{"launch": recorded_process, "settings": with_budgets(settings or {}), **options})
+        self.budgets: BudgetAudit | None = None
         self._recorded_clients: dict[Tenant, list[httpx2.AsyncClient]] = {}
 
     async def __aenter__(self) -> Self:
@@ -57,6 +68,10 @@ class RecordedSystem(System):
         # A gateway subscribes to the inbox of its reads at the first one, and each count has to include that.
         for client in self.gateway_clients(LOCAL.access.tenant):
             await client.get(f"/v1/turns/{new_id()}")
+        if not self.database_url:
+            self.budgets = BudgetAudit(self.connection, self.database)
+            sampling = asyncio.create_task(self.budgets.sample())
+            self._stack.callback(sampling.cancel)
 
     def recorder(self, name: str) -> Recorder:
         """Returns a recorder of the process `name`, which is a sequence of operations."""
@@ -101,13 +116,19 @@ class RecordedSystem(System):
         self._record(counts)
 
     async def collect(self) -> None:
-        """Writes the log, the rows, the model's calls and the consumers' backlogs into the folder."""
+        """Writes the log, the rows, the model's calls, the backlogs and the budgets into the folder.
+
+        Waits until no budget is held, for two minutes at most. No turn runs any more.
+        """
+        found = await self.budgets.wait_until_exact() if self.budgets is not None else None
         await collect(
             self.folder,
             self.connection,
             claude_url=self.claude.url,
             database=self.database_url or self.database,
             servers=len(self.servers),
+            budgets=tuple(found) if found is not None else None,
+            samples=tuple(self.budgets.worst.values()) if self.budgets is not None else (),
         )
 
     async def _count(self) -> Counts:

@@ -25,7 +25,7 @@ from tailrace.proto.system_messages import fit_system_messages
 from tests.checker import history
 from tests.checker.history import ClockReading, Delete, Fault, Operation, Post, Read, RecordedOperation, digest
 from tests.harness import readers
-from tests.promises import Frame, History, Reader, ReaderConnection, Story
+from tests.promises import Budget, Frame, History, Reader, ReaderConnection, Story
 
 LOG = "log.jsonl"
 ROWS = "rows.jsonl"
@@ -74,6 +74,10 @@ class FinalState(msgspec.Struct, frozen=True, kw_only=True):
     servers: int = 1
     account: AccountReport | None = None
     backlogs: dict[str, Backlog] | None = None
+    budgets: tuple[Budget, ...] | None = None
+    """The budgets when all was quiet."""
+    samples: tuple[Budget, ...] = ()
+    """The worst sample of each budget during the run."""
     collected: int = 0
 
 
@@ -246,7 +250,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {}
 
     def history(self, key: TurnKey) -> History:
-        """Returns the history of one turn, for the five promises."""
+        """Returns the history of one turn, for the promises about turns."""
         readers = tuple(self.readers.get(key, ()))
         stored = tuple(self.turns[key].stored) if key in self.turns else ()
         return History(

@@ -40,6 +40,7 @@ from tests.checker.run import EPOCH, NS_PER_S, Backlog, FinalState, LogMessage, 
 from tests.harness import readers
 from tests.harness.generator_in_loop import words
 from tests.harness.turn_builder import NOON, Handwritten, closing_events, opening_events, request
+from tests.promises import Budget
 
 TENANT = Tenant("local")
 ANSWERED = TurnKey(TENANT, TurnId("answered"))
@@ -165,7 +166,10 @@ def _final_state(log: list[LogMessage]) -> FinalState:
     ]
     backlogs = {GENERATORS: Backlog(0, 0), PERSISTENCE: Backlog(0, 0)}
     return FinalState(
-        account=AccountReport(calls, 0, submit(MESSAGE_BATCH, 37.5)), backlogs=backlogs, collected=ns(log[-1].seq + 100)
+        account=AccountReport(calls, 0, submit(MESSAGE_BATCH, 37.5)),
+        backlogs=backlogs,
+        budgets=(Budget(name="usd_month", limit=100, left=70, recorded=30),),
+        collected=ns(log[-1].seq + 100),
     )
 
 

@@ -44,7 +44,7 @@ from tests.checker.verdicts import Bounds
 from tests.harness.generator_in_loop import words
 from tests.harness.strategies import MadeUp, logs
 from tests.harness.turn_builder import NOON
-from tests.promises import Frame
+from tests.promises import Budget, Frame
 
 Change = Callable[[Run], Run]
 Log = list[LogMessage]
@@ -305,6 +305,8 @@ NOT_STORED = Append(tenant=TENANT, turn=ANSWERED.turn, kind="event", sha256="1")
 POST_WITHOUT_LOG = add_operation(Post(tenant=TENANT, turn=TurnId("unknown"), status=202), "client", 10)
 LATE_END = change_entry(END, at=NOON + timedelta(seconds=120))
 ABORTED = add_call(over="aborted")
+HELD = Budget(name="usd_month", limit=100, left=69, recorded=30)
+SPENT_TWICE = Budget(name="usd_month", limit=100, left=71, recorded=30)
 MIB_100, MIB_200 = 10**8, 2 * 10**8
 OTHER_TENANT = Post(tenant=Tenant("b"), turn=TurnId("bs"), idempotency_key="key", body_sha256="2", status=202)
 LATE_CALL = change_call(2, closed=ns(39))
@@ -602,6 +604,11 @@ CASES: dict[str, list[Case]] = {
         ("a message before the steered answer", False, edit(Steer, steered=TurnId("later"))),
         ("readers that go on into another turn", False, change_log(rewrite('"successor":"s', '"successor":"x'))),
         ("no steers", None, drop(Steer)),
+    ],
+    "I21 budgets": [
+        ("money that no turn holds", False, change_final_state(budgets=(HELD,))),
+        ("a moment at which more was left", False, change_final_state(samples=(SPENT_TWICE,))),
+        ("budgets that were not read", None, change_final_state(budgets=None)),
     ],
 }
 

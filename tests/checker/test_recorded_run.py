@@ -14,6 +14,7 @@ from tests.checker.recorded_client import Client
 from tests.checker.recorded_system import OVERLOADER, RecordedSystem, tenant_keys
 from tests.checker.run import load
 from tests.checker.verdicts import Bounds
+from tests.harness.system import Settings
 
 CLIENTS = 2
 # Between two posts of a client: without a pause it would mostly take CPU from the system under test.
@@ -80,7 +81,7 @@ async def use(system: RecordedSystem, tag: str) -> None:
 @pytest.mark.timeout(90)
 async def test_a_run_without_faults_holds_every_invariant(tmp_path: Path) -> None:
     """Also: every stored entry, every acknowledgement and every commit of a turn was recorded."""
-    settings = {"gateway": {**tenant_keys(), "TAILRACE_LIMITS_TENANT": "requests=360, burst=12"}}
+    settings: Settings = {"gateway": {**tenant_keys(), "TAILRACE_LIMITS_TENANT": "requests=360, burst=12"}}
     async with RecordedSystem(tmp_path, settings=settings) as system:
         await system.start(gateways=2)
         async with overload(system, "#sim words=1 tag=an"):

@@ -13,7 +13,7 @@ from tests.checker import expected_answer
 from tests.checker.history import Ack, Append, Commit, Post, ResourceCount
 from tests.checker.run import NS_PER_S, Position, Run
 from tests.checker.verdicts import Bounds, combine, unknown, violation
-from tests.promises import Verdict
+from tests.promises import History, Verdict
 
 
 def no_loss(run: Run, _: Bounds) -> Verdict:
@@ -146,6 +146,12 @@ def resources(run: Run, bounds: Bounds) -> Verdict:
         counts[count.subject].append(count)
     twice = {subject: some for subject, some in counts.items() if len(some) > 1}
     return combine(len(twice), "processes that were counted twice", _resource_problems(twice, bounds))
+
+
+def budgets(run: Run, _: Bounds) -> Verdict:
+    """I21: once all is quiet, no budget and no slot is held for a turn that does not exist (promise 6)."""
+    verdict = promises.nothing_held(History(budgets=run.final.budgets, samples=run.final.samples))
+    return verdict._replace(evidence=verdict.evidence or f"{len(run.final.budgets or ())} budgets")
 
 
 def _resource_problems(counts: dict[str, list[ResourceCount]], bounds: Bounds) -> Iterator[Verdict]:

@@ -9,7 +9,8 @@ from tailrace.features.batches.message_batches_api import MessageBatchesApi
 from tailrace.features.batches.runner import BatchRunner
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, child_id
-from tailrace.proto.nats import BlobStore, Counters, Tombstones, fullness
+from tailrace.proto.nats import BlobStore, Tombstones, fullness
+from tailrace.proto.nats.step_records import StepRecords
 from tailrace.proto.ownership import ScopedKey
 from tests.harness.own_system import OwnSystem
 from tests.harness.service_builders import build_batch_runner
@@ -71,7 +72,7 @@ class BatchSystem(OwnSystem):
             BlobStore(self.connection),
             Tombstones(self.connection),
             lambda: fullness(self.connection),
-            counters=Counters(self.connection),
+            step_records=StepRecords(self.connection),
             message_batches=api,
             backends=backends,
         )

@@ -138,7 +138,7 @@ class ClusterSystem(System):
         return (await read_stats(self.claude.url))["calls"]
 
     async def verdict(self, listener: Listener) -> tuple[Turn, Verdict]:
-        """Returns the turn in the log, and the verdict on the five promises."""
+        """Returns the turn in the log, and the verdict on the promises about turns."""
         assert listener.connected is not None
         history_client = HistoryClient(Rpc(self.connection), QUERY_TIMEOUT_S)
 

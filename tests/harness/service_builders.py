@@ -23,7 +23,8 @@ from tailrace.generators.backend_order import parse_backends
 from tailrace.generators.feature import join_hooks
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.proto.ids import Tenant
-from tailrace.proto.nats import BlobStore, Claims, Counters, Tombstones, TurnLog
+from tailrace.proto.nats import BlobStore, Claims, Tombstones, TurnLog
+from tailrace.proto.nats.step_records import StepRecords
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
 from tailrace.proto.runtime.flag import Flag
 
@@ -85,7 +86,7 @@ def build_batch_runner(
     tombstones: Tombstones,
     fullness: Callable[[], Awaitable[float]],
     *,
-    counters: Counters = UNUSED,
+    step_records: StepRecords = UNUSED,
     name: str = "runner",
     concurrency: int = 1,
     message_batches: MessageBatchesApi | None = None,
@@ -96,7 +97,7 @@ def build_batch_runner(
         log,
         blob_store,
         tombstones,
-        counters,
+        step_records,
         fullness,
         name=name,
         concurrency=concurrency,

@@ -76,6 +76,7 @@ DENIED: dict[str, list[str]] = {
         *consumer(GENERATORS),
         "$KV.CLAIMS.deleted.t.x",
         "$KV.CLAIMS.extended.t",
+        "$KV.CLAIMS.steps.t.x",
         "$JS.API.STREAM.PURGE.BODIES",
     ],
     GENERATORS: [
@@ -91,7 +92,7 @@ DENIED: dict[str, list[str]] = {
         *DENIED_TO_ALL,
         *consumer(GENERATORS),
         *BUCKET_READS,
-        *("bodies.t.x.0", "$KV.CLAIMS.x", "$KV.SECRETS.signing", "$KV.LOGINS.x"),
+        *("bodies.t.x.0", "$KV.CLAIMS.x", "$KV.CLAIMS.steps.t.x", "$KV.SECRETS.signing", "$KV.LOGINS.x"),
         *("limits.t.t.requests.1", "budgets.t.t.cost.1", "slots.t.t.running.1", "queries.t.delete"),
     ],
 }

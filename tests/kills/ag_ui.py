@@ -4,8 +4,9 @@
 
 The clients are HttpAgent 1.0.0 and 0.0.59, which never reconnect, and TanStack AI's ChatClient, whose connections break
 at random. Each has a text, an answer with thinking, and one that starts again (`on_interrupt: restart`), and asks until
-all kills have happened. A kill hits a generator with a running turn. The five promises judge the bytes that each client
-has received and the text that it shows: over all its connections, they are those of a reader without interruptions.
+all kills have happened. A kill hits a generator with a running turn. The promises about turns judge the bytes that each
+client has received and the text that it shows: over all its connections, they are those of a reader without
+interruptions.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from tests.checker.verdicts import Bounds
 from tests.kills.cell import Cell, cells
 from tests.kills.page import evidence
 from tests.kills.paused_process import pausable
+from tests.kills.reservations import kill_reserving_gateways
 from tests.kills.results import Hit, hits, pauses_s
 from tests.kills.round import Turn, run_round
 from tests.promises import Verdict
@@ -93,6 +94,8 @@ async def run(
     turns: list[Turn] = []
     async with RecordedSystem(folder, launch=pausable) as system:
         await system.start(generators=0, gateways=2)
+        if process == "gateway":
+            await kill_reserving_gateways(system)
         for name, cells in rounds:
             print(f"{process} killed: {name}", flush=True)
             turns += await run_round(system, process, cells, name, OTHERS, victims=victims)

@@ -3,6 +3,8 @@
 A generator with `KILLS_ROLE=pauses` stores each delta as an entry of its own. It pauses after it has stored the entry
 that the turn's question names (`tag=h7-…`: the seventh), or with `h7e` before it acknowledges the turn. SIGUSR1
 continues all paused turns. A generator with `KILLS_ROLE=waits` takes no turn before SIGUSR1.
+
+A gateway whose `KILLS_ROLE` is one of MOMENTS pauses there in each POST of a turn or a batch.
 """
 
 import os
@@ -11,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 from signal import SIGUSR1, signal
-from typing import Any
+from typing import Any, Literal, get_args
 
 import structlog
 
@@ -21,7 +23,8 @@ from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Event, Request, StoredEntry
 from tailrace.proto.fold import EMPTY_TURN, Turn, fold
 from tailrace.proto.ids import Seq, TurnId, TurnKey
-from tailrace.proto.nats import Deliveries, Delivery, TurnLog
+from tailrace.proto.nats import Counters, Deliveries, Delivery, TurnLog
+from tailrace.proto.nats.counters import INCREMENT
 from tailrace.proto.nats.leases import Mark
 from tailrace.proto.nats.log_server import Published
 from tailrace.proto.ownership import ScopedKey
@@ -34,6 +37,9 @@ from tests.kills.cell import LARGE_BYTES
 TAG = re.compile(r"\btag=h([0-9]+)(e?)-")
 # KILLS_ROLE; without it a process runs normally.
 PAUSES, WAITS = "pauses", "waits"
+Moment = Literal["counted", "reserved", "stored"]
+"""After the first increment of a budget, before the append, and after it."""
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 PAUSED_S_MAX = 90.0
 
 logger = structlog.get_logger()
@@ -132,6 +138,28 @@ def patch(gate: Gate, role: str) -> None:
         module.LARGE_BYTES = LARGE_BYTES  # type: ignore[attr-defined]
 
 
+def patch_gateway(gate: Gate, moment: str) -> None:
+    """Patches the methods at which this gateway pauses."""
+    append, add = TurnLog.append, Counters._add  # noqa: SLF001  # all increments
+
+    async def paused_append(self: TurnLog, key: TurnKey, chain: Chain, entry: Entry, **options: Any) -> Chain:
+        if moment == "reserved":
+            await gate.pause(key.turn)
+        chain = await append(self, key, chain, entry, **options)
+        if moment == "stored":
+            await gate.pause(key.turn)
+        return chain
+
+    async def paused_add(self: Counters, subject: str, headers: dict[str, str]) -> Any:
+        added = await add(self, subject, headers)
+        if moment == "counted" and subject.startswith("budgets.") and ".usd_" in subject and int(headers[INCREMENT]):
+            await gate.pause(TurnId(subject))
+        return added
+
+    TurnLog.append = paused_append  # type: ignore[method-assign]
+    Counters._add = paused_add  # type: ignore[method-assign]  # noqa: SLF001
+
+
 def pause_of(request: Request) -> tuple[int, bool] | None:
     """Returns the number of the entry after which the turn pauses, and whether it pauses before the ack instead."""
     found = TAG.search(str(request.messages[-1].content)) if request.messages else None
@@ -148,7 +176,11 @@ def main() -> None:
     gate = Gate()
     signal(SIGUSR1, gate.open)
     record(Recorder(Path(path), f"{module}-{os.getpid()}-{os.urandom(2).hex()}"))
-    patch(gate, os.environ.get("KILLS_ROLE", ""))
+    role = os.environ.get("KILLS_ROLE", "")
+    if role in MOMENTS:
+        patch_gateway(gate, role)
+    else:
+        patch(gate, role)
     sys.argv = [module, *arguments]
     runpy.run_module(f"tailrace.{module}", run_name="__main__", alter_sys=True)
 

@@ -29,7 +29,7 @@ import msgspec
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.proto.ids import LOCAL, TurnId, TurnKey
 from tailrace.proto.ownership import ScopedKey
-from tests.harness.system import System
+from tests.harness.system import Settings, System
 from tests.harness.until import until
 
 SESSIONS = 20
@@ -239,10 +239,16 @@ async def run_sessions(
     sessions: int,
     kill_every_s: float,
     seed: int,
+    settings: Settings | None = None,
+    watch: Callable[[System], None] = lambda _: None,
 ) -> AsyncIterator[tuple[System, list[S], dict[str, int]]]:
-    """Yields a system of its own, its sessions, which have sent so many messages in all, and the kills by role."""
-    async with System(folder, sync="default") as system:
+    """Yields a system of its own, its sessions, which have sent so many messages in all, and the kills by role.
+
+    `watch` is called with the system before they begin.
+    """
+    async with System(folder, sync="default", settings=settings) as system:
         await system.start(gateways=2, generators=2)
+        watch(system)
         made = [make(system.clients, f"s{number}", random.Random(seed + number)) for number in range(sessions)]
         runs = [one.run(messages // sessions + (number < messages % sessions)) for number, one in enumerate(made)]
         yield system, made, dict(await _run_with_kills(system, runs, random.Random(seed), kill_every_s))

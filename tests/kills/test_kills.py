@@ -30,8 +30,9 @@ assert {cell.kind for cell in SOME} == set(ALONE)
 @pytest.mark.rule("F1")
 @pytest.mark.rule("F2")
 @pytest.mark.rule("F5")
+@pytest.mark.rule("F36")
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_every_reader_receives_the_whole_turn_when_a_process_is_killed_at_an_entry(
     tmp_path: Path, process: str
 ) -> None:

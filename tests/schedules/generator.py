@@ -8,6 +8,7 @@ import msgspec
 
 from tailrace.features.failover.circuit_breaker import CircuitBreakers
 from tailrace.features.generators import FEATURES
+from tailrace.features.limits.cost_limits import CostLimits
 from tailrace.features.traces.attempt_span import attempt_span
 from tailrace.generators.backend_order import BackendOrders, Candidate
 from tailrace.generators.feature import join_hooks
@@ -38,7 +39,8 @@ RESTART_S = 0.05
 DRAIN_S = 3.0
 HOOKS = join_hooks(FEATURES)
 UNUSED: Any = None
-"""In the place of services that these turns do not need: batches, blobs, counters."""
+"""In the place of services that these turns do not need: batches, blobs, and steps, because no budget is near."""
+LIMITS = CostLimits(UNUSED, UNUSED)
 
 
 class GeneratorLog(SimulatedLog):
@@ -89,16 +91,17 @@ class Generator:
         backend = self.new_backend(process)
         self._backends.append(backend)
         log = self.log = self.new_log(process)
-        settlement = Settlement(UNUSED, UNUSED)
+        self.settlement = Settlement(self._server.counters, self._server.slots)
         breakers = CircuitBreakers(ORDERS)
         caller = ModelCaller(dict.fromkeys(ORDERS.backends, backend), breakers, RETRY, BlobLoader(UNUSED, UNUSED))
         runner = TurnRunner(
             log,
             caller,
-            Planner(DEFAULTS.attempts_max, HOOKS.cuts, HOOKS.obstacles, [new_check() for new_check in HOOKS.checks]),
+            Planner(DEFAULTS.attempts_max, LIMITS, HOOKS.obstacles, [new_check() for new_check in HOOKS.checks]),
             name=self.name,
             filters=HOOKS.all_filters,
             sinks=HOOKS.sinks,
+            limits=LIMITS,
             prepare=self.new_prepare(log),
             observe=attempt_span,
             deadline_s=DEFAULTS.deadline_s,
@@ -108,7 +111,7 @@ class Generator:
             log,
             SimulatedDeliveries(self._consumer, process),
             runner,
-            settlement.settle,
+            self.settlement.settle,
             self.new_lanes(log, process),
             concurrency=CONCURRENCY,
             grace_s=0.0,

@@ -1,15 +1,19 @@
-"""Judges a played schedule: by the five promises, and by properties that only the simulator can see."""
+"""Judges a played schedule: by the six promises, and by properties that only the simulator can see."""
+
+from collections.abc import Iterator
 
 from tailrace.proto.entries import Attempt, Event, StoredEntry
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import Seq
 from tests.harness.readers import select_valid
-from tests.promises import KEPT, Frame, History, Reader, ReaderConnection, Story, Verdict, worst
+from tests.harness.virtual_time import run
+from tests.promises import KEPT, PROMISES, Budget, Frame, History, Reader, ReaderConnection, Story, Verdict, worst
 from tests.promises import judge as judge_promises
 from tests.schedules import model
 from tests.schedules import reader as simulated
 from tests.schedules.generator import DEFAULTS
-from tests.schedules.schedule import KEY, Schedule
+from tests.schedules.schedule import BUDGETS, KEY, RESERVED, Schedule
+from tests.schedules.server import SimulatedServer
 
 
 def judge(schedule: Schedule) -> Verdict:
@@ -22,13 +26,14 @@ def judge(schedule: Schedule) -> Verdict:
         log={KEY: tuple(stored)},
         rendered={(KEY, "entries"): tuple(Frame(one.seq, b"") for one in valid)},
         records={KEY: record} if (record := schedule.recorder.record) is not None else {},
+        budgets=tuple(budgets(schedule.server, turn)),
         folds={KEY: turn},
     )
     verdict = worst(
         [
             _check_exceptions(schedule),
             _check_termination(schedule),
-            judge_promises(history),
+            judge_promises(history, PROMISES),
             _check_text(schedule, turn),
             _check_attempts(turn, valid),
             _check_acknowledgements(schedule, {one.seq for one in valid}),
@@ -39,6 +44,16 @@ def judge(schedule: Schedule) -> Verdict:
         ]
     )
     return verdict._replace(evidence=f"seed {schedule.seed}: {verdict.evidence}")
+
+
+def budgets(server: SimulatedServer, turn: Turn) -> Iterator[Budget]:
+    """Yields the budgets and the slot of the turn."""
+    cost, is_running = (0, True) if turn.end is None else (turn.end.cost_nano_usd, False)
+    for name in BUDGETS:
+        left = RESERVED - server.counters.values[name]
+        yield Budget(name=name, limit=RESERVED, left=left, recorded=cost, reserved=RESERVED * is_running)
+    held = run(server.slots.list_held(KEY.tenant, "tenant", "running"))
+    yield Budget(name="running", limit=1, left=1 - len(held), reserved=int(is_running))
 
 
 def _build_reader(reader: simulated.Reader, turn: Turn, valid: list[StoredEntry]) -> Reader:

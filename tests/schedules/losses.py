@@ -12,8 +12,9 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.model_records import END_DAMAGED_TURN
 from tests.harness.readers import select_valid
-from tests.promises import KEPT, Verdict
+from tests.promises import KEPT, History, Verdict, nothing_held
 from tests.schedules.generator import Generator
+from tests.schedules.judge import budgets
 from tests.schedules.schedule import Schedule
 from tests.schedules.server import SimulatedLog
 
@@ -21,10 +22,6 @@ from tests.schedules.server import SimulatedLog
 LOST_S_MAX = 25.0
 # A reader is served, or has the end, within this time after all faults: a minute, and retries.
 ENDED_S_MAX = 90.0
-
-
-async def settle(*_: Any) -> None:
-    """The turns of schedules hold no reservation."""
 
 
 class Rpc:
@@ -38,7 +35,7 @@ class Rpc:
         generator = self._generators[0]
         log = generator.log
         try:
-            return await end_damaged_turn(log, settle, tenant, body)
+            return await end_damaged_turn(log, generator.settlement.settle, tenant, body)
         except asyncio.CancelledError as error:
             if generator.log is log:
                 raise
@@ -121,4 +118,8 @@ def judge(schedule: Loss) -> Verdict:
         schedule.lost and schedule.lost.entry, Attempt
     )
     calls = sum(generator.calls for generator in schedule.generators)
+    if turn.end is not None:
+        held = nothing_held(History(budgets=tuple(budgets(schedule.server, turn))))
+        if not held.is_green:
+            return fail(held.evidence)
     return KEPT if calls <= attempts else fail(f"{calls} calls for {attempts} attempts")

@@ -21,7 +21,9 @@ from tailrace.proto.nats import TurnLog
 from tailrace.proto.nats.follower import Follower
 from tailrace.proto.nats.log_server import EntryPage, LogServer
 from tailrace.proto.nats.replay import read_turn_direct
+from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.ownership import ScopedKey
+from tailrace.testing import MemoryCounters
 from tests.schedules.generator import GeneratorLog
 from tests.schedules.process import PROCESS
 from tests.schedules.server import Answer, SimulatedServer
@@ -29,6 +31,7 @@ from tests.schedules.server import Answer, SimulatedServer
 Patches = list[Any]
 
 _add_live, _append, _read_turn = FeedJoin.add_live, GeneratorLog.append, TurnLog.read_turn
+_settle = Settlement.settle
 
 # All modules that follow the chain, but not the judge, which keeps the rule.
 LINKS = ("tailrace.proto.nats.append.link", "tailrace.proto.fold.link", "tailrace.proto.feed_join.link")
@@ -212,6 +215,26 @@ def absence_second_read() -> Patches:
     ]
 
 
+def settlement_once() -> Patches:
+    """A turn that is delivered again is settled again."""
+
+    async def add_again(self: MemoryCounters, subject: str, amount: int, _: str) -> None:
+        await self.add(subject, amount)
+
+    return [patch.object(MemoryCounters, "add_once", add_again)]
+
+
+def settlement_before_ack() -> Patches:
+    """The request of an ended turn is acknowledged without a settlement if another generator has written the end."""
+
+    async def settle(self: Settlement, key: TurnKey, turn: Turn) -> None:
+        process = PROCESS.get()
+        if turn.end is not None and process is not None and process.name.count("'") == 0:
+            await _settle(self, key, turn)
+
+    return [patch.object(Settlement, "settle", settle)]
+
+
 def continuation_mapping() -> Patches:
     """The events of a continuing call are stored as they come."""
     return [patch("tailrace.generators.continuation.build_mapper", lambda *_: None)]
@@ -223,7 +246,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         *(fence, predecessor, attempt_number, last_end, tail_read, end_check, reader_end_check, reader_end_wait),
         *(reader_repeat_check, reader_gap_check, reader_reread, cursor_retry, cancel_retry, acknowledgement_check),
         *(recorder_entry_wait, recorder_entry_count, planner_second_read, get_second_read, absence_second_read),
-        continuation_mapping,
+        *(continuation_mapping, settlement_once, settlement_before_ack),
     )
 }
 

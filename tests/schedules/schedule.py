@@ -6,14 +6,17 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
+
 from tailrace.features.structured_output.json_schema import SchemaChecker
 from tailrace.generators import attempt_runner, delta_ticks
 from tailrace.generators.backends.large_events import LARGE_BYTES
 from tailrace.proto import chain as proto_chain
-from tailrace.proto import events
+from tailrace.proto import events, subjects
 from tailrace.proto.chain import START
-from tailrace.proto.entries import End, Event, Request
+from tailrace.proto.entries import End, Event, Request, Reservation
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tests.harness.virtual_time import run
 from tests.schedules import model
 from tests.schedules.client import Canceller, Poster, TurnPoller
 from tests.schedules.consumer import SimulatedConsumer
@@ -26,6 +29,11 @@ from tests.schedules.server import SimulatedServer
 from tests.schedules.world import World
 
 KEY = TurnKey(Tenant("t"), TurnId("turn-1"))
+BUDGETS = [
+    subjects.budget(KEY.tenant, "tenant", *period) for period in (("usd_day", "2026-01-01"), ("usd_month", "2026-01"))
+]
+# Nano-dollars, more than any answer costs.
+RESERVED = 10**9
 # A schedule that needs more callbacks never ends.
 HANDLES_MAX = 50_000
 SOON_S = 0.0005
@@ -52,7 +60,7 @@ class Schedule:
         server = self.server = SimulatedServer(world, faults)
         self.script = model.SCRIPTS[world.below(len(model.SCRIPTS))]
         policy = POLICIES[world.below(len(POLICIES))]
-        request = model.question(self.script, policy)
+        request = msgspec.structs.replace(model.question(self.script, policy), holds=run(self._reserve()))
         self.posters = [Poster(server, KEY, f"poster-{n}", request) for n in range(1 + faults.is_sent_twice)]
         self.requests = SimulatedConsumer(
             server, KEY, lambda one: isinstance(one.entry, Request), self._check_acknowledged
@@ -70,6 +78,16 @@ class Schedule:
         self.too_early: list[str] = []
         """Acknowledgements of the request while the log had no end."""
         self.is_over = False
+
+    async def _reserve(self) -> list[Reservation]:
+        """Returns what a gateway has reserved for the turn."""
+        holds = []
+        for subject in BUDGETS:
+            await self.server.counters.add(subject, RESERVED)
+            holds.append(Reservation(subject, "nusd", RESERVED))
+        slot = await self.server.slots.acquire(KEY.tenant, "tenant", "running", 1, KEY.turn)
+        assert slot is not None
+        return [*holds, Reservation(slot.subject, "slot", slot.seq)]
 
     def play(self) -> None:
         """Runs the schedule until all clients and processes have finished."""

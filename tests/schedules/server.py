@@ -13,7 +13,7 @@ from tailrace.proto.entries import Attempt, End, Entry, Event, Request, StoredEn
 from tailrace.proto.errors import LogFull, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, LiveFeed, PublishUnclear
-from tailrace.testing import MemoryLog, TurnEntries
+from tailrace.testing import MemoryCounters, MemoryLog, MemorySlots, TurnEntries
 from tailrace.testing.log import TYPES
 from tests.harness.turn_builder import NOON
 from tests.schedules.faults import FAULTLESS_AFTER_PUBLISHES, FAULTLESS_AFTER_S, Faults
@@ -51,6 +51,8 @@ class SimulatedServer(TurnEntries):
         """Whether faults are over."""
         self.happened: list[str] = []
         """The faults that have happened."""
+        self.counters = MemoryCounters()
+        self.slots = MemorySlots()
         self.at_publish: dict[int, list[Callable[[], Any]]] = {}
         """What to do at the publish of that number, from 1."""
         self._times: list[float] = []

@@ -15,6 +15,7 @@ from tailrace.generators import attempt_runner
 from tailrace.generators.continuation import bind_thinking
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnKey
+from tests.promises import History, nothing_held
 from tests.sessions.client import SESSION, Asked, Client, Step
 from tests.sessions.judge import Verdict, judge
 from tests.sessions.world import World
@@ -67,7 +68,9 @@ async def play(seed: int) -> Verdict:
                 await play_step(world, client, step)
             except Refused as refused:
                 world.happened.add(f"refused by the gateway: {refused.code}")
-    return judge(seed, world, client.profile.name, client.protocol)
+    verdict = judge(seed, world, client.profile.name, client.protocol)
+    held = nothing_held(History(budgets=tuple(await world.budgets())))
+    return verdict if held.is_green else verdict._replace(wrong=[*verdict.wrong, held.evidence])
 
 
 async def play_step(world: World, client: Client, step: Step) -> None:

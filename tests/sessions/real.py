@@ -8,6 +8,7 @@ import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from signal import SIGKILL
@@ -21,9 +22,11 @@ from tailrace.proto.ids import LOCAL, TurnId, TurnKey
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.proto.runtime.gather import gather_limited
+from tests.harness.budget_audit import BudgetAudit, limit_settings
 from tests.harness.generator_in_loop import read_stats
 from tests.harness.system import System
 from tests.harness.until import until
+from tests.promises import History, nothing_held
 from tests.sessions.client import Asked, Client, Sent, Step
 from tests.sessions.judge import FOREIGN, REFUSED, Verdict
 from tests.sessions.play import TURNS
@@ -33,6 +36,8 @@ SESSIONS_AT_ONCE = 10
 # Slow enough for a kill in the middle of an answer.
 DIRECTIVES = " rate=10"
 ENDED_S_MAX = 120.0
+# Inputs of a batch that takes a second to be stored.
+LARGE_BATCH = 3000
 BUSY_S_MAX = 30.0
 NET = "thinking was refused; the call is repeated without it"
 CONFLICT = 409
@@ -169,12 +174,31 @@ class RealSession:
         return record_from_fold(key, turn)
 
 
+async def kill_reserving_gateway(system: System, budgets: BudgetAudit) -> None:
+    """Kills the second gateway when it has reserved the money of a large batch, and has not stored the batch."""
+    params = {"model": "claude-sonnet-5-5", "message": "x" * 500}
+    requests = [{"custom_id": f"c{number}", "params": params} for number in range(LARGE_BATCH)]
+    posting = asyncio.create_task(system.clients[1].post("/v1/turn-batches", json={"requests": requests}))
+
+    async def has_reserved() -> bool:
+        return posting.done() or any(budget.held for budget in await budgets.read())
+
+    await until(has_reserved)
+    assert not posting.done(), f"its reservation was not seen: {posting.result().text}"
+    await system.gateways[1].stop(SIGKILL)
+    with suppress(httpx2.HTTPError):
+        await posting
+
+
 async def play_real(seeds: range) -> list[Verdict]:
-    """Plays the sessions of the seeds, some at once. The last verdict is about all of them."""
+    """Plays the sessions of the seeds, some at once. The last verdict is about all of them, and about the budgets."""
     with tempfile.TemporaryDirectory() as folder:
-        async with System(Path(folder)) as system:
-            await system.start(generators=GENERATORS)
+        async with System(Path(folder), settings={"gateway": limit_settings()}) as system:
+            await system.start(generators=GENERATORS, gateways=2)
             starting = asyncio.Lock()
+            budgets = BudgetAudit(system.connection, system.database)
+            sampling = asyncio.create_task(budgets.sample())
+            await kill_reserving_gateway(system, budgets)
 
             async def play(seed: int) -> Verdict:
                 return await RealSession(system, seed, starting).play()
@@ -182,6 +206,10 @@ async def play_real(seeds: range) -> list[Verdict]:
             found = await gather_limited(play, list(seeds), SESSIONS_AT_ONCE)
             net = sum(len(generator.find_lines(NET)) for generator in system.generators)
             stats: Any = await read_stats(system.claude.url)
+            await system.wait_until_settled(ENDED_S_MAX)
+            left = tuple(await budgets.wait_until_exact())
+            sampling.cancel()
+    held = nothing_held(History(budgets=left, samples=tuple(budgets.worst.values())))
     refused = Counter[str](stats["refused"])
     bad = sum(one.counts["turns with bad input"] for one in found)
     counts = Counter[str](
@@ -193,6 +221,7 @@ async def play_real(seeds: range) -> list[Verdict]:
         }
     )
     wrong = [f"{net} calls of the net"] if net else []
+    wrong += [] if held.is_green else [held.evidence]
     if refused.total() != bad or any(FOREIGN in one for one in refused):
         wrong.append(f"refused: {msgspec.json.encode(refused).decode()}, bad input: {bad}")
     return [*found, Verdict(seeds[0], wrong, counts)]

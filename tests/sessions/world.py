@@ -12,7 +12,11 @@ from starlette.datastructures import Headers
 
 from tailrace.features.failover.circuit_breaker import CircuitBreakers
 from tailrace.features.generators import FEATURES
+from tailrace.features.limits.cost_limits import CostLimits
+from tailrace.features.limits.limiter import Limiter
 from tailrace.features.queued_turns.generator import prepare_queued
+from tailrace.gateway.auth.limits import Limits
+from tailrace.gateway.auth.principal import Principal
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.conversation import Conversations
@@ -33,6 +37,7 @@ from tailrace.proto.errors import FenceLost, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.models import Model, find_model
+from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.ownership import WHOLE, Scope, ScopedKey
 from tailrace.proto.records import Context, GetContext, GetLastTurn, GetSession, GetTurn, SessionRecord, TurnRecord
 from tailrace.proto.thinking_prefix import BoundPrompt
@@ -41,8 +46,10 @@ from tailrace.protocols.ag_ui import request as ag_ui
 from tailrace.protocols.ai_sdk import request as ai_sdk
 from tailrace.protocols.anthropic import request as anthropic
 from tailrace.protocols.openai import chat_request, responses_request
-from tailrace.testing import MemoryLog, MemoryStore
+from tailrace.testing import MemoryCounters, MemoryLog, MemorySlots, MemoryStepRecords, MemoryStore
+from tailrace.testing.log import BEGINNING
 from tests.harness.turn_builder import NOON
+from tests.promises import Budget
 from tests.sessions.client import Sent
 from tests.sessions.stand_in import Json, Killed, StandIn
 
@@ -53,6 +60,8 @@ ORDERS = BackendOrders((Candidate("claude"), Candidate("bedrock")))
 RETRY = Retry(tries_max=1, wait_s=0.0, wait_max_s=0.0)
 HOOKS = join_hooks(FEATURES)
 MAX_TOKENS = 4096
+# No session spends so much.
+BUDGETS = Limits(usd_day=1000, usd_month=1000, running=100)
 UNUSED: Any = None
 OFFER = Offer()
 CHECKS = [new_check() for new_check in HOOKS.checks]
@@ -162,6 +171,12 @@ class World:
         self.running_turn = TurnId("")
         history: Any = self.history
         self._conversations = Conversations(self.log, history)
+        self.counters, self.slots = MemoryCounters(), MemorySlots()
+        self._records = MemoryStepRecords()
+        # By the log's time.
+        self._limiter = Limiter(self.counters, self.slots, self.log, BUDGETS, BUDGETS, BEGINNING.timestamp)
+        self.costs = 0
+        """The cost of all turns, in nano-dollars."""
 
     def note_bound(
         self, bind: Callable[..., BoundPrompt], call: Call, turn: Turn, mode: Mode, **options: Any
@@ -185,6 +200,9 @@ class World:
         entry = build_entry(new_turn, position, MAX_TOKENS, OFFER, pseudonym=str, cache="auto")
         self.posted += 1
         key = TurnKey(TENANT, TurnId(f"turn-{self.posted}"))
+        admission = self._limiter.admission(Principal(Scope(TENANT, WHOLE)))
+        assert admission is not None
+        entry = await admission.reserve_turn(key.turn, entry)
         self.history.systems.setdefault(entry.session, None)
         await self.log.append(key, START, entry)
         self.history.order.append(key.turn)
@@ -212,11 +230,25 @@ class World:
             if turn.attempt > 1:
                 self.happened.add("a further attempt")
             if turn.end is not None:
+                steps = await self._limits.steps_of(key, turn)
+                await Settlement(self.counters, self.slots).settle(key, turn, steps)
+                self.costs += turn.end.cost_nano_usd
                 break
         record = await self.history.record(key.turn)
         if record.error is not None:
             self.ends[key.turn] = record.error.code
         return record
+
+    async def budgets(self) -> list[Budget]:
+        """Returns the budgets and the slots of the key and of the tenant when no turn runs."""
+        money = [
+            Budget(name=name, limit=0, left=-value, recorded=self.costs)
+            for name, value in self.counters.values.items()
+            if ".usd_" in name
+        ]
+        owners = self._limiter.owners(Principal(Scope(TENANT, WHOLE)))
+        held = [len(await self.slots.list_held(TENANT, owner.name, "running")) for owner in owners]
+        return [*money, *(Budget(name="running", limit=0, left=-count) for count in held)]
 
     async def kill(self, again: int = 0) -> None:
         """The generator dies, and so do the next `again` ones after some more deltas."""
@@ -234,14 +266,16 @@ class World:
 
     def _new_runner(self) -> TurnRunner:
         breakers = CircuitBreakers(ORDERS)
+        limits = self._limits = CostLimits(self.counters, self._records)
         caller = ModelCaller(dict.fromkeys(ORDERS.backends, self.claude), breakers, RETRY, BlobLoader(UNUSED, UNUSED))
         return TurnRunner(
             self.log,
             caller,
-            Planner(DEFAULTS.attempts_max, HOOKS.cuts, HOOKS.obstacles, CHECKS),
+            Planner(DEFAULTS.attempts_max, limits, HOOKS.obstacles, CHECKS),
             name="generator",
             filters=HOOKS.all_filters,
             sinks=HOOKS.sinks,
+            limits=limits,
             prepare=(partial(prepare_queued, self.log),),
             deadline_s=FUTURE,
         )

@@ -6,7 +6,7 @@ make shipped ARGS='--before v0.1.0'    upgrades from another commit than the one
 
 In each home the commands of its page are run: an installation of the commit before, an upgrade, kill -9 of each
 process, restarts, more and fewer generators, a reboot, a full disk. During each step a client reads an answer, which
-the five promises judge. Exit status 1 if a step has failed; 2 if something is missing here.
+the promises about turns judge. Exit status 1 if a step has failed; 2 if something is missing here.
 
 It needs Linux, root (namespaces, mounts, cgroup v2), Debian's apt and mmdebstrap, and 5 GB of disk; the first run needs
 the network, for 1.1 GB that stay in the cache. All of it ends with this process, also after Ctrl-C.

@@ -1,4 +1,4 @@
-"""One journey in a home: steps during which a client reads an answer, and what the five promises say of each."""
+"""One journey in a home: steps during which a client reads an answer, and what the promises about turns say of each."""
 
 import asyncio
 from collections.abc import Callable

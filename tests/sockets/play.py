@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tailrace.generators.backend_order import BackendOrders, Candidate
 from tailrace.generators.backends.anthropic_api import AnthropicApi
+from tailrace.generators.call_limits import CallLimits
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
 from tailrace.generators.planner import Planner
@@ -191,9 +192,10 @@ async def _generator(address: str, nats_url: str) -> AsyncIterator[Generator]:
     runner = TurnRunner(
         log,
         ModelCaller({"claude": claude}, OneBackend(ORDERS), RETRY, blobs),
-        Planner(DEFAULTS.attempts_max, (), (), ()),
+        Planner(DEFAULTS.attempts_max, CallLimits()),
         name=f"generator-{new_id()}",
         filters=(),
+        limits=CallLimits(),
         deadline_s=DEFAULTS.deadline_s,
         delta_interval_s=DEFAULTS.delta_interval_s,
     )

@@ -233,6 +233,7 @@ def test_turn_from_the_database_equals_the_turn_from_the_log(log: Handwritten) -
         ("tool_use", "tool_calls", None, "tool-calls"),
         ("max_tokens", "length", "max_output_tokens", "length"),
         ("max_cost", "length", "max_output_tokens", "length"),
+        ("budget", "length", "max_output_tokens", "length"),
         ("model_context_window_exceeded", "length", "max_output_tokens", "length"),
         ("refusal", "content_filter", "content_filter", "content-filter"),
         ("pause_turn", "length", "max_output_tokens", "other"),
@@ -259,7 +260,7 @@ def test_only_a_whole_answer_is_shown_as_complete(stop_reason: str, chat: str, r
                     assert (b"data: completed\n" in data, b"data: incomplete\n" in data) == (is_whole, not is_whole)
                     assert data.count(b"event: warning\n") == (not is_whole)
                 case "anthropic":
-                    shown = "max_tokens" if stop_reason == "max_cost" else stop_reason
+                    shown = "max_tokens" if stop_reason in ("max_cost", "budget") else stop_reason
                     assert found[-2]["delta"]["stop_reason"] == shown
                 case "tailrace":
                     assert found[-1]["stop_reason"] == stop_reason

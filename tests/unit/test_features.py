@@ -8,7 +8,6 @@ import pytest
 from msgspec import Meta
 
 from tailrace.features.generators import FEATURES
-from tailrace.features.max_cost.cost_meter import limit_cost
 from tailrace.features.prompt_cache.generator import cache_prompt
 from tailrace.features.structured_output.generator import add_correction, request_schema
 from tailrace.gateway import app
@@ -90,11 +89,6 @@ def test_a_dialect_of_a_feature_stands_beside_those_of_the_core() -> None:
         assert [("own" in one.documented["schema"]["enum"]) for one in listed] == [is_listed] * 2
     with pytest.raises(ValueError, match="two dialects have the name text"):
         app.dialects_of([feature(own._replace(name="text"))])
-
-
-def test_the_cost_limit_counts_the_models_own_events() -> None:
-    """Also text that other features hold or leave out is paid for. The last sink receives the events first."""
-    assert join_hooks(FEATURES).sinks[-1] is limit_cost
 
 
 def test_no_feature_replaces_the_service_or_the_route_of_another_one() -> None:

@@ -260,6 +260,7 @@ def test_an_input_that_is_nested_too_deeply_is_left_empty(levels: int, *, is_kep
         ('{"a":1}', True, "tool_use", {}),
         ("", True, "tool_use", {}),
         ('{"a":', True, "max_tokens", {"partial_json": '{"a":'}),
+        ("", True, "budget", {"partial_json": ""}),
         ("", True, "max_cost", {"partial_json": ""}),
         ("", True, "model_context_window_exceeded", {"partial_json": ""}),
         ('{"a":', False, None, {"partial_json": '{"a":'}),

@@ -82,7 +82,7 @@ def test_stream_database_and_completion_have_the_same_message(log: Handwritten) 
     assert [delta["role"] for delta in deltas(log) if "role" in delta] == ["assistant"] * (log.turn.message is not None)
 
 
-@pytest.mark.parametrize("stop_reason", ["max_tokens", "max_cost"])
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "max_cost", "budget"])
 @pytest.mark.parametrize("pieces", [(), ('{"q":"Pa',)], ids=["no argument", "a part of one"])
 def test_a_call_that_was_cut_has_the_arguments_so_far(stop_reason: str, pieces: tuple[str, ...]) -> None:
     """As OpenAI sends them. `{}` would be a complete call without arguments."""

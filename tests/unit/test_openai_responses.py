@@ -218,7 +218,8 @@ def test_a_restarted_answer_has_no_snapshot_before_its_first_event() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "stop_reason"), [("completed", "max_tokens"), ("completed", "max_cost"), ("cancelled", None)]
+    ("outcome", "stop_reason"),
+    [("completed", "max_tokens"), ("completed", "max_cost"), ("completed", "budget"), ("cancelled", None)],
 )
 @pytest.mark.parametrize("pieces", [[], ['{"q":"Pa'], ["[1]"]], ids=["no argument", "a part of one", "no object"])
 def test_a_call_that_was_cut_is_incomplete(outcome: Outcome, stop_reason: str | None, pieces: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The checker of the five promises: a correct history passes, and each single defect is found."""
+"""The checker of the six promises: a correct history passes, and each single defect is found."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +13,8 @@ from tailrace.proto.records import record_from_fold
 from tailrace.proto.usage import Usage
 from tests.harness.turn_builder import NOON, completed_turn, text_delta
 from tests.promises import (
+    PROMISES,
+    Budget,
     Frame,
     History,
     Promise,
@@ -23,6 +25,7 @@ from tests.promises import (
     no_gap,
     no_repeat,
     nothing_forgotten,
+    nothing_held,
     one_end,
     one_story,
 )
@@ -32,6 +35,8 @@ LOG = completed_turn("The", " sky", " is", " blue.", step=10)
 # Frames of the entries that a reader sees: not the request (10), not the attempt (20).
 WHOLE = tuple(Frame(stored.seq, f"id: {stored.seq}\n\n".encode()) for stored in LOG.stored[2:])
 STORY = Story("The sky is blue.", Usage(input_tokens=10, output_tokens=4), "completed")
+
+SLOTS = Budget(name="running", limit=3, left=2, reserved=1)
 
 Break = Callable[[History], History]
 
@@ -50,6 +55,8 @@ def good_history() -> History:
         log={KEY: tuple(LOG.stored)},
         rendered={(KEY, "tailrace"): WHOLE},
         records={KEY: record_from_fold(KEY, LOG.turn)},
+        budgets=(Budget(name="usd_month", limit=100, left=60, recorded=30, reserved=10), SLOTS),
+        samples=(Budget(name="usd_month", limit=100, left=70, recorded=30), SLOTS),
     )
 
 
@@ -88,6 +95,15 @@ def with_row(**given: Any) -> Break:
 
 def without_entries(**given: Any) -> Break:
     return lambda history: msgspec.structs.replace(history, **given)
+
+
+def with_budget(**given: Any) -> Break:
+    def break_history(history: History) -> History:
+        assert history.budgets is not None
+        money, slots = history.budgets
+        return msgspec.structs.replace(history, budgets=(msgspec.structs.replace(money, **given), slots))
+
+    return break_history
 
 
 END = LOG.stored[-1]
@@ -143,6 +159,16 @@ BREAKS: dict[str, tuple[Promise, bool | None, Break]] = {
     "an ended turn without a row": (nothing_forgotten, False, without_entries(records={})),
     "an ended turn that is running in its row": (nothing_forgotten, False, with_row(outcome="running")),
     "rows that were not read": (nothing_forgotten, None, without_entries(records=None)),
+    "money that no turn holds": (nothing_held, False, with_budget(left=59)),
+    "money that is left although it is reserved": (nothing_held, False, with_budget(left=61)),
+    "a slot that no turn holds": (nothing_held, False, with_budget(name="running", recorded=0, left=89)),
+    "money that was left although it was spent": (
+        nothing_held,
+        False,
+        without_entries(samples=(Budget(name="usd_month", limit=100, left=71, recorded=30),)),
+    ),
+    "budgets that were not read": (nothing_held, None, without_entries(budgets=None)),
+    "no budgets": (nothing_held, None, without_entries(budgets=(), samples=())),
 }
 
 
@@ -158,7 +184,7 @@ def _other_end(log: tuple[StoredEntry, ...], **given: Any) -> tuple[StoredEntry,
 
 
 def test_a_good_history_is_green() -> None:
-    assert judge(good_history()).is_green
+    assert judge(good_history(), PROMISES).is_green
 
 
 @pytest.mark.parametrize("broken", BREAKS)
@@ -168,7 +194,7 @@ def test_a_history_that_breaks_one_promise_is_not_green(broken: str) -> None:
     verdict = promise(break_it(good_history()))
     assert verdict.holds is answer, verdict
     assert verdict.evidence
-    assert not judge(break_it(good_history())).is_green
+    assert not judge(break_it(good_history()), PROMISES).is_green
 
 
 def test_an_empty_history_is_unknown() -> None:

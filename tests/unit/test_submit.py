@@ -1,6 +1,7 @@
 """Turn submission without optional features, against a log and claims in memory: repeated POSTs and refusals."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -84,8 +85,9 @@ def submit_to(
 class Reservations(Limiter):
     """Limits whose admission notes whether it was given back."""
 
-    def __init__(self) -> None:
+    def __init__(self, append_until: float = math.inf) -> None:
         self.is_given_back = False
+        self.append_until = append_until
 
     def admission(self, _: Principal) -> Any:
         async def release() -> None:
@@ -95,7 +97,8 @@ class Reservations(Limiter):
             return request
 
         counts = {"count_request": AsyncMock(), "count_stored_bytes": AsyncMock()}
-        return SimpleNamespace(headers=lambda _: {}, **counts, reserve_turn=reserve_turn, release=release)
+        given = {"headers": lambda _: {}, "append_until": self.append_until}
+        return SimpleNamespace(**given, **counts, reserve_turn=reserve_turn, release=release)
 
 
 class Retries:
@@ -311,8 +314,10 @@ async def test_a_claim_that_expires_during_the_submission_does_not_name_its_turn
         (LogFull("full"), False),
     ],
 )
-async def test_an_unclear_append_keeps_reservations(error: BaseException, *, may_be_stored: bool) -> None:
-    """The turn may be stored, and its end settles them. After a clear refusal they are given back."""
+async def test_reservations_are_given_back_after_a_clear_refusal_only(
+    error: BaseException, *, may_be_stored: bool
+) -> None:
+    """After an unclear append the turn may be stored, and its end settles them. If not, persistence gives them back."""
     memory, reservations = Services(), Reservations()
     memory.log.append_errors.append(error)
     with pytest.raises((LogUnavailable, LogFull, asyncio.CancelledError)):
@@ -337,6 +342,27 @@ async def test_after_a_pause_behind_the_claim_nothing_is_appended(monkeypatch: p
         await submit(LOCAL, HELLO, b"{}", "key")
     assert not memory.log.stored
     assert reservations.is_given_back
+
+
+@pytest.mark.rule("R37")
+async def test_an_append_ends_when_its_reservation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Persistence gives back what is reserved for a request that the log does not have by then."""
+    memory, tries = Services(), list[float]()
+    loop = asyncio.get_running_loop()
+
+    async def append(*_: object) -> None:
+        tries.append(loop.time())
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(memory.log, "append", append)
+    for within_s in (0.05, -0.01):
+        reservations = Reservations(loop.time() + within_s)
+        with pytest.raises(LogUnavailable):
+            await submit_to(memory, limiter=reservations)(LOCAL, HELLO, b"{}")
+        assert loop.time() < reservations.append_until + 1
+        # The first one may be stored.
+        assert reservations.is_given_back is (within_s < 0)
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize("key", [None, "key"])

@@ -37,6 +37,7 @@ from tailrace.proto import entries
 from tailrace.proto.errors import LogFull, LogUnavailable, Refused, TurnUnknown
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobPins, BlobStore, Claim, Claims, Counters, Slots, Tombstones, TurnLog
+from tailrace.proto.nats.counters import Increment
 from tailrace.proto.nats.idempotency import StoredClaim
 from tailrace.proto.nats.log_server import LiveFeed
 from tailrace.proto.nats.slots import Slot
@@ -117,7 +118,7 @@ class Services:
             LogFullness: {"require_room": self._require_room},
             QueueEstimate: {"check": self._check_queue, "estimate_position": self._estimate_position},
             StorageShare: {"check": self._check_share, "add": self._add_to_share},
-            Counters: {"add": self._count},
+            Counters: {"increment": self._count},
             SoftLimits: {"complete": self._compare},
             Slots: {"acquire": self._acquire, "release": self._release, "list_held": self._no_slots},
             HistoryClient: {"query": self._query},
@@ -168,14 +169,16 @@ class Services:
     async def _compare(self, _: SoftLimits, __: object, quota: Quota, ___: str | None) -> None:
         self.step(f"compare {quota.what}")
 
-    async def _count(self, _: Counters, subject: str, amount: int) -> int:
+    async def _count(self, _: Counters, subject: str, amount: int) -> Increment:
         what = subject.split(".")[3]
+        if what.endswith("_back"):
+            return Increment(amount, Seq(len(self.steps)))
         if amount > 0:
             self.step(f"count {what}")
         else:
             self.steps.append(f"give back {what}")
         self.counts[what] = self.counts.get(what, 0) + amount
-        return self.counts[what]
+        return Increment(self.counts[what], Seq(len(self.steps)))
 
     async def _acquire(self, _: Slots, *_arguments: object, **_named: object) -> Slot:
         self.step("acquire a slot")

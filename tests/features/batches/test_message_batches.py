@@ -27,6 +27,7 @@ from tailrace.proto.errors import BackendError, FenceLost, Refused, TurnUnknown
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import BlobStore, Counters, Rpc, Tombstones, TurnLog
+from tailrace.proto.nats.step_records import StepRecords
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.subjects import GENERATORS
 from tests.harness import batch_client, turn_builder
@@ -307,6 +308,7 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     batch = await limited.create(QUICK_AND_NEVER, parallel=8)
     request = (await own.turn(batch)).request
     assert request is not None
+    assert request.batch is not None
     assert [hold.unit for hold in request.holds or ()] == ["slot"]
     async with own.running_generator():
         await limited.wait_for_submission(batch)
@@ -317,7 +319,12 @@ async def test_limits_are_reserved_and_settled_at_half_the_price(
     assert answered.end is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
     assert answered.end.cost_nano_usd < held.amount
-    assert await Counters(own.connection).add(held.subject, 0) == answered.end.cost_nano_usd > 0
+    # Persistence gives back what the other input has reserved.
+    counted = await Counters(own.connection).add(held.subject, 0)
+    assert request.batch.holds is not None
+    assert 0 < answered.end.cost_nano_usd < counted < request.batch.holds[0].amount
+    # Two minutes at the latest after this note.
+    assert (await StepRecords(own.connection).read(own.key(batch))).revision
 
 
 @pytest.mark.parametrize(
@@ -603,6 +610,7 @@ async def test_deleting_a_batch_does_not_release_its_reserved_cost(
         assert (await own.until_over(name)).request_counts.succeeded == 2
         await own.wait_until_acknowledged()
     assert await counters.add(hold.subject, 0) == held
+    assert not (await StepRecords(own.connection).read(own.key(batch))).revision
 
 
 @pytest.mark.rule("R140")

@@ -9,7 +9,6 @@ import pytest
 from tailrace.features.claude_code.backend import ClaudeCode
 from tailrace.features.claude_code.generator import ClaudeCodeSettings
 from tailrace.features.claude_code.output import ClaudeCodeOutput
-from tailrace.features.max_cost.cost_meter import limit_cost
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import CloseCall, ModelEvent
@@ -22,6 +21,7 @@ from tailrace.proto.pricing import price_calls
 from tailrace.proto.thinking_prefix import find_stored_thinking
 from tailrace.proto.usage import Usage
 from tests.harness.answers import answer_of
+from tests.harness.cost_limits import limit_cost
 from tests.harness.turn_builder import Handwritten, request
 
 

@@ -183,7 +183,7 @@ async def test_a_running_batch_of_an_erased_tenant_submits_no_more_turns(
 async def test_a_running_batch_leaves_out_the_other_inputs_of_an_erased_user(
     own: OwnSystem, gateway: Gateway, new_gateway: NewGateway, tenant: Tenant
 ) -> None:
-    """The inputs of other users run. What was reserved for those that never ran is returned."""
+    """The inputs of other users run. Persistence gives back what was reserved for those that never ran."""
     limited = await new_gateway(own.server.url, limits_key="usd_day=5")
     users = [MARK, MARK, *["bob", MARK, "bob"] * 10]
     line = {MARK: "#sim words=2 wait=3600", "bob": "#sim words=2 rate=0"}
@@ -206,7 +206,7 @@ async def test_a_running_batch_leaves_out_the_other_inputs_of_an_erased_user(
     answered = await own.log.read_turn(ScopedKey.whole(TurnKey(tenant, child_id(batch["batch"], users.index("bob")))))
     assert answered.request is not None
     held = next(hold for hold in answered.request.holds or () if hold.unit == "nusd")
-    assert await Counters(own.connection).add(held.subject, 0) == round(record["cost_usd"] * 1e9)
+    assert await Counters(own.connection).add(held.subject, 0) >= round(record["cost_usd"] * 1e9)
 
 
 @pytest.mark.rule("R91")

@@ -131,14 +131,14 @@ def test_a_cached_prompt_counts_at_the_cache_write_price(kept: Request, price_na
     assert estimate.nano_usd == (estimate.tokens - 1) * price_nano_usd + 10_000
 
 
-def test_an_answer_with_a_schema_counts_twice() -> None:
-    """The second call has the first answer in its prompt; a message batch makes no second call."""
+def test_an_answer_with_a_schema_counts_twice_in_tokens() -> None:
+    """The second call has the first answer in its prompt; a message batch makes no second call. Its money is a step."""
     schema = {"type": "object", "properties": {TEXT: {"type": "string"}}}
     wanted = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
     turn_request = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted)
     once = 14 + -(-len("typeobjectproperties" + TEXT + "typestring") * 2 // 7)
     assert estimate_request(turn_request).tokens == (once + 100) + (once + 100 + SCHEMA_RETRY_TOKENS + 100)
-    assert estimate_request(turn_request).nano_usd == (2 * once + 100 + SCHEMA_RETRY_TOKENS) * 2000 + 200 * 10_000
+    assert estimate_request(turn_request).nano_usd == once * 2000 + 100 * 10_000
     batched = request(messages=[Message("user", TEXT)], max_tokens=100, options=wanted, via="message_batches")
     assert estimate_request(batched).tokens == once + 100
 

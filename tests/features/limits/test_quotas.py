@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.features.limits.limiter import quota_error
-from tailrace.features.limits.quotas import TENANT, Owner, What, owners_of, quota_of
+from tailrace.features.limits.quotas import Owner, What, owners_of, quota_of
+from tailrace.features.limits.records import TENANT
 from tailrace.gateway.auth.limits import UNLIMITED, Limits
 from tailrace.gateway.auth.principal import Principal
 from tailrace.proto.ids import Tenant, is_token

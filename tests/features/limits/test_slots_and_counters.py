@@ -9,7 +9,7 @@ import pytest
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.features.limits import stream_slots
 from tailrace.features.limits.limiter import Limiter
-from tailrace.features.limits.quotas import TENANT
+from tailrace.features.limits.records import TENANT
 from tailrace.features.limits.stream_slots import HeldSlots
 from tailrace.gateway.auth.limits import Limits
 from tailrace.gateway.auth.principal import Principal

@@ -19,6 +19,7 @@ from tailrace.features.limits import soft_limits
 from tailrace.features.limits.percents import parse_percents
 from tailrace.features.limits.persistence import BudgetQueries
 from tailrace.features.limits.records import BudgetState, CheckBudget
+from tailrace.features.limits.reservations import Budget, ReservationTable
 from tailrace.persistence.rows import TurnRow
 from tailrace.persistence.store import Store
 from tailrace.proto.errors import SettingsInvalid
@@ -259,7 +260,7 @@ async def test_a_private_user_learns_nothing_of_the_budget_of_its_tenant(
         bob = jwts.token(org="acme", sub="bob", scopes="read write").decode()
         headers = {"authorization": f"Bearer {bob}"}
         refused = (await gateway.client.post("/v1/turns", json=TURN, headers=headers)).json()["error"]["message"]
-        assert refused.startswith("The budget of this tenant for the month is nearly spent, and this turn may cost $")
+        assert refused.startswith("The budget of this tenant for the month is nearly spent, and this turn reserves $")
 
 
 @pytest.mark.timeout(90)
@@ -333,7 +334,7 @@ async def test_a_budget_whose_counter_is_lost_is_not_granted_again(
         jetstream = own.connection.jetstream
         counters = (await jetstream.stream_info(BUDGETS, subjects_filter=">")).state.subjects
         assert counters is not None
-        (counter,) = [subject for subject in counters if "usd_day" in subject]
+        (counter,) = [subject for subject in counters if ".usd_day." in subject]
         for one, settled in ((gateway, 0), (other, -1000), (gateway, 1000), (await new_gateway(own.server.url), 0)):
             await jetstream.delete_stream(BUDGETS)
             await apply_streams(own.server.url)
@@ -421,9 +422,12 @@ def row_of(turn: str, key: str, cost_nusd: int) -> TurnRow:
     return msgspec.structs.replace(row, asked_by=key, cost_nusd=cost_nusd, outcome="completed")
 
 
+BUDGET = f"budgets.ours.{{}}.usd_month.{NOON:%Y-%m}"
+
+
 def query_of(limit: int, **given: object) -> CheckBudget:
     query = CheckBudget(
-        name="budgets.ours.tenant.usd_month.2026-01",
+        name=BUDGET.format("tenant"),
         budget="usd_month",
         limit_nano_usd=limit,
         first=NOON.date(),
@@ -440,23 +444,29 @@ async def notices_of(store: Store) -> list[str]:
 
 async def test_persistence_compares_the_usage_of_a_tenant_and_of_keys(store: Store) -> None:
     """Each share, budget and owner is stored once. The period's end, and an erasure of the tenant, delete it."""
-    queries = BudgetQueries(store)
+    table = ReservationTable(store)
+
+    async def read_cost(budget: Budget) -> int:
+        return (await table.read(budget, NOON)).cost
+
+    queries = BudgetQueries(store, read_cost)
     await store.record([row_of("turn-1", "a", 40), row_of("turn-2", "b", 50), row_of("turn-3", "c", 9)])
     assert await queries.check(OURS, query_of(200)) == BudgetState(99, 0)
     assert await queries.check(OURS, query_of(198)) == BudgetState(99, 50)
     assert await queries.check(OURS, query_of(198)) == BudgetState(99, 50)
-    assert await queries.check(OURS, query_of(110, name="other", keys=["a", "b", "x"])) == BudgetState(90, 50)
-    assert await queries.check(OURS, query_of(100, name="none", keys=[])) == BudgetState(0, 0)
+    of_keys = query_of(110, name=BUDGET.format("k_a"), keys=["a", "b", "x"])
+    assert await queries.check(OURS, of_keys) == BudgetState(90, 50)
+    assert await queries.check(OURS, query_of(100, name=BUDGET.format("k_n"), keys=[])) == BudgetState(0, 0)
     assert await queries.check(THEIRS, query_of(1)) == BudgetState(0, 0)
-    tomorrow = NOON.date() + timedelta(days=1)
-    assert await queries.check(OURS, query_of(9, first=tomorrow, last=tomorrow)) == BudgetState(0, 0)
+    tomorrow = f"budgets.ours.tenant.usd_day.{NOON + timedelta(days=1):%Y-%m-%d}"
+    assert await queries.check(OURS, query_of(9, name=tomorrow)) == BudgetState(0, 0)
     assert len(await notices_of(store)) == 2
     assert await queries.check(OURS, query_of(200, is_refused=True)) == BudgetState(99, 90)
     assert len(await notices_of(store)) == 4
     past = datetime.now(UTC) - timedelta(days=9)
-    await queries.check(OURS, query_of(99, name="past", renews_at=past))
+    await queries.check(OURS, query_of(97, renews_at=past))
     assert len(await notices_of(store)) == 5
-    await queries.check(OURS, query_of(99, name="last"))
+    await queries.check(OURS, query_of(96))
     assert len(await notices_of(store)) == 6
     purged = tuple(one.turn for one in await store.turns_to_delete(OURS, DeleteResource("tenant", OURS)))
     await store.delete(OURS, DeleteResource("tenant", OURS, purged))

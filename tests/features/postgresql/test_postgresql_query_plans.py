@@ -41,6 +41,9 @@ INSERT INTO blob_uses SELECT tenant, 'b' || asked_at, turn FROM turns;
 INSERT INTO files SELECT 'ours', 'f' || n, 'b', 1, 'f', 'm', 'p', 1, n FROM generate_series(1, 9000) AS n;
 INSERT INTO notices SELECT 'ours', 'n' || n, '{}', n, n, 0, CASE WHEN n % 100 = 0 THEN n END
 FROM generate_series(1, 9000) AS n;
+INSERT INTO reservations SELECT 'ours', 's' || n, 't' || n, CASE WHEN n % 10 = 0 THEN 't' || n END, 1, n, n,
+    CASE WHEN n % 100 > 0 THEN n END, 1 FROM generate_series(1, 9000) AS n;
+INSERT INTO budget_keys SELECT 'ours', 'o' || n, 'k' || n FROM generate_series(1, 9000) AS n;
 INSERT INTO session_counts SELECT 'theirs', 'p' || n, 1 FROM generate_series(1, 9000) AS n;
 ANALYZE;
 """
@@ -49,6 +52,7 @@ VALUES = {
     "dimension": "user", "key": "u7", "value": "v7", "file": "f7", "sha256": "b61", "listed": '[["ours", "s7", "t61"]]',
     "labels": "{}", "blobs": "[]", "others": '{"model": "v7"}', "last_name": "u8", "of": "openai",
     "since": 1990, "limit": 1000, "words": "w61 w", "user_hash": "u7", "before_number": 9**18,
+    "held": '[["s61", 1, 1, 1]]', "owners": "[]", "subject": "s61", "owner": "o7",
 }  # fmt: skip
 
 
@@ -116,5 +120,6 @@ def is_by_index(name: str, scan: dict[str, Any]) -> bool:
         return True
     across_tenants = scan.get("Index Name") in (
         *("sessions_by_age", "files_expiring", "unstored_pkey", "parked_decided", "notices_waiting"),
+        "reservations_by_end",
     )
     return " AND " in condition or (bool(condition) and (name in NUMBERED | FOR_EACH_TENANT or across_tenants))

@@ -218,6 +218,10 @@ def test_each_later_attempt_says_why_it_was_made(
         ),
         ({"outcome": "failed", "error": LATE}, "Failed (deadline_exceeded): the answer was not finished in time"),
         ({"outcome": "completed", "stop_reason": "end_turn"}, "Completed (end_turn)"),
+        (
+            {"outcome": "completed", "stop_reason": "budget"},
+            "Completed (budget): a budget of the key or its tenant had no further step left",
+        ),
         ({"outcome": "completed", "stop_reason": "max_cost"}, "Completed (max_cost): the answer may cost 0.05 $"),
     ],
 )

@@ -71,7 +71,7 @@ async def record_after_kill(chance: random.Random, store: Store, rows: Sequence[
 
 async def record_unstored(chance: random.Random, store: Store, row: TurnRow) -> None:
     """Counts a turn with `store: false` and deletes it, as persistence does."""
-    await record_after_kill(chance, store, [without_content(row)])
+    await record_after_kill(chance, store, [without_content(row, store.of_unstored(row))])
     await store.delete(OURS, DeleteResource("session", row.session, (TurnId(row.turn),)))
 
 

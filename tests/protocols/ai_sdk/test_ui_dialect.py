@@ -51,6 +51,7 @@ def log_with(*events_: events.Event) -> Handwritten:
         ("completed", "tool_use", {"tool-input-available"}),
         ("completed", "max_tokens", set()),
         ("completed", "max_cost", set()),
+        ("completed", "budget", set()),
         ("failed", None, set()),
         ("cancelled", None, set()),
     ],

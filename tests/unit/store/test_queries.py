@@ -33,6 +33,7 @@ from tailrace.persistence.rows import MICROSECOND, TurnRow, build_row, micros, m
 from tailrace.persistence.rpc import RowBudget
 from tailrace.persistence.sql import load
 from tailrace.persistence.store import Store
+from tailrace.persistence.tables import AddedRows
 from tailrace.persistence.turn_list import TurnPageQuery
 from tailrace.proto.entries import Message, Outcome
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, child_id, new_id
@@ -468,7 +469,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
     tables = (BatchTable, FileTable, UnstoredTable, ProjectTable, UsageTable, OldSessions)
     parts_of_stores = [(store, *(table(store) for table in tables)) for store in stores]
     chance, by_id = random.Random(34), attrgetter("turn")
-    billed, parked = random.Random(1), random.Random(2)
+    billed, parked, held = random.Random(1), random.Random(2), random.Random(3)
     cursors = chance.sample(range(1000), 1000)
 
     async def call_both(method: str, *given: object, **named: object) -> Any:
@@ -515,7 +516,47 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
         if made.ended_at is not None and parked.random() < 0.5:
             waits = {"park_turn": {"calls_number": parked.choice((1, 2)), "request": "{}"}}
             made = msgspec.structs.replace(made, added={**made.added, **waits})
+        if held.random() < 0.5:
+            made = msgspec.structs.replace(made, added={**made.added, **reserved(made, number)})
         return with_batch(made, chance.choice((None, *(f'{{"of":1,"parallel":1{one}}}' for one in SOURCES.values()))))
+
+    def reserved(made: TurnRow, number: int) -> AddedRows:
+        """What a turn holds of two budgets; of a batch, if its number is odd."""
+        amounts = [
+            ["budgets.ours.tenant.usd_day.2026-01-01", number, 5, 1],
+            ["budgets.ours.k_1.usd_day.2026-01-01", 0, 5, 0],
+        ]
+        reservations = {
+            "held": msgspec.json.encode(amounts).decode(),
+            "batch": f"turn-{number - 1}" if number % 2 else None,
+            "ended_at": made.ended_at,
+            "kept_until": held.choice((None, number)),
+        }
+        return {"put_reservations": reservations, "put_budget_keys": {"owners": '["k_1"]', "key": f"k{number}"}}
+
+    async def compare_budgets(number: int) -> None:
+        """Reads budgets, and ends and deletes reservations."""
+        given = {"tenant": OURS, "turn": f"turn-{number - 5}", "ended_at": number, "oldest_at": number - 20}
+        days = {
+            "subject": "budgets.ours.tenant.usd_day.2026-01-01",
+            "owner": "k_1",
+            "first": 0,
+            "last": 99999,
+            "since": 0,
+        }
+        found = [
+            [
+                sorted(map(str, await store.read(name, tenant=OURS, **days)))
+                for name in ("budget_of_tenant", "budget_of_key")
+            ]
+            + [sorted(map(str, await store.read("unsure_reservations", limit=999)))]
+            for store in stores
+        ]
+        assert found[0] == found[1]
+        for store in stores:
+            async with store.write(OURS) as writer:
+                await writer.execute("end_reservations", given)
+                await writer.execute("delete_ended_reservations", given)
 
     async def decide(decided: TurnRow) -> None:
         """Decides about a call of a turn, parked or not."""
@@ -539,6 +580,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
 
     for number in range(120):
         await note(number)
+        await compare_budgets(number)
         rows = [row(chance.randrange(50)) for _ in range(3)]
         await call_both("record", rows, Seq(number))
         await decide(rows[0])

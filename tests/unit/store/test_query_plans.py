@@ -15,6 +15,7 @@ BY_INDEX = re.compile(
     r"SEARCH notices USING INDEX notices_by_expiry \(ANY\(tenant\) AND expires_at>\?\)$|"
     r"SEARCH files USING COVERING INDEX files_expiring \(expires_at<\?\)$|"
     r"SEARCH parked_turns USING INDEX parked_decided \(\(tenant,session\)>\(\?,\?\)\)$|"
+    r"SEARCH reservations USING (COVERING )?INDEX reservations_by_end \(ended_at[=<]\?|"
     r"SEARCH unstored USING PRIMARY KEY \(\(tenant,turn\)>\(\?,\?\)\)$|"
     r"SEARCH searched USING (COVERING INDEX \w+|INTEGER PRIMARY KEY) \(rowid[>=]|"
     r"SCAN search VIRTUAL TABLE INDEX \d+:M1><$|"

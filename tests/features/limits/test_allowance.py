@@ -1,0 +1,209 @@
+"""The steps in which a running turn reserves: their order, their refusal, an outage, and a generator that is late."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from tailrace.features.limits.allowance import MARGIN_TOKENS, RETRY_TOKENS, STEP_TOKENS, Allowance, budgets_of
+from tailrace.generators.backends.model_event import CloseCall
+from tailrace.proto.entries import Reservation
+from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tailrace.proto.nats.counters import Increment
+from tailrace.proto.nats.step_records import StepRecord
+from tailrace.testing import MemoryCounters, MemoryStepRecords
+from tests.harness.turn_builder import request
+from tests.harness.until import until
+
+KEY = TurnKey(Tenant("acme"), TurnId("turn"))
+DAY, MONTH = "budgets.acme.k_1.usd_day.2026-11-30", "budgets.acme.tenant.usd_month.2026-11"
+FIRST, MANY = 1000, 100_000
+pytestmark = pytest.mark.rule("R149")
+
+
+class Counters(MemoryCounters):
+    """Counters that can be out of reach, and that have a list of what was done."""
+
+    def __init__(self, done: list[str]) -> None:
+        super().__init__()
+        self.values = {DAY: FIRST, MONTH: FIRST}
+        self.is_lost = False
+        self._done = done
+
+    async def increment(self, subject: str, amount: int) -> Increment:
+        self._done.append(f"{subject.split('.')[3]} {amount:+}")
+        await asyncio.sleep(0)
+        if self.is_lost:
+            raise LogUnavailable("lost")
+        return await super().increment(subject, amount)
+
+
+class Records(MemoryStepRecords):
+    def __init__(self, done: list[str]) -> None:
+        super().__init__()
+        self._done = done
+
+    async def write(self, key: TurnKey, record: StepRecord) -> int | None:
+        self._done.append("record")
+        return await super().write(key, record)
+
+
+class Turn:
+    """A running turn whose tokens cost one nano-dollar each."""
+
+    def __init__(self, *, day: int = MANY, month: int = MANY, most: int | None = None) -> None:
+        self.done = list[str]()
+        self.counters, self.records = Counters(self.done), Records(self.done)
+        self.holds = [Reservation(DAY, "nusd", FIRST, limit=day), Reservation(MONTH, "nusd", FIRST, limit=month)]
+        self.most = most
+        self.allowance = self.taken_over(StepRecord())
+
+    def taken_over(self, record: StepRecord) -> Allowance:
+        return Allowance(self.counters, self.records, KEY, self.holds, record=record, token_price=1, most=self.most)
+
+    async def steps(self) -> Sequence[Reservation]:
+        return await self.allowance.settled()
+
+
+async def test_a_step_is_counted_in_each_budget_and_then_recorded() -> None:
+    """A generator that is killed between the two leaves a counter too high, which is found, and never too low."""
+    turn = Turn()
+    assert turn.allowance.spend(FIRST - 10, MANY) is None
+    steps = await turn.steps()
+    assert turn.done == [f"usd_day +{STEP_TOKENS}", f"usd_month +{STEP_TOKENS}", "record"]
+    assert [(step.subject, step.amount, step.seq) for step in steps] == [(DAY, STEP_TOKENS, 1), (MONTH, STEP_TOKENS, 2)]
+    assert turn.allowance.reserved == FIRST + STEP_TOKENS
+    assert (await turn.records.read(KEY)).steps == steps
+    turn.allowance.spend(FIRST + STEP_TOKENS - 10, MANY)
+    assert [step.amount for step in await turn.steps()] == [2 * STEP_TOKENS] * 2
+
+
+@pytest.mark.parametrize(
+    ("cost", "tokens_left", "steps"),
+    [
+        (FIRST - MARGIN_TOKENS, MANY, 0),
+        (FIRST - MARGIN_TOKENS + 1, MANY, 1),
+        # An answer that cannot exceed its reservation needs no step, also if its text is estimated as longer.
+        (FIRST - 10, 10, 0),
+        (FIRST, 0, 0),
+        (FIRST + 50, -50, 0),
+    ],
+)
+async def test_a_step_is_reserved_when_the_answer_may_exceed_its_reservation(
+    cost: int, tokens_left: int, steps: int
+) -> None:
+    turn = Turn()
+    turn.allowance.spend(cost, tokens_left)
+    await turn.steps()
+    assert turn.done.count("record") == steps
+
+
+async def test_a_refused_step_is_given_back_and_closes_the_call_behind_the_reservation() -> None:
+    """The budget of the month has no step left. Nothing is recorded, and the call goes on within its reservation."""
+    turn = Turn(month=FIRST + STEP_TOKENS - 1)
+    assert turn.allowance.spend(FIRST - 10, MANY) is None
+    assert await turn.steps() == ()
+    assert "record" not in turn.done
+    assert [turn.counters.values[subject] for subject in (DAY, MONTH)] == [FIRST, FIRST]
+    assert turn.counters.values["budgets.acme.tenant.usd_month_back.2026-11"] == STEP_TOKENS
+    assert turn.allowance.spend(FIRST, MANY) is None
+    assert not turn.allowance.is_closed
+    wait = turn.allowance.spend(FIRST + 1, MANY)
+    assert wait is not None
+    with pytest.raises(CloseCall):
+        await wait()
+    assert turn.allowance.is_closed
+
+
+async def test_a_refused_step_is_tried_again_before_the_call_is_closed() -> None:
+    """Another turn has given its reservation back meanwhile."""
+    turn = Turn(day=FIRST + STEP_TOKENS - 1)
+    turn.allowance.spend(FIRST - 2 * RETRY_TOKENS, MANY)
+    await turn.steps()
+    turn.counters.values[DAY] -= FIRST
+    turn.allowance.spend(FIRST - 2 * RETRY_TOKENS + 1, MANY)
+    assert await turn.steps() == ()
+    turn.allowance.spend(FIRST - RETRY_TOKENS, MANY)
+    assert await turn.steps() != ()
+
+
+async def test_a_step_covers_what_the_answer_has_cost_beyond_its_reservation() -> None:
+    """A search costs more than a step. The answer is read on when the step is reserved."""
+    turn = Turn()
+    wait = turn.allowance.spend(FIRST + 5000, MANY)
+    assert wait is not None
+    await wait()
+    assert turn.allowance.reserved == FIRST + 5000 + STEP_TOKENS
+
+
+async def test_a_step_without_an_answer_does_not_close_the_call() -> None:
+    """The call waits for NATS, however long that is away."""
+    turn = Turn()
+    turn.counters.is_lost = True
+    wait = turn.allowance.spend(FIRST + 1, MANY)
+    assert wait is not None
+    waiting = asyncio.ensure_future(wait())
+    await asyncio.sleep(0.6)
+    assert not waiting.done()
+    turn.counters.is_lost = False
+    await asyncio.wait_for(waiting, 5)
+    assert turn.allowance.reserved > FIRST
+
+
+async def test_a_generator_that_takes_over_knows_the_steps() -> None:
+    """The earlier one, which was frozen, can record no step any more, and gives its step back."""
+    turn = Turn()
+    late = turn.allowance
+    late.spend(FIRST, MANY)
+    await turn.steps()
+    turn.allowance = turn.taken_over(await turn.records.read(KEY))
+    assert turn.allowance.reserved == FIRST + STEP_TOKENS
+    turn.allowance.spend(FIRST + STEP_TOKENS, MANY)
+    steps = await turn.steps()
+    counted = dict(turn.counters.values)
+    late.spend(FIRST + STEP_TOKENS, MANY)
+    assert [step.amount for step in await late.settled()] == [STEP_TOKENS] * 2
+    assert {subject: turn.counters.values[subject] for subject in (DAY, MONTH)} == counted
+    assert (await turn.records.read(KEY)).steps == steps
+
+
+async def test_a_record_without_an_acknowledgement_is_read_before_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step is given back. If its record was stored, the comparison finds the difference (PROTOCOL R148)."""
+    turn = Turn()
+    write = turn.records.write
+
+    async def write_unheard(key: TurnKey, record: StepRecord) -> int | None:
+        await write(key, record)
+        monkeypatch.undo()
+        raise LogUnavailable("no acknowledgement")
+
+    monkeypatch.setattr(turn.records, "write", write_unheard)
+    turn.allowance.spend(FIRST, MANY)
+    await until(lambda: asyncio.sleep(0, turn.allowance.reserved > FIRST))
+    assert [step.amount for step in await turn.steps()] == [2 * STEP_TOKENS] * 2
+
+
+async def test_no_step_is_reserved_beyond_the_max_cost_of_the_turn() -> None:
+    turn = Turn(most=FIRST + 50)
+    turn.allowance.spend(FIRST, MANY)
+    assert [step.amount for step in await turn.steps()] == [50, 50]
+    assert turn.allowance.spend(FIRST + 50, MANY) is None
+    assert turn.done.count("record") == 1
+
+
+@pytest.mark.parametrize(("budget", "is_reserved"), [(MANY, True), (1500, False)])
+async def test_a_further_call_reserves_its_prompt(budget: int, *, is_reserved: bool) -> None:
+    turn = Turn(day=budget)
+    assert await turn.allowance.reach(2000) is is_reserved
+    assert turn.allowance.reserved == (2000 if is_reserved else FIRST)
+    assert turn.counters.values[DAY] == turn.allowance.reserved
+
+
+def test_a_turn_that_an_older_gateway_has_admitted_has_no_steps() -> None:
+    """Its gateway has reserved the whole answer, and no limit. Other units have no steps, either."""
+    holds = [Reservation(DAY, "nusd", 1), Reservation("limits.a", "tokens", 5), Reservation(DAY, "nusd", 1, limit=9)]
+    assert budgets_of(request(holds=holds[:2])) == []
+    assert budgets_of(request(holds=holds)) == holds[2:]
