@@ -15,7 +15,7 @@ import structlog
 from tailrace.generators.backends.model_event import CloseCall, Wait
 from tailrace.proto import subjects
 from tailrace.proto.entries import Request, Reservation
-from tailrace.proto.errors import LogError
+from tailrace.proto.errors import LogError, LogUnavailable
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Counters
 from tailrace.proto.nats.step_records import StepRecord, StepRecords
@@ -169,12 +169,15 @@ class Allowance:
                 if hold.limit is not None and value > hold.limit:
                     return False
             record, self._record = self._record._replace(steps=added), None
+            # If the outcome of the write is unclear, nothing is given back: it would be missing from a recorded step.
+            is_recorded = True
             revision = await self._records.write(self._key, record)
-            # None: another generator has the turn, and the next append of this one is refused.
             is_recorded = revision is not None
-            if revision is not None:
-                self._record, self.steps = record._replace(revision=revision), added
-            return is_recorded
+            if revision is None:
+                # An earlier write of this process was late, or another generator has the turn.
+                raise LogUnavailable("the steps of this turn were changed meanwhile: read them again")
+            self._record, self.steps = record._replace(revision=revision), added
+            return True
         finally:
             if not is_recorded:
                 for one in added:

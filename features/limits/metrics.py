@@ -7,15 +7,10 @@ BUDGETS_REACHED = Counter(
     "Budgets of which a share was spent, or which have refused a turn: each once in a period, by percent",
     ["percent"],
 )
-CORRECTIONS = Counter(
-    "tailrace_persistence_budget_corrections_total",
-    "Counters of budgets that did not agree with recorded and running turns, by the direction of the correction; "
-    "0 is normal while no process is killed",
-    ["direction"],
-)
-CORRECTED_NANO_USD = Counter(
-    "tailrace_persistence_budget_corrected_nano_usd_total",
-    "Amounts of these corrections, in billionths of a dollar, by direction",
+CORRECTED_DOLLARS = Counter(
+    "tailrace_persistence_budget_corrected_dollars_total",
+    "Amounts by which the counters of budgets did not agree with recorded and running turns, by the direction of the "
+    "correction; it does not grow while no process is killed",
     ["direction"],
 )
 FREED_SLOTS = Counter(
@@ -24,5 +19,4 @@ FREED_SLOTS = Counter(
 
 # For Prometheus, a series that appears with its first event has not grown.
 for _direction in ("up", "down"):
-    CORRECTIONS.labels(_direction)
-    CORRECTED_NANO_USD.labels(_direction)
+    CORRECTED_DOLLARS.labels(_direction)

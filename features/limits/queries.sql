@@ -33,7 +33,7 @@ SELECT * FROM ({cost_of_key}) AS found {turns_of_budget}
 
 -- name: put_reservations
 -- Stores what a turn has reserved, and its end: `held` is a JSON list of [subject, amount, seq, 1 if the cost counts
--- in its period, or else 0].
+-- in its period, 0 if it counts in another one, null if its turns are settled and not it].
 INSERT INTO reservations (tenant, subject, turn, batch, amount, seq, asked_at, ended_at, cost_nusd, kept_until)
 SELECT :tenant, value ->> 0, :turn, :batch, CAST(value ->> 1 AS BIGINT), CAST(value ->> 2 AS BIGINT), :asked_at,
     :ended_at, CAST(value ->> 3 AS BIGINT) * :cost_nusd, :kept_until

@@ -39,9 +39,8 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import Once
-from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.step_records import StepRecords
-from tailrace.proto.subjects import GENERATORS, given_back
+from tailrace.proto.subjects import given_back
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 logger = structlog.get_logger()
@@ -99,7 +98,6 @@ class Reconciler:
     """Corrects counters and frees slots, in one process at a time. Its methods raise LogUnavailable, StoreError."""
 
     def __init__(self, connection: Connection, log: TurnLog, table: ReservationTable, caught_up: CatchUp) -> None:
-        self._connection = connection
         self._log = log
         self._table = table
         self._caught_up = caught_up
@@ -219,14 +217,13 @@ class Reconciler:
         """Adds `amount` once for each `name`: two processes that compare the same value correct it once."""
         once = await self._increments.add_once(budget.subject, amount, name)
         if once.is_new:
-            direction = "up" if amount > 0 else "down"
-            metrics.CORRECTIONS.labels(direction).inc()
-            metrics.CORRECTED_NANO_USD.labels(direction).inc(abs(amount))
+            dollars = amount / NANO_USD_PER_USD
+            metrics.CORRECTED_DOLLARS.labels("up" if amount > 0 else "down").inc(abs(dollars))
             logger.warning(
                 "the counter of a budget was corrected",
                 tenant=budget.tenant,
                 subject=budget.subject,
-                dollars=amount / NANO_USD_PER_USD,
+                dollars=dollars,
             )
         return once
 
@@ -236,13 +233,9 @@ class Reconciler:
         A settlement that was made before changes nothing, and its sequence says whether the counter has it.
         """
         recorded = await self._table.read(budget, now - ENDED_KEPT)
-        backlog = await consumer_backlog(self._connection, GENERATORS)
-        if not backlog.waiting and not backlog.leased:
-            # Generators settle a turn before they acknowledge its request.
-            return recorded
         turns, left = list[Held](), SETTLED_MAX
         for one in recorded.turns:
-            if one.ended_at is None or one.amount == one.cost:
+            if one.ended_at is None or one.is_batch:
                 turns.append(one)
                 continue
             name = one.turn, budget.subject

@@ -44,6 +44,8 @@ class Held(NamedTuple):
     asked_at: datetime
     ended_at: datetime | None = None
     cost: int = 0
+    is_batch: bool = False
+    """Whether its turns are settled, and not it."""
     settled_seq: Seq | None = None
     """The increment that has settled it; None: not known."""
 

@@ -77,7 +77,7 @@ def rows_of(key: TurnKey, turn: Turn, _: TurnRecord) -> AddedRows:
     has_results = batch is not None and request.via == MESSAGE_BATCHES
     is_over = turn.ended_at is not None and not (has_results and turn.outcome != "completed")
     reservations = {
-        "held": msgspec.json.encode(list(_amounts(budgets, turn.asked_at, has_cost=batch is None))).decode(),
+        "held": msgspec.json.encode(list(_amounts(budgets, turn.asked_at, is_batch=batch is not None))).decode(),
         "batch": parent if parent is not None and is_child_id(key.turn, parent) else None,
         "ended_at": micros(turn.ended_at) if is_over and turn.ended_at is not None else None,
         "kept_until": micros(turn.asked_at + RESULTS_WITHIN) if has_results else None,
@@ -88,15 +88,15 @@ def rows_of(key: TurnKey, turn: Turn, _: TurnRecord) -> AddedRows:
 
 
 def _amounts(
-    budgets: Iterable[Reservation], asked_at: datetime, *, has_cost: bool
-) -> Iterator[tuple[str, int, int, int]]:
-    """Yields counter, amount, sequence, and 1 if the cost of the turn counts there."""
+    budgets: Iterable[Reservation], asked_at: datetime, *, is_batch: bool
+) -> Iterator[tuple[str, int, int, int | None]]:
+    """Yields counter, amount, sequence, and 1 if the cost of the turn counts there; None for a batch."""
     for hold in budgets:
         own = subjects.budget_at(hold.subject, asked_at)
-        yield hold.subject, hold.amount, hold.seq, int(has_cost and own == hold.subject)
+        yield hold.subject, hold.amount, hold.seq, None if is_batch else int(own == hold.subject)
         if own != hold.subject:
             # Reserved before midnight: the cost counts on the day of the request (PROTOCOL R90).
-            yield own, 0, hold.seq, int(has_cost)
+            yield own, 0, hold.seq, None if is_batch else 1
 
 
 class Recorded(NamedTuple):
@@ -168,5 +168,6 @@ def _held(row: Mapping[str, Any]) -> Held:
         Seq(row["seq"]),
         moment(row["asked_at"]),
         moment(row["ended_at"]) if row["ended_at"] is not None else None,
-        row["cost_nusd"],
+        row["cost_nusd"] or 0,
+        is_batch=row["cost_nusd"] is None,
     )

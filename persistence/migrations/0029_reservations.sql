@@ -10,7 +10,7 @@ CREATE TABLE reservations (
     seq        INTEGER NOT NULL,
     asked_at   INTEGER NOT NULL,
     ended_at   INTEGER,
-    cost_nusd  INTEGER NOT NULL, -- as far as it counts in the period of the counter
+    cost_nusd  INTEGER, -- as far as it counts in the period of the counter; NULL: a batch, whose turns are settled
     kept_until INTEGER,
     PRIMARY KEY (tenant, subject, turn)
 ) STRICT, WITHOUT ROWID;

@@ -84,8 +84,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_tenant_cost_dollars", "tenant"): TENANTS,
     ("tailrace_persistence_webhooks_given_up", "reason"): get_args(GivenUp),
     ("tailrace_persistence_budgets_reached", "percent"): PERCENTS,
-    ("tailrace_persistence_budget_corrections", "direction"): {"up", "down"},
-    ("tailrace_persistence_budget_corrected_nano_usd", "direction"): {"up", "down"},
+    ("tailrace_persistence_budget_corrected_dollars", "direction"): {"up", "down"},
 }
 # The number of values of all labels.
 SERIES_MAX = 1000

@@ -141,8 +141,8 @@ def _attributes(tree: ast.Module, name: str) -> Iterator[ast.Attribute]:
             """
             deploy/cli/turn.py deploy/cli/verify.py features/batches/deletion.py features/batches/message_batches.py
             features/batches/runner.py features/client_calls/continuations.py features/common/line.py
-            features/departures/gateway.py features/jwt/verifier.py features/limits/limiter.py
-            features/limits/soft_limits.py features/queued_turns/generator.py features/tickets/tickets.py
+            features/departures/gateway.py features/jwt/verifier.py features/limits/soft_limits.py
+            features/queued_turns/generator.py features/tickets/tickets.py
             features/unstored/unstored_turns.py features/usage/gateway.py features/webhooks/sender.py
             gateway/auth/api_keys.py gateway/auth/authenticate.py gateway/auth/static_keys.py gateway/history_client.py
             gateway/streaming/feed.py gateway/streaming/response.py

@@ -22,9 +22,10 @@ from unittest.mock import patch
 
 import msgspec
 
-from tailrace.features.limits import reconciler
+from tailrace.features.limits.allowance import STEP_TOKENS
 from tailrace.features.limits.budget_reader import BudgetReader, Changes, Counted
 from tailrace.features.limits.cost_limits import CostLimits
+from tailrace.features.limits.cost_meter import output_price
 from tailrace.features.limits.limiter import Limiter
 from tailrace.features.limits.quotas import counter_name
 from tailrace.features.limits.reconciler import ROUND_S, Reconciler
@@ -52,7 +53,6 @@ from tailrace.proto.errors import FenceLost, LogError, LogUnavailable, Refused
 from tailrace.proto.fold import Turn, fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog, counters
-from tailrace.proto.nats.leases import Backlog
 from tailrace.proto.nats.log_server import PAGE_MAX, Count, EntryPage, PublishUnclear
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.nats.slots import HeldSlot, Slot
@@ -84,14 +84,14 @@ PIECES_MAX = 20
 TOKENS = 250
 TEXT = "word" * TOKENS
 PIECE_S_MAX = 0.4
+# Of an answer, in nano-dollars.
+STEP = STEP_TOKENS * output_price(request(session=SessionId("session")))
 POSTED_S_MAX = 20.0
 # The waits of the played model, and of a generator's restart.
 ANSWER_S_MAX = 30.0
 LEASE_S = 6.0
 RETRY_S = 0.5
 CAUGHT_UP_S = 5.0
-# Two rounds of the comparison, and lost requests.
-LATE_COST_S_MAX = 15.0
 # From then on nothing fails any more.
 FAULTLESS_AFTER_S = 60.0
 RIGHT_WITHIN_S = 120.0
@@ -390,14 +390,14 @@ class Generators:
     def __init__(self, schedule: "BudgetSchedule") -> None:
         self._schedule = schedule
         self._name = "generator"
-        self._waiting: dict[TurnKey, None] = {}
-        """The turns that are not acknowledged."""
+        self.waiting: dict[TurnKey, None] = {}
+        """The turns that are not settled and acknowledged."""
         self.cancelled: set[TurnKey] = set()
         self.open()
 
     @property
     def is_done(self) -> bool:
-        return not self._waiting
+        return not self.waiting
 
     def open(self) -> None:
         schedule = self._schedule
@@ -409,7 +409,7 @@ class Generators:
         self._limits = CostLimits(
             SimulatedCounters(schedule.nats, self.process), SimulatedRecords(schedule, self.process)
         )
-        for key in self._waiting:
+        for key in self.waiting:
             self.process.start(self._run(key))
 
     def kill(self) -> None:
@@ -423,7 +423,7 @@ class Generators:
 
     def add(self, key: TurnKey) -> None:
         """Delivers a turn."""
-        self._waiting[key] = None
+        self.waiting[key] = None
         if not self.process.is_dead:
             self.process.start(self._run(key))
 
@@ -440,7 +440,7 @@ class Generators:
                 await world.wait(RETRY_S)
             else:
                 break
-        self._waiting.pop(key, None)
+        self.waiting.pop(key, None)
 
     async def _end(self, key: TurnKey, turn: Turn) -> Turn:
         """Answers the turn: calls the model, unless it is cancelled, and appends the end."""
@@ -670,18 +670,12 @@ class BudgetSchedule:
         with (
             patch.object(asyncio, "to_thread", run_here),
             patch.object(submit, "new_id", self._new_id),
-            patch.object(reconciler, "consumer_backlog", self._backlog),
             only_failures(world.failures),
         ):
             world.run_while(self._is_running, HANDLES_MAX)
             for process in world.processes:
                 process.kill()
             world.run_while(lambda: any(process.is_busy for process in world.processes), 2 * HANDLES_MAX)
-
-    async def _backlog(self, *_: object) -> Backlog:
-        """Returns the requests that no generator has acknowledged."""
-        waiting = 0 if self.generators.is_done else 1
-        return Backlog(waiting, 0, BEFORE_FIRST, BEFORE_FIRST, 0)
 
     def _new_id(self) -> str:
         self._ids += 1
@@ -718,19 +712,24 @@ class BudgetSchedule:
         self.world.call_after(SAMPLE_S, self._sample)
 
     def _late_cost(self, name: str) -> int:
-        """Returns the cost of turns that have just ended, and that have reserved it before the period of the budget.
+        """Returns the cost of ended turns that the budget lacks until a generator has settled them.
 
-        Until it is settled, the budget of their own period lacks it.
+        That is what an answer has cost beyond its reservation when its generator died, at most a step; and the whole
+        cost of a turn that was reserved before the period of the budget.
         """
         found = 0
-        for stored in self.turns.stored.values():
+        for key, stored in self.turns.stored.items():
             first, last = stored[0], stored[-1]
             if not isinstance(first.entry, Request) or not isinstance(last.entry, End):
                 continue
-            if self.nats.now - last.at > timedelta(seconds=LATE_COST_S_MAX):
+            if key not in self.generators.waiting:
                 continue
-            subjects_held = {hold.subject for hold in first.entry.holds or () if hold.unit == "nusd"}
-            if name not in subjects_held and name in {subjects.budget_at(one, first.at) for one in subjects_held}:
+            steps = self.records.get(key, StepRecord()).steps
+            holds = {hold.subject: hold.amount for hold in first.entry.holds or () if hold.unit == "nusd"}
+            if name in holds:
+                reserved = holds[name] + sum(step.amount for step in steps if step.subject == name)
+                found += min(STEP, max(0, last.entry.cost_nano_usd - reserved))
+            elif name in {subjects.budget_at(one, first.at) for one in holds}:
                 found += last.entry.cost_nano_usd
         return found
 

@@ -90,7 +90,7 @@ EXAMPLES: Json = {
     "UsdPrices.input": 2.0,
     "LongPromptUsdPrices.input": 6.0, "input_file_id": FILE, "input_tokens": 12,
     "instructions": "Answer in one sentence.", "job_id": TURN,
-    "key": KEY, "keys": ["2026-11-22", MODEL], "last_event_at": TIME, "last_id": MODEL, "last_used": TIME,
+    "key": KEY, "last_event_at": TIME, "last_id": MODEL, "last_used": TIME,
     "length": 3, "life_s": 3600,
     "line": "sonnet", "links": {"self": TURN_PATH, "events": f"{TURN_PATH}/events", "cancel": f"{TURN_PATH}/cancel"},
     "AcceptedBatch.links": links_of(TurnId(BATCH)), "BatchRecord.links": links_of(TurnId(BATCH)),

@@ -175,7 +175,7 @@ def test_a_batch_holds_what_its_inputs_reserve_together() -> None:
     batch = Batch("0" * 64, 1, 3, 1, holds=[day])
     name = TurnId("01a22ed3-2ce8-7f89-b001-5019f14e5620")
     of_batch = rows(name, batch=batch, holds=[day])["put_reservations"]
-    assert (of_batch["held"], of_batch["batch"]) == ('[["budgets.ours.tenant.usd_day.2026-01-01",30,2,0]]', None)
+    assert (of_batch["held"], of_batch["batch"]) == ('[["budgets.ours.tenant.usd_day.2026-01-01",30,2,null]]', None)
     of_child = rows(child_id(name, 0), parent=name, holds=[day])["put_reservations"]
     assert of_child["batch"] == name
     for via, outcome, is_over in (
