@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from tailrace.features.limits.allowance import MARGIN_TOKENS, RETRY_TOKENS, STEP_TOKENS, Allowance, budgets_of
+from tailrace.features.limits.allowance import MARGIN_TOKENS, RETRY_TOKENS, STEP_TOKENS, Allowance
 from tailrace.generators.backends.model_event import CloseCall
 from tailrace.proto.entries import Reservation
 from tailrace.proto.errors import LogUnavailable
@@ -14,8 +14,6 @@ from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats.counters import Increment
 from tailrace.proto.nats.step_records import StepRecord
 from tailrace.testing import MemoryCounters, MemoryStepRecords
-from tests.harness.turn_builder import request
-from tests.harness.until import until
 
 KEY = TurnKey(Tenant("acme"), TurnId("turn"))
 DAY, MONTH = "budgets.acme.k_1.usd_day.2026-11-30", "budgets.acme.tenant.usd_month.2026-11"
