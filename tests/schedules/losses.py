@@ -118,7 +118,9 @@ def judge(schedule: Loss) -> Verdict:
         schedule.lost and schedule.lost.entry, Attempt
     )
     calls = sum(generator.calls for generator in schedule.generators)
-    if turn.end is not None:
+    # A turn is settled before its request is acknowledged. A damaged one may be settled by the reconciliation alone
+    # (R148), which does not run here.
+    if turn.end is not None and schedule.requests.is_done and not schedule.server.damaged:
         held = nothing_held(History(budgets=tuple(budgets(schedule.server, turn))))
         if not held.is_green:
             return fail(held.evidence)
