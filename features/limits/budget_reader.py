@@ -49,9 +49,10 @@ _decode = msgspec.json.Decoder(_Value, strict=False).decode
 class BudgetReader:
     """Reads the stream BUDGETS. Every method raises LogUnavailable."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, reader: DirectReader) -> None:
+        """`reader` reads BUDGETS. It keeps a subscription, so that a process has one."""
         self._connection = connection
-        self._reader = DirectReader(connection, BUDGETS)
+        self._reader = reader
         self._leader = Leader(connection, BUDGETS)
         self._upto = BEFORE_FIRST
         self._created: datetime | None = None
@@ -71,7 +72,7 @@ class BudgetReader:
         is_new = info.created != self._created or info.state.last_seq < self._upto
         first = BEFORE_FIRST if is_new else self._upto
         found, upto = dict[str, Counted](), info.state.last_seq
-        if upto > first:
+        if is_new or upto > first:
             found, upto = await self._read(filters_at(info.ts), Seq(first + 1))
             # A follower that lags behind would show an older value as the last one.
             if found and upto < info.state.last_seq:

@@ -24,7 +24,9 @@ from tailrace.persistence.store import Store
 from tailrace.persistence.tables import Tables
 from tailrace.proto.errors import StoreBusy, StoreUnwritable
 from tailrace.proto.ids import Tenant
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.runtime.race import is_set_within
+from tailrace.proto.subjects import BUDGETS
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 logger = structlog.get_logger()
@@ -110,22 +112,22 @@ def _start(services: Services, settings: Settings) -> Parts:
     for percent in parse_percents(settings.soft_limits):
         metrics.BUDGETS_REACHED.labels(str(percent))
     table = ReservationTable(services.store)
-    reconciler = Reconciler(services.connection, services.log, table, services.caught_up)
-    queries = BudgetQueries(services.store, reconciler.raise_to_recorded)
+    reader = DirectReader(services.connection, BUDGETS)
+    new_reconciler = partial(Reconciler, services.connection, reader, services.log, table, services.caught_up)
+    queries = BudgetQueries(services.store, new_reconciler().raise_to_recorded)
     return Parts(
         [(CheckBudget, queries.check), (ListReachedBudgets, queries.reached)],
-        beside=[partial(run_beside, partial(_reconcile, services, table))],
+        beside=[partial(run_beside, partial(_reconcile, services, new_reconciler))],
     )
 
 
-async def _reconcile(services: Services, table: ReservationTable, stop: asyncio.Event) -> None:
+async def _reconcile(services: Services, new_reconciler: Callable[[], Reconciler], stop: asyncio.Event) -> None:
     """Compares budgets until `stop` is set. Of several processes with one database, one does."""
     while not stop.is_set():
         try:
             async with services.store.lock("budgets"):
                 # Not the values that this process has read before it had the lock.
-                reconciler = Reconciler(services.connection, services.log, table, services.caught_up)
-                await run_every(ROUND_S, reconciler.run_round, "the comparison of budgets", stop)
+                await run_every(ROUND_S, new_reconciler().run_round, "the comparison of budgets", stop)
         except (StoreBusy, StoreUnwritable) as error:
             logger.debug("budgets wait for the database", why=str(error))
             await is_set_within(stop, services.retry_wait_s)

@@ -39,6 +39,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import Once
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.step_records import StepRecords
 from tailrace.proto.subjects import given_back
 from tailrace.proto.usage import NANO_USD_PER_USD
@@ -97,11 +98,18 @@ class Counter:
 class Reconciler:
     """Corrects counters and frees slots, in one process at a time. Its methods raise LogUnavailable, StoreError."""
 
-    def __init__(self, connection: Connection, log: TurnLog, table: ReservationTable, caught_up: CatchUp) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        reader: DirectReader,
+        log: TurnLog,
+        table: ReservationTable,
+        caught_up: CatchUp,
+    ) -> None:
         self._log = log
         self._table = table
         self._caught_up = caught_up
-        self._reader = BudgetReader(connection)
+        self._reader = BudgetReader(connection, reader)
         self._increments = Counters(connection)
         self._slots = Slots(connection)
         self._step_records = StepRecords(connection)

@@ -597,7 +597,7 @@ def new_reconciler(
 ) -> Reconciler:
     """Returns the product's Reconciler with the services of one process."""
     nats: Any = SimpleNamespace(client=SimpleNamespace(new_inbox=lambda: "inbox"), jetstream=UNUSED)
-    made = Reconciler(nats, log, ReservationTable(store), caught_up)
+    made = Reconciler(nats, UNUSED, log, ReservationTable(store), caught_up)
     made._reader = SimulatedReader(schedule.nats, process)  # noqa: SLF001
     made._increments = SimulatedCounters(schedule.nats, process)  # noqa: SLF001
     made._slots = SimulatedSlots(schedule.nats, process)  # noqa: SLF001

@@ -18,6 +18,7 @@ from tailrace.features.limits.records import TENANT
 from tailrace.proto import subjects
 from tailrace.proto.ids import Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection, Counters, Slots
+from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.subjects import BUDGETS
 from tests.conftest import apply_streams
@@ -226,7 +227,7 @@ async def test_all_counters_are_read_and_then_those_that_have_changed(
     def filters(_: datetime) -> list[str]:
         return ["budgets.*.*.usd_day.2026-01-01"]
 
-    reader = BudgetReader(own_connection)
+    reader = BudgetReader(own_connection, DirectReader(own_connection, BUDGETS))
     first = await reader.read_changed(filters)
     assert first.is_new
     assert {name: counted.value for name, counted in first.counted.items()} == {name: n for n, name in enumerate(many)}
