@@ -71,10 +71,7 @@ class Session:
         user = f"user-{name}"
         if self._chance.random() < 1 / 3:
             inputs = [
-                {
-                    "custom_id": f"c{n}",
-                    "params": {"model": "claude-haiku-5-5", "message": self._question(f"{name}x{n}")},
-                }
+                {"custom_id": f"c{n}", "params": {"model": MODEL, "message": self._question(f"{name}x{n}")}}
                 for n in range(INPUTS)
             ]
             path, body = "/v1/turn-batches", {"requests": inputs, "via": "messages"}

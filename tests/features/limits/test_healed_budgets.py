@@ -5,14 +5,13 @@ The faults with kills of processes are in tests/kills. Here the times are shorte
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tailrace.features.limits import limiter, reconciler, reconciliation
+from tailrace.features.limits import limiter
 from tailrace.features.limits.records import TENANT
 from tailrace.gateway.turns import deleted_parent
 from tailrace.proto import subjects
@@ -26,6 +25,7 @@ from tailrace.proto.subjects import budget_at
 from tests.harness.batch_client import post_batch
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.reconciler_times import shorten_times
 from tests.harness.until import until
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -37,13 +37,8 @@ KEY = {"idempotency-key": "one"}
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiter, "RESERVED_WITHIN_S", 2.0)
-    monkeypatch.setattr(reconciler, "ROUND_S", 0.3)
     times = {"RESERVED_WITHIN": 2.0, "APPENDED_WITHIN": 3.0, "SETTLED_WITHIN": 1.0, "CLOCKS_DIFFER": 0.2}
-    times |= {"MARK_EVERY": 0.2, "DEAD_EVERY": 0.5, "AGAIN_AFTER": 1.0}
-    for name, seconds in times.items():
-        for module in (reconciler, reconciliation):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, timedelta(seconds=seconds))
+    shorten_times(monkeypatch, 0.3, **times, MARK_EVERY=0.2, DEAD_EVERY=0.5, AGAIN_AFTER=1.0)
 
 
 @dataclass

@@ -4,7 +4,7 @@ Here the times are shorter than those of PROTOCOL. test_healed_budgets.py has th
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from tailrace.features.limits import reconciler, reconciliation
 from tailrace.features.limits.budget_reader import BudgetReader
 from tailrace.features.limits.records import TENANT
 from tailrace.proto import subjects
@@ -25,6 +24,7 @@ from tests.conftest import apply_streams
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.harness.postgresql import PostgreSQLServer
+from tests.harness.reconciler_times import shorten_times
 from tests.harness.until import until, until_equal
 from tests.integration.conftest import Gateway, NewGateway
 
@@ -35,12 +35,8 @@ CORRECTED = "the counter of a budget was corrected"
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciler, "ROUND_S", 0.2)
     times = {"APPENDED_WITHIN": 2.0, "SETTLED_WITHIN": 0.8, "CLOCKS_DIFFER": 0.1, "MARK_EVERY": 0.1, "DEAD_EVERY": 0.3}
-    for name, seconds in (times | {"AGAIN_AFTER": 0.5}).items():
-        for module in (reconciler, reconciliation):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, timedelta(seconds=seconds))
+    shorten_times(monkeypatch, 0.2, **times, AGAIN_AFTER=0.5)
 
 
 @dataclass
