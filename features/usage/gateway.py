@@ -24,6 +24,7 @@ from tailrace.features.usage.records import (
     UsagePage,
     UsageRecord,
     parse_by,
+    require_days,
     usage_query,
 )
 from tailrace.gateway.auth.api_request import ApiRequest, parse_tenant
@@ -158,9 +159,7 @@ async def costliest_turns(request: ApiRequest, history: HistoryClient) -> Respon
     if _is_csv(request):
         limit = PAGE_ITEMS_MAX
     first, last = days_of(request, datetime.now(UTC).date())
-    if (last - first).days >= TURN_DAYS_MAX:
-        why = f"the costliest turns are those of at most {TURN_DAYS_MAX} days: send a later `from` or an earlier `to`"
-        raise Refused("request_invalid", why, param="from")
+    require_days("the list of the costliest turns", first, last, TURN_DAYS_MAX)
     labels = _filters_of(request)
     found = (await history.query(scope, ListTurns(labels, None, first, last, None, limit, order="-cost_usd"))).turns
     if _is_csv(request):
@@ -315,8 +314,9 @@ def days_of(request: Request, today: date) -> tuple[date, date]:
     """Returns the first and last day of the query; by default the DAYS days up to today. Raises Refused."""
     last = day_of(request, "to") or today
     first = day_of(request, "from") or last - timedelta(days=DAYS - 1)
-    if not timedelta() <= last - first < timedelta(days=DAYS_MAX):
-        raise Refused("request_invalid", f"`from` must not be after `to`, nor more than {DAYS_MAX} days before it.")
+    if first > last:
+        raise Refused("request_invalid", f"`from` is {first}, after `to`, {last}: exchange them", param="from")
+    require_days("usage", first, last, DAYS_MAX)
     return first, last
 
 

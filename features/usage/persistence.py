@@ -20,6 +20,7 @@ from tailrace.features.usage.records import (
     Stats,
     UsagePage,
     UsageRecord,
+    require_days,
 )
 from tailrace.persistence import paging
 from tailrace.persistence.feature import Feature, Parts, Services
@@ -31,7 +32,7 @@ from tailrace.persistence.sql import read_queries
 from tailrace.persistence.store import Store
 from tailrace.persistence.tables import AddedRows, Tables
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.errors import Refused, cursor_invalid
+from tailrace.proto.errors import cursor_invalid
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import SessionId, Tenant, TurnKey
 from tailrace.proto.records import Totals, TurnRecord
@@ -222,14 +223,9 @@ class UsageQueries:
         """
         owner = scope_of(tenant, query).only_owner
         what = Selection(tenant, query.by, query.first, query.last, query.filters, owner)
-        days = (what.last - what.first).days + 1
-        reads_turns = bool(what.filters or len(what.by) > 1) and not what.is_of_one_name
-        if reads_turns and days > TURN_DAYS_MAX:
-            raise Refused(
-                "request_invalid",
-                f"`from` is {days} days before the end of `to`: two dimensions, and filters on other dimensions than "
-                f"`by`, read turns, of at most {TURN_DAYS_MAX} days at once: send a later `from`",
-            )
+        if (what.filters or len(what.by) > 1) and not what.is_of_one_name:
+            table = "usage by two dimensions, or with a filter on another dimension than `by`,"
+            require_days(table, what.first, what.last, TURN_DAYS_MAX)
         return await self._page(what, query.after, paging.clamp_limit(query.limit, ROWS_MAX))
 
     async def _page(self, what: Selection, after: str | None, limit: int) -> UsagePage:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
+from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant
 from tailrace.proto.records import Query, Totals
 from tailrace.proto.usage import Usage
@@ -156,6 +157,14 @@ class GetStats(Query[Stats], frozen=True):
 
     query: ClassVar[str] = "stats"
     owned: ClassVar[tuple[str, ...] | None] = ()
+
+
+def require_days(what: str, first: date, last: date, most: int) -> None:
+    """Raises Refused if `what` would read the days from `first` to `last`, and these are more than `most`."""
+    if (days := (last - first).days + 1) > most:
+        # It begins with the name of the parameter, because an answer of persistence has no `param`.
+        why = f"`from` to `to` are {days} days: {what} reads at most {most} at once"
+        raise Refused("request_invalid", f"{why}; send a later `from` or an earlier `to`")
 
 
 def parse_by(text: str) -> list[str]:

@@ -252,7 +252,7 @@ async def test_more_than_31_days_of_turns_are_refused_and_totals_have_a_year(sto
         (["day", "user"], {"model": "m"}),
     ):
         query = GetUsageBy(by, first, LAST, filters)
-        with pytest.raises(Refused, match=r"`from` is 32 days .* at most 31 days") as refused:
+        with pytest.raises(Refused, match=r"`from` to `to` are 32 days: .* at most 31 at once") as refused:
             await queries.usage_by(OURS, query)
         assert (refused.value.code, refused.value.param) == ("request_invalid", "from")
         with pytest.raises(Refused):
