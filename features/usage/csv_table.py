@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from tailrace.features.usage.records import UsageRecord
@@ -10,14 +11,16 @@ from tailrace.proto.usage import NANO_USD_PER_USD
 
 COUNTS = ("turns", "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 NO_NAME = "-"
-# A spreadsheet computes a cell that begins with one of these characters (OWASP, CSV injection).
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet computes a cell that begins with one of these characters (OWASP, CSV injection), also in their wide
+# forms. Where it divides lines at semicolons or tabs, a text has several cells. A text that begins with the mark has it
+# twice, so that no two texts are the same cell.
+FORMULA = re.compile(r"(^|[;\t\r\n]\s*)(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20'])")
 
 
 def render_csv(headings: Sequence[str], rows: Iterable[tuple[Sequence[str | None], UsageRecord]]) -> str:
     """Returns a line with the headings, and a line for each row: its texts, counts, exact cost in dollars, last use.
 
-    `headings` are those of the texts. None becomes NO_NAME. A cell that a spreadsheet would compute begins with `'`.
+    `headings` are those of the texts. None becomes NO_NAME. `'` precedes what a spreadsheet would compute.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -43,4 +46,4 @@ def sum_counts(records: Sequence[Totals]) -> tuple[int, ...]:
 
 
 def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return FORMULA.sub(r"\1'", text)
