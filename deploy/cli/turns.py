@@ -16,6 +16,7 @@ from tailrace.deploy.cli.arguments import (
     label_parameters,
     labels_of,
     session_id,
+    tenant,
 )
 from tailrace.deploy.cli.connection import connect
 from tailrace.deploy.cli.conversations import Record, excerpt, local_time, print_table, text_of
@@ -35,6 +36,7 @@ examples:
   tailrace turns --slowest --from 2026-01-31 --to 2026-01-31
   tailrace turns --costliest            the turns of the last seven days that cost most
   tailrace turns --costliest --user ann@example.com --from 2026-01-31 --to 2026-01-31
+  tailrace turns --costliest --tenant acme  of any tenant, with a key of the scope `admin`; without the questions
   tailrace turns --json | jq -r '.[].turn'
 
 A search finds whole words, in any case, in turns that have ended. It does not cover system prompts and files.
@@ -53,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--search", metavar="WORDS", help="turns with all of these words, newest first")
     which.add_argument("--slowest", action="store_true", help="turns that waited longest for their first token")
     which.add_argument("--costliest", action="store_true", help="turns that cost most")
+    about = "of --costliest: a tenant, for a key with the scope `admin` (default: that of the key)"
+    parser.add_argument("--tenant", type=tenant, metavar="NAME", help=about)
     add_labels(parser)
     add = parser.add_argument
     of_days = f"first day, UTC (default of --slowest: yesterday; of --costliest: the last {COSTLIEST_DAYS} days)"
@@ -70,13 +74,17 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             "--session lists all turns of a session: it cannot be combined with --user, --model, --key-id, --metadata, "
             "--from and --to"
         )
+    if args.tenant is not None and not args.costliest:
+        raise SettingsInvalid("--tenant is an option of --costliest: add it, or use a key of the tenant")
     with connect(args, environ) as client:
         found = list(islice(find_turns(client, args), args.limit))
     if args.json:
         print_json(found)
         return 0
     is_running = not (args.session or args.search is not None or args.slowest or args.costliest or has_filter(args))
-    headings, row = (COSTLY, costly_row) if args.costliest else (HEADINGS, turn_row)
+    row = costly_row if args.costliest else turn_row
+    # Operators see no text.
+    headings = HEADINGS if not args.costliest else COSTLY if args.tenant is None else COSTLY[:-1]
     print_table(headings, map(row, found), "no turn is running" if is_running else "no turns")
     return 0
 
@@ -93,14 +101,15 @@ def find_turns(client: Client, args: argparse.Namespace) -> Iterator[dict[str, A
         days = COSTLIEST_DAYS if args.costliest else 1 if args.last else 2
         first = first or last - timedelta(days=days - 1)
         order = "-cost_usd" if args.costliest else "first_token_s"
-        query = {"order": order, "limit": str(min(args.limit, ORDERED_MAX))}
+        query = {"limit": str(min(args.limit, ORDERED_MAX))} | ({} if args.tenant else {"order": order})
     elif args.search is not None or has_filter(args):
         query = {"limit": str(min(args.limit, PAGE))}
     if not query:
         return client.turns(args.session)
     filters = {"q": args.search, "from": first, "to": args.last}
     query |= {name: str(value) for name, value in filters.items() if value is not None}
-    return client.items("/v1/turns", query | label_parameters(labels_of(args)))
+    path = "/v1/turns" if args.tenant is None else f"/v1/admin/tenants/{args.tenant}/turns"
+    return client.items(path, query | label_parameters(labels_of(args)))
 
 
 def turn_row(turn: Record) -> Sequence[str]:
@@ -113,7 +122,8 @@ def turn_row(turn: Record) -> Sequence[str]:
 def costly_row(turn: Record) -> Sequence[str]:
     cost = "unknown" if turn["cost_usd"] is None else f"{turn['cost_usd']:.4f}"
     tokens = str(sum(turn["usage"].get(name, 0) for name in Usage.__struct_fields__))
-    return turn["turn"], cost, tokens, turn["model"], turn.get("user") or "-", turn["session"], question_of(turn)
+    question = [question_of(turn)] if "input" in turn else []
+    return turn["turn"], cost, tokens, turn["model"], turn.get("user") or "-", turn["session"], *question
 
 
 def question_of(turn: Record) -> str:

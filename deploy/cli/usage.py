@@ -63,11 +63,13 @@ Why was Tuesday expensive?
 
 The rows of each grouping sum to the same total. The row `-` has the turns without a value, for example without this
 field of metadata, and those that were deleted, erased or not stored; with several filters, no row has these. Two
-groupings, and filters on another dimension than --by, read the turns of at most 31 days.
+groupings, and filters on another dimension than --by, read the turns of at most 31 days. Costs are rounded: --csv and
+--json print them exactly.
 
 With --url, or TAILRACE_URL and no TAILRACE_NATS_URL, it asks this gateway. Then --tenant, --all-tenants and --by tenant
 need a key with the scope `admin`. Otherwise it connects to the NATS of the `tailrace up` with this data directory
-(--data), or to TAILRACE_NATS_URL, and needs no key.
+(--data), or to TAILRACE_NATS_URL, and needs no key. `tailrace turns` always needs a key: one of the tenant, or with its
+option --tenant one with the scope `admin`.
 """
 DAYS = 30
 TIMEOUT_S = 10.0

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,20 @@ from tests.harness.persistence_in_loop import Persistence
 from tests.harness.turn_builder import MODEL
 from tests.harness.turn_writer import write_turn
 from tests.harness.until import until_equal
+from tests.harness.utc_day import long_day
 from tests.integration.conftest import NewGateway
 
 ACME, ZETA = Tenant("acme"), Tenant("zeta")
-TODAY = "--from", f"{datetime.now(UTC):%Y-%m-%d}", "--to", f"{datetime.now(UTC):%Y-%m-%d}"
 SECRET_WORD = "quicksand"
 
 
 class Shop:
     """Turns of two tenants, one of them deleted, with the environments that name persistence and a gateway."""
 
-    def __init__(self, client: httpx2.AsyncClient, nats_url: str, admin: str, theirs: str) -> None:
+    def __init__(self, client: httpx2.AsyncClient, nats_url: str, admin: str, theirs: str, day: date) -> None:
+        """`day` is that of the turns."""
         self.client = client
+        self.day = day
         self.admin = admin
         self.theirs = theirs
         url = str(client.base_url)
@@ -48,6 +50,7 @@ class Shop:
 async def shop(
     own_server: NatsServer, own_log: TurnLog, new_gateway: NewGateway, tmp_path: Path
 ) -> AsyncIterator[Shop]:
+    day = await long_day()
     async with Persistence(own_server.url, tmp_path / "tailrace.db"):
         admin, _ = await create(own_server.url, Tenant("operators"), "me", ["admin", "read"])
         theirs, _ = await create(own_server.url, ACME, "theirs", ["read", "write", "manage"])
@@ -58,7 +61,7 @@ async def shop(
         gone = await write_turn(own_log, "d", tenant=ACME, user="ada")
         await write_turn(own_log, "e", tenant=ZETA)
         gateway = await new_gateway(own_server.url)
-        made = Shop(gateway.client, own_server.url, admin.secret, theirs.secret)
+        made = Shop(gateway.client, own_server.url, admin.secret, theirs.secret, day)
 
         async def turns() -> int:
             return int((await made.get("/v1/admin/usage?by=day")).json()["total"]["turns"])
@@ -84,25 +87,26 @@ async def rows_of(*arguments: str, **environ: str) -> list[list[str]]:
 @pytest.mark.timeout(60)
 async def test_what_a_user_cost_by_model_and_why_a_day_was_expensive(shop: Shop) -> None:
     """Over NATS and over HTTP. Each table sums to the same total, with a row for the deleted turn."""
-    today = TODAY[1]
+    today = str(shop.day)
+    days = "--from", today, "--to", today
     for environ, of in (
         (shop.nats, ("--tenant", "acme")),
         (shop.as_operator, ("--tenant", "acme")),
         (shop.as_tenant, ()),
     ):
-        caption, headings, *_ = await run("usage", *of, "--by", "model", "--user", "ada", *TODAY, **environ)
+        caption, headings, *_ = await run("usage", *of, "--by", "model", "--user", "ada", *days, **environ)
         assert caption == f"usage of tenant acme, {today} to {today} (UTC), user ada"
         assert headings.split()[:2] == ["MODEL", "TURNS"]
-        by_model = await rows_of(*of, "--by", "model", "--user", "ada", *TODAY, **environ)
+        by_model = await rows_of(*of, "--by", "model", "--user", "ada", *days, **environ)
         assert [row[:2] for row in by_model] == [["-", "1"], [MODEL, "2"], ["all", "3"]]
-        by_both = await rows_of(*of, "--by", "user,metadata.team", *TODAY, **environ)
+        by_both = await rows_of(*of, "--by", "user,metadata.team", *days, **environ)
         assert [row[:3] for row in by_both[:-1]] == [
             *(["-", "-", "1"], ["ada", "blue", "1"], ["ada", "red", "1"], ["bob", "red", "1"])
         ]
         assert by_both[-1][:2] == ["all", "4"]
         filtered = await rows_of(*of, "--by", "day", "--metadata", "team=red", "--user", "ada", **environ)
         assert [row[:2] for row in filtered] == [[today, "1"], ["all", "1"]]
-        totals = [(await rows_of(*of, "--by", by, *TODAY, **environ))[-1] for by in ("day", "user", "day,model")]
+        totals = [(await rows_of(*of, "--by", by, *days, **environ))[-1] for by in ("day", "user", "day,model")]
         assert totals == [totals[0]] * 3
         heading, *lines = csv.reader(await run("usage", *of, "--by", "day,key", "--csv", **environ))
         assert heading[:4] == ["day", "key", "key_name", "turns"]
@@ -155,7 +159,7 @@ async def test_an_operator_lists_the_costliest_turns_of_a_tenant_without_their_t
     assert SECRET_WORD not in page.text
     assert len((await shop.get(path)).json()["data"]) == 3
     assert [one["user"] for one in (await shop.get(f"{path}?metadata[team]=red&limit=1")).json()["data"]] <= ["bob"]
-    before = datetime.now(UTC).date() - timedelta(days=1)
+    before = shop.day - timedelta(days=1)
     assert (await shop.get(f"{path}?to={before}")).json()["data"] == []
     assert (await shop.get(f"{path}?from=2026-01-01&to=2026-02-01")).status_code == 400
     refused = await shop.get(path, shop.theirs)
@@ -164,6 +168,18 @@ async def test_an_operator_lists_the_costliest_turns_of_a_tenant_without_their_t
     heading, *lines = csv.reader(io.StringIO((await shop.get(f"{path}?format=csv")).text))
     assert heading[:5] == ["turn", "model", "user", "session", "turns"]
     assert sorted(line[2] for line in lines) == ["ada", "ada", "bob"]
+    listed = await run("turns", "--costliest", "--tenant", "acme", "--user", "ada", **shop.as_operator)
+    assert listed[0].split() == ["TURN", "COST", "$", "TOKENS", "MODEL", "USER", "SESSION"]
+    assert [line.split()[3:5] for line in listed[1:]] == [[MODEL, "ada"]] * 2
+    assert SECRET_WORD not in "".join(listed)
+    (printed,) = await run("turns", "--costliest", "--tenant", "acme", "--limit", "1", "--json", **shop.as_operator)
+    assert [one["turn"] for one in msgspec.json.decode(printed)] == [(await shop.get(path)).json()["data"][0]["turn"]]
+    for which, environ, status, why in (
+        ("--costliest", shop.as_tenant, 1, "`admin`"),
+        ("--slowest", shop.as_operator, 2, "--costliest"),
+    ):
+        ran = await run_command("turns", which, "--tenant", "acme", **environ)
+        assert (ran.status, ran.out, why in ran.err) == (status, "", True)
 
 
 @pytest.mark.timeout(60)
