@@ -224,7 +224,7 @@ async function spend(given, isShown) {
   byId("spend-total").replaceChildren(
     element("strong", { textContent: usd(total.cost_usd) }),
     ` · ${count(total.turns)} turns · ${count(total.total_tokens)} tokens · ${tenant || "all tenants"}, ${from} to ${to} (UTC)${filters.join("")} `,
-    ...(tenant && !isOfTurns ? [element("a", { href: address("spend", { ...wanted, by: "turn", and: "" }), textContent: "Costliest turns" })] : []),
+    ...(tenant && !isOfTurns && !NOT_OF_TURNS.some((name) => wanted[name]) ? [element("a", { href: address("spend", { ...wanted, by: "turn", and: "" }), textContent: "Costliest turns" })] : []),
   );
   drawDays(ofDays.data, wanted);
   const nameOf = Object.fromEntries(names.data.map((key) => [key.id, key.name]));
@@ -262,7 +262,7 @@ async function spend(given, isShown) {
   const ofRows = isOfTurns
     ? "Turns that were deleted, erased or not stored are not in this list, but in the sum above."
     : "Every grouping has the same sum: the row without a name (–) has the turns without this value, and those that were deleted, erased or not stored.";
-  byId("spend-note").textContent = lost || ofRows;
+  byId("spend-note").textContent = `${lost || ofRows} Costs are rounded; the CSV has them exactly.`;
   fill("spend-rows", columns, page.data.map(rowOf), isOfTurns ? "No such turn is stored." : "No turn has ended on these days.");
   const more = async (after) => {
     const found = await api(`${shown.path}${query({ ...shown.query, after })}`);

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,10 @@ from tailrace.features.admin.audit_log import Actor
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Connection, TurnLog
 from tests.clients import node
+from tests.features.usage.test_filters import FIRST, LAST, counts_of_rows, record_500_turns
+from tests.harness.open_store import open_store
 from tests.harness.persistence_in_loop import Persistence
+from tests.harness.stored_turns import OURS
 from tests.harness.turn_builder import MODEL
 from tests.harness.turn_writer import write_turn
 from tests.harness.until import until, until_equal
@@ -155,7 +159,7 @@ async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
     assert seen["headings"][:4] == ["day", "model", "Cost", "Turns"]
     assert {(row[0], row[1]): row[3] for row in seen["pairs"]} == {(today, MODEL): "2", NO_NAMES: "1"}
     assert (seen["unnamed"], seen["names"]) == (0, [f"{today}, {MODEL}"])
-    assert seen["lost"].endswith("are in no row and no sum.")
+    assert "are in no row and no sum." in seen["lost"]
     heading, *lines = csv.reader(io.StringIO(seen["csv"]))
     assert heading[:3] == ["day", "model", "turns"]
     assert [line[:3] for line in lines] == [["-", "-", "1"], [today, MODEL, "2"]]
@@ -164,6 +168,37 @@ async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
     assert seen["keyboard"] == seen["bar"]
     assert seen["shared"] == seen["turns"]
     assert ({row[0] for row in seen["whole"]}, seen["ofAll"]) == ({"acme", "zeta"}, [True, True])
+    assert (seen["complaints"], seen["elsewhere"]) == ([], [])
+
+
+@pytest.mark.rule("R90")
+@pytest.mark.timeout(150)
+async def test_all_groupings_and_pairs_of_500_mixed_turns_have_one_sum_on_the_page_and_in_its_csv(
+    own_server: NatsServer, new_gateway: NewGateway, tmp_path: Path, browser: str
+) -> None:
+    """With kills, turns with `store: false`, deletions and erasures, on several days."""
+    database = tmp_path / "tailrace.db"
+    async with Persistence(own_server.url, database):
+        admin, _ = await create(own_server.url, Tenant("operators"), "me", ["admin"])
+        gateway = await new_gateway(own_server.url)
+        async with open_store(database, busy_timeout_s=5) as store:
+            turns, _, input_tokens, output_tokens, *_, nano_usd = counts_of_rows(
+                [one for part in await record_500_turns(random.Random(7), store) for one in part]
+            )
+        steps = "sums", gateway.url, admin.secret, OURS, FIRST, LAST
+        (seen,) = await node.run("admin-page.mjs", *steps, deadline_s=140, CHROMIUM=browser)
+    above = (
+        f"${nano_usd / 1e9:.2f} \N{MIDDLE DOT} {turns:,} turns \N{MIDDLE DOT} {input_tokens + output_tokens:,} tokens"
+    )
+    assert len(seen["tables"]) == 7 + 21
+    for table in seen["tables"]:
+        heading, *lines = csv.reader(io.StringIO(table["csv"]))
+        row = [dict(zip(heading, line, strict=True)) for line in lines]
+        sums = [sum(int(one[name]) for one in row) for name in ("turns", "input_tokens", "output_tokens")]
+        assert (table["groups"], sums) == (table["groups"], [turns, input_tokens, output_tokens])
+        assert sum(round(float(one["cost_usd"]) * 1e9) for one in row) == nano_usd
+        assert table["sums"] == [len(lines), *sums]
+        assert table["total"].startswith(above)
     assert (seen["complaints"], seen["elsewhere"]) == ([], [])
 
 

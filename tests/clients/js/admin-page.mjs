@@ -212,6 +212,41 @@ const STEPS = {
     return { ...shown, ...seen };
   },
 
+  /** The rows of each grouping and each pair of a tenant, from one day to another: their sums, the total above them, and the CSV. */
+  async sums(admin, tenant, from, to) {
+    const { page, seen } = await open({ viewport: DESKTOP });
+    await enter(page, admin);
+    await page.locator("#spend-rows tbody tr").first().waitFor();
+    await page.evaluate(() => {
+      const make = URL.createObjectURL;
+      globalThis.saved = [];
+      URL.createObjectURL = (blob) => (globalThis.saved.push(blob.text()), make.call(URL, blob));
+    });
+    const names = ["day", "model", "key", "user", "session", "project", "metadata"];
+    const pairs = names.flatMap((by, index) => names.slice(index + 1).map((and) => ({ by, and })));
+    const tables = [];
+    for (const groups of [...names.map((by) => ({ by })), ...pairs]) {
+      await section(page, `spend?${new URLSearchParams({ tenant, from, to, ...groups })}`);
+      for (let number = 0; await page.locator("#more").isVisible(); ) {
+        number = await page.locator("#spend-rows tbody tr").count();
+        await page.locator("#more").click();
+        await page.waitForFunction((before) => document.querySelectorAll("#spend-rows tbody tr").length > before, number);
+      }
+      const headings = await page.locator("#spend-rows thead th").allTextContents();
+      const cells = await rows(page, "spend");
+      const sum = (name) => cells.reduce((all, row) => all + Number(row[headings.indexOf(name)].replaceAll(",", "")), 0);
+      await page.locator("#csv").click();
+      await page.waitForFunction((number) => globalThis.saved.length > number, tables.length);
+      tables.push({
+        groups: Object.values(groups),
+        sums: [cells.length, sum("Turns"), sum("Tokens in"), sum("Tokens out")],
+        total: await page.locator("#spend-total").innerText(),
+        csv: await page.evaluate(() => globalThis.saved.at(-1)),
+      });
+    }
+    return { tables, ...seen };
+  },
+
   /** Every section on a desktop and on a phone, with axe; then each dialog. Writes pictures. */
   async states(admin, folder) {
     const axe = readFileSync(AXE, "utf8");
