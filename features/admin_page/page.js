@@ -26,6 +26,7 @@ const named = (record) => (record?.name ? `“${record.name}”` : "no name");
 const limitText = ([name, value]) => (name.startsWith("usd_") ? `$${value} ${LIMIT_NAMES[name]}` : `${count(value)} ${LIMIT_NAMES[name] ?? name}`);
 const limitsText = (limits) => Object.entries(limits ?? {}).map(limitText).join(", ") || "–";
 const dayText = (time) => new Date(time).toISOString().slice(0, 10);
+const weekday = (day) => new Date(day).toLocaleDateString("en", { weekday: "long", timeZone: "UTC" });
 
 // With roles: the style sheet shows a row as a list on a phone, and browsers forget then that it is a row.
 const cell = (content, className = "") => element("td", { className, role: "cell" }, ...(Array.isArray(content) ? content : [content]));
@@ -108,6 +109,8 @@ async function show() {
     again.addEventListener("click", show);
     say("notice", `${sentence(error)} `, again);
     if (error.code === UNREACHABLE) setTimeout(() => number === reading && show(), RETRY_MS);
+    // What is refused has no rows: those of the last filter would look like its own.
+    else for (const one of byId(name).querySelectorAll("table, .plot, .total, #spend-note")) one.replaceChildren();
   }
 }
 
@@ -292,7 +295,7 @@ function drawDays(records, wanted) {
     const height = highest ? (92 * cost(day)) / highest : 0;
     const bar = document.createElementNS(SVG, "rect");
     const title = document.createElementNS(SVG, "title");
-    title.textContent = `${day}: ${usd(cost(day))}`;
+    title.textContent = `${weekday(day)}, ${day}: ${usd(cost(day))}`;
     for (const [name, value] of Object.entries({ x: index * 10 + 1, y: 100 - height, width: 8, height })) bar.setAttribute(name, value);
     bar.append(title);
     svg.append(bar);

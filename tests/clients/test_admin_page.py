@@ -160,6 +160,9 @@ async def test_a_click_leads_from_a_sum_to_its_rows_and_to_its_costliest_turns(
     assert {(row[0], row[1]): row[3] for row in seen["pairs"]} == {(today, MODEL): "2", NO_NAMES: "1"}
     assert (seen["unnamed"], seen["names"]) == (0, [f"{today}, {MODEL}"])
     assert "are in no row and no sum." in seen["lost"]
+    assert "60 days" in seen["refused"]
+    assert seen["left"] == [0, ""]
+    assert seen["bars"][-1].startswith(f"{datetime.now(UTC):%A}, {today}: $")
     heading, *lines = csv.reader(io.StringIO(seen["csv"]))
     assert heading[:3] == ["day", "model", "turns"]
     assert [line[:3] for line in lines] == [["-", "-", "1"], [today, MODEL, "2"]]

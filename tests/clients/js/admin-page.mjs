@@ -187,6 +187,7 @@ const STEPS = {
     shown.names = await page.locator("#spend-rows tbody th a").evaluateAll((links) => links.map((one) => one.ariaLabel));
     // The last bar is today's.
     const { x, y, width, height } = await page.locator("#plot svg").boundingBox();
+    shown.bars = await page.locator("#plot title").allTextContents();
     const days = () => page.locator("#spend-filter").evaluate((form) => [form.elements.from.value, form.elements.to.value]);
     const [firstDay] = await days();
     await after("by=model", () => page.mouse.click(x + 3, y + height / 2));
@@ -200,6 +201,10 @@ const STEPS = {
     shown.keyboard = await after("by=model", () => page.keyboard.press("Enter"));
     await section(page, "spend?tenant=acme&by=day&user=ann&model=none");
     shown.lost = await page.locator("#spend-note").textContent();
+    await page.evaluate(() => (location.hash = "spend?tenant=acme&by=user&and=model&from=2026-01-01&to=2026-03-01"));
+    await page.locator("#notice p").waitFor();
+    shown.refused = await page.locator("#notice").innerText();
+    shown.left = await page.evaluate(() => [document.querySelectorAll("#spend tr, #spend svg").length, document.querySelector("#spend-total").innerText]);
     // Another operator opens the address.
     const other = await context.newPage();
     await other.goto(`${gateway}/admin${hash}`);
