@@ -23,6 +23,8 @@ examples:
 
 The key needs the scope `admin`. docs/LIMITS.md has the names of the limits.
 """
+# Costs are shown with four digits.
+SHOWN_USD_MIN = 0.00005
 HEADINGS = ("TENANT", "OWN", "EFFECTIVE")
 PAGE = "200"
 
@@ -67,9 +69,12 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def describe_budget(budget: Mapping[str, Any]) -> str:
-    """Returns a line about a budget: what is spent of it, what is left, and when it renews."""
+    """Returns a line about a budget: what is spent of it, reserved and left, and when it renews."""
     name, limit, spent, left = budget["name"], budget["limit"], budget["spent"], budget["left"]
-    line = f"{name}: ${spent:.4f} of ${limit:g} is spent, ${left:.4f} is left until {budget['renews_at'][:10]}"
+    reserved = limit - spent - left
+    of_running = f"${reserved:.4f} is reserved for running turns, " if reserved >= SHOWN_USD_MIN else ""
+    until = budget["renews_at"][:10]
+    line = f"{name}: ${spent:.4f} of ${limit:g} is spent, {of_running}${left:.4f} is left until {until}"
     return line if left else f"{line}: new turns are refused"
 
 

@@ -590,7 +590,12 @@ onChange("revoke-dialog", async () => {
   return `${chosen.id} of ${chosen.tenant} is revoked.`;
 });
 
-const useText = (one) => `${limitText([one.name, one.limit])}: ${usd(one.spent)} spent, ${usd(one.left)} left until ${clock(one.renews_at)}${one.left === 0 ? ". New turns are refused until then." : ""}`;
+function reservedText({ limit, spent, left }) {
+  const reserved = limit - spent - left;
+  return reserved >= 0.00005 ? `${usd(reserved)} reserved for running turns, ` : "";
+}
+
+const useText = (one) => `${limitText([one.name, one.limit])}: ${usd(one.spent)} spent, ${reservedText(one)}${usd(one.left)} left until ${clock(one.renews_at)}${one.left === 0 ? ". New turns are refused until then." : ""}`;
 
 function listUses(dialog, budgets, none) {
   const texts = budgets?.length ? budgets.map(useText) : [budgets ? none : "The use of budgets cannot be read at the moment."];
