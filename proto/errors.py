@@ -10,6 +10,7 @@
      +- LogError                   NATS
      |   +- LogUnavailable         no answer from the log in time, or no stream: retry later
      |   |   +- LogRefused         NATS rejects the user or password: the process does not start
+     |   |   +- LogDenied          NATS denies the permission to publish: its nats-users.conf is of another version
      |   +- LogFull                the stream's byte limit is reached; running turns have a reserve
      |   +- LogMisconfigured       NATS, a stream or a consumer belongs to another version: the process does not start
      |   |   +- LogIncomplete      a stream, bucket or consumer is missing: the process waits at its start
@@ -127,6 +128,10 @@ class LogUnavailable(LogError):
 
 class LogRefused(LogUnavailable):
     """NATS rejects the user or password of TAILRACE_NATS_URL."""
+
+
+class LogDenied(LogUnavailable):
+    """NATS denies this process's user the permission to publish there."""
 
 
 class LogFull(LogError):

@@ -6,8 +6,9 @@ on until the step is reserved or refused (PROTOCOL R149).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from tailrace.generators.backends.model_event import CloseCall, Wait
 from tailrace.proto import subjects
 from tailrace.proto.entries import Request, Reservation
-from tailrace.proto.errors import LogError, LogUnavailable
+from tailrace.proto.errors import LogDenied, LogError, LogUnavailable
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Counters
 from tailrace.proto.nats.step_records import StepRecord, StepRecords
@@ -28,6 +29,16 @@ MARGIN_TOKENS = 256
 # After a refusal, a step is tried again each time that the answer has cost so much more: other turns give back.
 RETRY_TOKENS = 64
 UNAVAILABLE_WAIT_S = 0.5
+# The end of a turn waits this long for a step that is being reserved.
+SETTLED_WAIT_S = 5.0
+
+
+class Unstored(NamedTuple):
+    """A step that is counted. Its record may be stored."""
+
+    steps: list[Reservation]
+    """What the record has to be."""
+    amount: int
 
 
 class Allowance:
@@ -54,8 +65,10 @@ class Allowance:
         self._key = key
         self._holds = holds
         self._first = min(hold.amount for hold in holds)
-        self._record: StepRecord | None = record
-        """None: the last write may have been stored or not."""
+        self._record = record
+        self._unstored: Unstored | None = None
+        self._is_unclear = False
+        """Whether a write of `_unstored` may have been stored."""
         self.steps = record.steps
         self.token_price = token_price
         self.attempt = 0
@@ -103,13 +116,26 @@ class Allowance:
         await self.settled()
         if self._most is not None:
             amount = min(amount, self._most)
-        return amount <= self.reserved or await self._reserve(amount - self.reserved)
+        while amount > self.reserved:
+            if not await self._reserve(amount - self.reserved):
+                return False
+        return True
 
     async def settled(self) -> Sequence[Reservation]:
-        """Returns the steps when no further one is being reserved."""
+        """Returns the steps when no further one is being reserved. Raises LogUnavailable."""
         if self._reserving is not None:
+            await asyncio.wait([self._reserving], timeout=SETTLED_WAIT_S)
+            self.cancel()
             await asyncio.wait([self._reserving])
+        if self._unstored is not None:
+            # What is counted and not recorded is taken back (PROTOCOL R148).
+            self._note_record(await self._records.read(self._key))
         return self.steps
+
+    def cancel(self) -> None:
+        """Stops reserving."""
+        if self._reserving is not None:
+            self._reserving.cancel()
 
     @property
     def _is_used_up(self) -> bool:
@@ -153,40 +179,61 @@ class Allowance:
     async def _reserve(self, amount: int) -> bool:
         """Reserves `amount` more of each budget, or of none. Returns False if one has not so much left.
 
-        Raises LogUnavailable. What may then stay counted is not recorded, so that it is taken back (PROTOCOL R148).
+        Raises LogUnavailable. If the step is counted by then, the next call only records it, and ignores `amount`.
         """
-        if self._record is None:
-            self._record = await self._records.read(self._key)
-            self.steps = self._record.steps
+        if self._unstored is None:
+            self._unstored = await self._count(amount)
+            self._is_unclear = False
+        if self._unstored is None:
+            return False
+        (steps, counted), was_unclear, self._is_unclear = self._unstored, self._is_unclear, True
+        try:
+            revision = await self._records.write(self._key, StepRecord(steps, self._record.revision))
+        except LogDenied as error:
+            logger.error("a step of a turn cannot be recorded, and its call is closed", why=str(error))  # noqa: TRY400
+            self._unstored = None
+            await self._give_back(steps, counted)
+            return False
+        if revision is not None:
+            self._note_record(StepRecord(steps, revision))
+            return True
+        # Another generator has the turn, or an earlier write of this step was stored.
+        self._note_record(await self._records.read(self._key))
+        if not was_unclear:
+            await self._give_back(steps, counted)
+        if self.steps != steps:
+            raise LogUnavailable("the steps of this turn were changed meanwhile: try again")
+        return True
+
+    def _note_record(self, record: StepRecord) -> None:
+        self._record, self.steps, self._unstored = record, record.steps, None
+
+    async def _count(self, amount: int) -> Unstored | None:
+        """Adds `amount` to each counter, or to none; returns None if one has not so much left. Raises LogUnavailable.
+
+        What may then stay counted is not recorded, so that it is taken back (PROTOCOL R148).
+        """
         before = {step.subject: step.amount for step in self.steps}
         added: list[Reservation] = []
-        is_recorded = False
+        is_counted = False
         try:
             for hold in self._holds:
                 value, seq = await self._counters.increment(hold.subject, amount)
                 total = before.get(hold.subject, 0) + amount
                 added.append(msgspec.structs.replace(hold, amount=total, seq=seq))
                 if hold.limit is not None and value > hold.limit:
-                    return False
-            record, self._record = self._record._replace(steps=added), None
-            # If the outcome of the write is unclear, nothing is given back: it would be missing from a recorded step.
-            is_recorded = True
-            revision = await self._records.write(self._key, record)
-            is_recorded = revision is not None
-            if revision is None:
-                # An earlier write of this process was late, or another generator has the turn.
-                raise LogUnavailable("the steps of this turn were changed meanwhile: read them again")
-            self._record, self.steps = record._replace(revision=revision), added
-            return True
+                    return None
+            is_counted = True
+            return Unstored(added, amount)
         finally:
-            if not is_recorded:
-                for one in added:
-                    await self._give_back(one.subject, amount)
+            if not is_counted:
+                await self._give_back(added, amount)
 
-    async def _give_back(self, subject: str, amount: int) -> None:
-        with suppress(LogError):
-            await self._counters.add(subjects.given_back(subject), amount)
-            await self._counters.add(subject, -amount)
+    async def _give_back(self, steps: Iterable[Reservation], amount: int) -> None:
+        for step in steps:
+            with suppress(LogError):
+                await self._counters.add(subjects.given_back(step.subject), amount)
+                await self._counters.add(step.subject, -amount)
 
 
 def budgets_of(request: Request) -> list[Reservation]:

@@ -109,7 +109,8 @@ class CostLimits(CallLimits):
 
     def forget(self, key: TurnKey) -> None:
         """See CallLimits."""
-        self._allowances.pop(key, None)
+        if (allowance := self._allowances.pop(key, None)) is not None:
+            allowance.cancel()
 
     async def steps_of(self, key: TurnKey, turn: Turn) -> Sequence[Reservation]:
         """See CallLimits."""

@@ -8,6 +8,7 @@ import asyncio
 import re
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -24,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from tailrace.proto.errors import LogRefused, LogUnavailable, SettingsInvalid
+from tailrace.proto.errors import LogDenied, LogRefused, LogUnavailable, SettingsInvalid
 from tailrace.proto.ids import Seq
 from tailrace.proto.nats import pub_ack, stream_info
 from tailrace.proto.nats.client import Client, Message, Receive, TlsClient
@@ -53,6 +54,8 @@ PERMISSION_ERROR = "permissions violation"
 # The server's error for a reply to a request of another account, if this connection has not received the request.
 # nats-py puts errors in lower case.
 LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
+# A request waits for its reply for some seconds, and then looks for its error among so many.
+DENIED_KEPT = 256
 # nats-server's error code of a cluster without a majority.
 NO_LEADER = 10008
 URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
@@ -78,6 +81,8 @@ class Connection:
         """The DNS has no address for one of the servers, or does not answer."""
         self._is_tls_failing = False
         """TLS has failed since the connection was lost."""
+        self._denied = deque[str](maxlen=DENIED_KEPT)
+        """The newest errors about permissions."""
         self.disconnects = 0
         self.forkless_after: Seq | None = None
         """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
@@ -234,6 +239,13 @@ class Connection:
         except nats.errors.Error as error:
             raise LogUnavailable(f"publishing to NATS failed ({type(error).__name__}): retry") from error
 
+    def raise_if_denied(self, subject: str) -> None:
+        """Raises LogDenied if NATS has denied a publish to `subject` since the last reconnect."""
+        if any(subject.lower() in error for error in self._denied):
+            raise LogDenied(
+                f"NATS denies the permission to publish to {subject}: run the nats-users.conf of this version"
+            )
+
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
         """Calls `on_message` for each message, in order, in a task. The subscription survives reconnects.
 
@@ -303,6 +315,7 @@ class Connection:
         if PERMISSION_ERROR in text:
             # A refused publish has no other sign: a request only times out.
             logger.error("nats denied a permission", error=str(error))
+            self._denied.append(text)
             return
         # Reconnect attempts fail four times a second; the lost connection was logged once.
         is_away = isinstance(error, OSError | TimeoutError | nats.errors.NoServersError)
@@ -320,6 +333,7 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self.is_refused = self._is_tls_failing = False
+        self._denied.clear()
         logger.info("nats connection restored")
         self._read_again()
 

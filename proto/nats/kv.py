@@ -102,13 +102,14 @@ class Bucket:
     async def update(self, key: str, data: bytes, revision: int) -> int | None:
         """Replaces the value that was read at `revision` (0: no value). Returns the new revision.
 
-        Returns None if the value has changed since. Raises LogUnavailable.
+        Returns None if the value has changed since. Raises LogUnavailable, LogDenied.
         """
-        with self._map_errors():
-            try:
+        try:
+            with self._map_errors():
                 return await (await self._open()).update(key, data, last=revision)
-            except nats.js.errors.KeyWrongLastSequenceError:
-                return None
+        except LogUnavailable:
+            self._connection.raise_if_denied(f"$KV.{self._name}.{key}")
+            raise
 
     async def delete(self, key: str) -> None:
         """Deletes `key`, if it exists. Raises LogUnavailable."""

@@ -6,10 +6,11 @@ from typing import Literal
 
 import pytest
 
+from tailrace.features.limits import allowance
 from tailrace.features.limits.allowance import MARGIN_TOKENS, RETRY_TOKENS, STEP_TOKENS, Allowance
 from tailrace.generators.backends.model_event import CloseCall
 from tailrace.proto.entries import Reservation
-from tailrace.proto.errors import LogUnavailable
+from tailrace.proto.errors import LogDenied, LogUnavailable
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats.counters import Increment
 from tailrace.proto.nats.step_records import StepRecord
@@ -39,16 +40,22 @@ class Counters(MemoryCounters):
 
 
 class Records(MemoryStepRecords):
-    """Records of which one write may be lost, or only its answer."""
+    """Records of which some writes may be lost, or only their answers."""
 
     def __init__(self, done: list[str]) -> None:
         super().__init__()
         self.loses: Literal["request", "answer"] | None = None
+        self.losses = 0
+        """How many writes are lost."""
+        self.is_denied = False
         self._done = done
 
     async def write(self, key: TurnKey, record: StepRecord) -> int | None:
         self._done.append("record")
-        loses, self.loses = self.loses, None
+        if self.is_denied:
+            raise LogDenied("denied")
+        loses = self.loses if self.losses > 0 else None
+        self.losses -= 1
         revision = None if loses == "request" else await super().write(key, record)
         if loses is not None:
             raise LogUnavailable("no answer")
@@ -173,11 +180,36 @@ async def test_a_generator_that_takes_over_knows_the_steps() -> None:
     assert {subject: turn.counters.values[subject] for subject in (DAY, MONTH)} == recorded
 
 
-@pytest.mark.parametrize("is_stored", [True, False])
-async def test_a_step_whose_record_is_unclear_stays_counted(is_stored: bool) -> None:
-    """If it was given back, a record that was stored would let persistence and the settlement subtract it again."""
+@pytest.mark.parametrize("loses", ["request", "answer"])
+async def test_a_step_whose_record_is_unclear_is_counted_once(loses: Literal["request", "answer"]) -> None:
+    """However long the bucket does not answer, the budget of other turns is not used up."""
     turn = Turn()
-    turn.records.loses = "answer" if is_stored else "request"
+    turn.records.loses, turn.records.losses = loses, 3
     turn.allowance.spend(FIRST - 10, MANY)
-    assert [step.amount for step in await turn.steps()] == [STEP_TOKENS * (2 if is_stored else 1)] * 2
-    assert [turn.counters.values[subject] for subject in (DAY, MONTH)] == [FIRST + 2 * STEP_TOKENS] * 2
+    steps = await turn.steps()
+    assert [step.amount for step in steps] == [STEP_TOKENS] * 2
+    assert (await turn.records.read(KEY)).steps == steps
+    assert [turn.counters.values[subject] for subject in (DAY, MONTH)] == [FIRST + STEP_TOKENS] * 2
+
+
+async def test_the_end_of_a_turn_does_not_wait_for_a_step_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not recorded is not settled. Persistence takes it back."""
+    monkeypatch.setattr(allowance, "SETTLED_WAIT_S", 0.1)
+    turn = Turn()
+    turn.records.loses, turn.records.losses = "request", 1000
+    turn.allowance.spend(FIRST - 10, MANY)
+    assert await asyncio.wait_for(turn.steps(), 5) == ()
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+async def test_a_step_that_nats_forbids_to_record_closes_the_call(is_reached: bool) -> None:
+    turn = Turn()
+    turn.records.is_denied = True
+    if is_reached:
+        assert not await turn.allowance.reach(FIRST + 1)
+    else:
+        wait = turn.allowance.spend(FIRST + 1, MANY)
+        assert wait is not None
+        with pytest.raises(CloseCall):
+            await wait()
+    assert [turn.counters.values[subject] for subject in (DAY, MONTH)] == [FIRST, FIRST]

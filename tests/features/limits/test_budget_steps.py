@@ -2,19 +2,23 @@
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from tailrace.deploy.nats.permissions import RIGHTS
 from tailrace.features.limits.allowance import STEP_TOKENS
 from tailrace.features.limits.cost_estimate import FIRST_TOKENS
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection
 from tailrace.proto.ownership import ScopedKey
-from tailrace.proto.subjects import BUDGETS, CLAIMS_STREAM
+from tailrace.proto.subjects import BUDGETS, CLAIMS_STREAM, EVERY_STEP_RECORD, GENERATORS
 from tests.features.limits.test_limits import spent_nano_usd
 from tests.features.limits.test_max_cost import PROTOCOLS
 from tests.harness.own_system import OwnSystem
@@ -76,6 +80,32 @@ async def test_a_long_answer_is_reserved_in_steps_and_settled(
     assert (turn.outcome, turn.stop.stop_reason) == ("completed", "end_turn")
     assert cost(turn) > FIRST + STEP
     assert await budget.counted() == cost(turn)
+
+
+@pytest.fixture
+def older_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nats-users.conf of a version without steps."""
+    rights = RIGHTS[GENERATORS]
+    publish = tuple(subject for subject in rights.publish if subject != EVERY_STEP_RECORD)
+    assert len(publish) == len(rights.publish) - 1
+    monkeypatch.setitem(RIGHTS, GENERATORS, msgspec.structs.replace(rights, publish=publish))
+
+
+@pytest.mark.usefixtures("older_permissions")
+async def test_without_the_permission_for_steps_an_answer_ends_with_its_first_step(
+    own: OwnSystem, new_gateway: NewGateway, tenant: Tenant
+) -> None:
+    """It does not wait for its deadline, holds nothing, and the log says what to do. Short answers are whole."""
+    budget = await budget_of(own, new_gateway, tenant, 1_000_000_000)
+    with capture_logs() as logs:
+        async with own.running_generator():
+            assert (await budget.answer("#sim words=400 rate=0")).stop.stop_reason == "end_turn"
+            before, began = await budget.counted(), time.monotonic()
+            turn = await budget.answer("#sim words=2500 rate=0")
+            assert time.monotonic() - began < 15
+    assert turn.stop.stop_reason == "budget"
+    assert await budget.counted() - before == cost(turn)
+    assert any("nats-users.conf" in line.get("why", "") for line in logs)
 
 
 async def test_an_answer_within_the_first_step_costs_no_further_message(
