@@ -309,6 +309,8 @@ class Admission:
             counted = amount if is_counted and amount <= quota.most else 0
             # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
             value, seq = await self._limiter.counters.increment(quota.subject, counted)
+            if soft_limits is not None:
+                soft_limits.note_increment(seq)
             if soft_limits is not None and was_known and counted and soft_limits.is_lost(quota, value - counted):
                 # Other turns may be counted in it already.
                 await self._give_back(Taken(quota, counted, seq))

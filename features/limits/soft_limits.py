@@ -16,7 +16,8 @@ from tailrace.features.common.budgets import Budget
 from tailrace.features.limits.quotas import Owner, Quota
 from tailrace.features.limits.records import CheckBudget
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.proto.errors import LogError, Refused
+from tailrace.proto.errors import LogError, LogUnavailable, Refused
+from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats import Counters
 from tailrace.proto.ownership import WHOLE, Scope
 from tailrace.proto.runtime.race import is_set_within
@@ -29,6 +30,8 @@ EVERY_S = 5.0
 PAUSE_S = 0.5
 # A turn is admitted without the comparison if persistence does not answer sooner.
 FIRST_WAIT_S = 1.0
+# A turn whose counter NATS has lost is refused after this time: what was spent is not known.
+LOST_WAIT_S = 5.0
 BUDGETS: tuple[Budget, ...] = ("usd_day", "usd_month")
 
 
@@ -66,6 +69,12 @@ class SoftLimits:
         """The share that each compared budget has reached, by the same subjects."""
         self._spent: dict[str, int] = {}
         """The spent amount of each budget when it was compared last, by the same subjects. Its counter is not below."""
+        self._newest = BEFORE_FIRST
+        """The sequence of the newest increment in the stream of the counters."""
+        self._losses = 0
+        """How often the stream was lost."""
+        self._lost: set[str] = set()
+        """The subjects of the counters that were lost with it, until they are compared."""
         self._first: dict[tuple[str, int], asyncio.Task[int]] = {}
         """The first comparison of each budget for a turn, by the subject of its counter and its size."""
         self._added = asyncio.Event()
@@ -87,6 +96,7 @@ class SoftLimits:
 
         The counter then has at least this amount: persistence adds what it lacks.
         """
+        losses = self._losses
         renews_at = datetime.fromtimestamp(quota.renews_at, UTC)
         is_of_key = quota.noun == "key"
         state = await self._history.query(
@@ -106,6 +116,8 @@ class SoftLimits:
         )
         self._reached[quota.subject] = (quota, state.reached_percent)
         self._spent[quota.subject] = state.spent_nano_usd
+        if losses == self._losses:
+            self._lost.discard(quota.subject)
         return state.spent_nano_usd
 
     async def complete(self, owner: Owner, quota: Quota, key: str | None) -> None:
@@ -114,21 +126,27 @@ class SoftLimits:
         If persistence does not answer, the turn does not wait, and the comparison is repeated in the background.
         """
         if not self.is_known(quota):
-            await self._compare_first(owner, quota, key)
+            await self._compare_first(owner, quota, key, FIRST_WAIT_S)
 
     async def complete_again(self, owner: Owner, quota: Quota, key: str | None) -> None:
-        """Like `complete`, for a budget whose counter NATS has lost since this process compared it."""
+        """Like `complete`, for a budget whose counter NATS has lost since this process compared it.
+
+        Raises LogUnavailable if it is lost for certain and persistence does not answer.
+        """
         if (first := self._first.get((quota.subject, quota.most))) is not None and first.done():
             del self._first[quota.subject, quota.most]
-        await self._compare_first(owner, quota, key)
+        is_certain = quota.subject in self._lost
+        await self._compare_first(owner, quota, key, LOST_WAIT_S if is_certain else FIRST_WAIT_S)
+        if is_certain and quota.subject in self._lost:
+            raise LogUnavailable("NATS has lost the counter of this budget, and its usage cannot be read now: retry")
 
-    async def _compare_first(self, owner: Owner, quota: Quota, key: str | None) -> None:
+    async def _compare_first(self, owner: Owner, quota: Quota, key: str | None, wait_s: float) -> None:
         name = quota.subject, quota.most
         if name not in self._first:
             self._first[name] = asyncio.create_task(self.check(owner, quota, key))
             # asyncio would report an error that nobody reads. `watch` repeats the comparison.
             self._first[name].add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.wait([self._first[name]], timeout=FIRST_WAIT_S)
+        await asyncio.wait([self._first[name]], timeout=wait_s)
 
     async def run(self) -> None:
         """Compares the watched budgets, forever."""
@@ -154,6 +172,7 @@ class SoftLimits:
         for subject, (quota, _) in list(self._reached.items()):
             if quota.renews_at < self._now():
                 del self._reached[subject], self._spent[subject]
+                self._lost.discard(subject)
                 self._watched.pop(subject, None)
         for name, task in list(self._first.items()):
             if task.done():
@@ -166,7 +185,14 @@ class SoftLimits:
 
     def is_lost(self, quota: Quota, counted: int) -> bool:
         """Returns whether the counter of a compared budget, at `counted` without the turn, may be a new one."""
-        return counted <= 0 or counted < self._spent.get(quota.subject, 0)
+        return quota.subject in self._lost or counted <= 0 or counted < self._spent.get(quota.subject, 0)
+
+    def note_increment(self, seq: Seq) -> None:
+        """Notes the sequence of an increment. If it is not greater than the one before, the stream was lost."""
+        if seq <= self._newest:
+            self._losses += 1
+            self._lost |= self._reached.keys()
+        self._newest = seq
 
     def _next(self, quota: Quota) -> int | None:
         """Returns the next share that the budget may reach; None if it has reached all."""

@@ -93,7 +93,7 @@ DENIED: dict[str, list[str]] = {
         *consumer(GENERATORS),
         *BUCKET_READS,
         *("bodies.t.x.0", "$KV.CLAIMS.x", "$KV.CLAIMS.steps.t.x", "$KV.SECRETS.signing", "$KV.LOGINS.x"),
-        *("limits.t.t.requests.1", "budgets.t.t.cost.1", "slots.t.t.running.1", "queries.t.delete"),
+        *("limits.t.t.requests.1", "slots.t.t.running.1", "queries.t.delete"),
     ],
 }
 DENIED_SUBSCRIPTIONS: dict[str, list[str]] = {

@@ -364,6 +364,31 @@ async def test_a_budget_whose_counter_is_lost_is_not_granted_to_many_turns_at_on
         assert await company.cost(gateway) == spent
 
 
+@pytest.mark.rule("R37")
+@pytest.mark.timeout(90)
+async def test_a_budget_whose_counter_is_lost_is_not_granted_again_while_persistence_is_away(
+    own: OwnSystem, company: Company, new_gateway: NewGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests can be repeated."""
+    monkeypatch.setattr(soft_limits, "LOST_WAIT_S", 0.3)
+    await company.create_keys({"usd_day": 0.02})
+    async with own.running_generator():
+        async with company.persistence():
+            gateway = await new_gateway(own.server.url)
+            while await company.cost(gateway) < 0.01:
+                assert await company.post(gateway) == 202
+            spent = await company.cost(gateway)
+        await own.connection.jetstream.delete_stream(BUDGETS)
+        await apply_streams(own.server.url)
+        assert set(await asyncio.gather(*(company.post(gateway) for _ in range(9)))) == {503}
+        async with company.persistence():
+            assert await company.post(gateway) == 202
+            assert spent < await company.cost(gateway)
+            statuses = await asyncio.gather(*(company.post(gateway) for _ in range(9)))
+            assert set(statuses) == {202, 402}
+            assert await company.cost(gateway) <= 0.02
+
+
 @pytest.mark.timeout(90)
 async def test_a_budget_that_is_removed_and_set_again_counts_what_was_spent_meanwhile(
     own: OwnSystem, company: Company, new_gateway: NewGateway
