@@ -15,7 +15,7 @@ from tailrace.proto.entries import End, Outcome, StoredEntry
 from tailrace.proto.fold import Turn, fold, text_proof
 from tailrace.proto.ids import Seq, TurnKey
 from tailrace.proto.records import TurnRecord, record_from_fold
-from tailrace.proto.usage import Usage
+from tailrace.proto.usage import NANO_USD_PER_USD, Usage
 
 
 class Verdict(NamedTuple):
@@ -286,6 +286,15 @@ def _check_recorded(history: History, key: TurnKey) -> Verdict:
     if row is None or row.outcome == "running":
         return Verdict(False, f"{key.turn} has ended and is {'missing' if row is None else 'running'} in SQLite")
     return KEPT
+
+
+def held_in_all(budgets: Sequence[Budget]) -> str:
+    """Describes the sum of all differences, of those above and of those below what is right."""
+    money = sum(abs(one.held) for one in budgets if not one.name.startswith("slots."))
+    slots = sum(abs(one.held) for one in budgets if one.name.startswith("slots."))
+    spent = sum(one.recorded for one in budgets)
+    dollars, of = money / NANO_USD_PER_USD, spent / NANO_USD_PER_USD
+    return f"{len(budgets)} budgets, sum of differences ${dollars:.6f} and {slots} slots, recorded ${of:.6f}"
 
 
 def _overspending(sample: Budget) -> Verdict:

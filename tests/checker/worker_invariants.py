@@ -151,7 +151,7 @@ def resources(run: Run, bounds: Bounds) -> Verdict:
 def budgets(run: Run, _: Bounds) -> Verdict:
     """I21: once all is quiet, no budget and no slot is held for a turn that does not exist (promise 6)."""
     verdict = promises.nothing_held(History(budgets=run.final.budgets, samples=run.final.samples))
-    return verdict._replace(evidence=verdict.evidence or f"{len(run.final.budgets or ())} budgets")
+    return verdict._replace(evidence=verdict.evidence or promises.held_in_all(run.final.budgets or ()))
 
 
 def _resource_problems(counts: dict[str, list[ResourceCount]], bounds: Bounds) -> Iterator[Verdict]:
