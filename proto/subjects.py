@@ -135,8 +135,22 @@ def budget_at(budget: str, at: datetime) -> str:
 
 def given_back(budget: str) -> str:
     """Returns the subject of the counter of what gateways have given back to `budget` (PROTOCOL R37)."""
+    return _beside(budget, "back")
+
+
+def recorded_cost(budget: str) -> str:
+    """Returns the subject of the counter that repeats what the database has recorded for `budget` (PROTOCOL R148)."""
+    return _beside(budget, "recorded")
+
+
+def lost_cost(budget: str) -> str:
+    """Returns the subject of the counter of recorded costs of `budget` that the database has lost (PROTOCOL R148)."""
+    return _beside(budget, "lost")
+
+
+def _beside(budget: str, kind: str) -> str:
     counter, _, period = budget.rpartition(".")
-    return f"{counter}_back.{period}"
+    return f"{counter}_{kind}.{period}"
 
 
 def slot(tenant: Tenant, owner: str, what: str, number: int) -> str:

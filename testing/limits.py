@@ -26,7 +26,7 @@ class MemoryCounters(Counters):
         self._newest += 1
         return Increment(self.values[subject], Seq(self._newest))
 
-    async def add_once(self, subject: str, amount: int, name: str) -> Once:
+    async def add_once(self, subject: str, amount: int, name: str, _: datetime | None = None) -> Once:
         is_new = (subject, name) not in self._named
         if is_new:
             self._named[subject, name] = (await self.increment(subject, amount)).seq

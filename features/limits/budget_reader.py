@@ -10,6 +10,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.counters import UPTO
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.stream_info import StreamInfo
 from tailrace.proto.nats.stream_leader import Leader
@@ -20,11 +21,12 @@ NAMED_MAX = 500
 
 
 class Counted(NamedTuple):
-    """The value of a counter after its last increment, which was stored at `at`."""
+    """The value of a counter after its last increment, which was stored at `at`, and the `upto` of that increment."""
 
     value: int
     seq: Seq
     at: datetime
+    upto: datetime | None = None
 
 
 class Changes(NamedTuple):
@@ -65,6 +67,16 @@ class BudgetReader:
         if message is not None:
             found[subject] = Counted(_decode(message.data).val, message.seq, message.time)
         return Changes(found, info.ts, info.created, is_new=False)
+
+    async def oldest(self, subject: str) -> Counted:
+        """Returns a counter after its oldest increment that is still stored.
+
+        The names of later ones are known, also after a restart of the server.
+        """
+        page = await self._reader.page(subject, Seq(1), 1)
+        if not page.messages:
+            raise LogUnavailable("a server of the counters lags behind: retry")
+        return _counted(page.messages[0])[1]
 
     async def read_changed(self, filters_at: Callable[[datetime], Sequence[str]]) -> Changes:
         """Returns the counters that have changed since the last call, of those that `filters_at(now)` includes."""
@@ -112,4 +124,5 @@ class BudgetReader:
 def _counted(message: Message) -> tuple[str, Counted]:
     headers = message.headers or {}
     at = datetime.fromisoformat(headers["Nats-Time-Stamp"])
-    return headers["Nats-Subject"], Counted(_decode(message.data).val, Seq(int(headers["Nats-Sequence"])), at)
+    upto = datetime.fromisoformat(headers[UPTO]) if UPTO in headers else None
+    return headers["Nats-Subject"], Counted(_decode(message.data).val, Seq(int(headers["Nats-Sequence"])), at, upto)

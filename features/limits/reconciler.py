@@ -26,6 +26,7 @@ from tailrace.features.limits.reconciliation import (
     owed,
 )
 from tailrace.features.limits.reservations import (
+    BESIDE,
     ENDED_KEPT,
     Budget,
     Recorded,
@@ -41,7 +42,7 @@ from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import Once
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.step_records import StepRecords
-from tailrace.proto.subjects import given_back
+from tailrace.proto.subjects import given_back, lost_cost, recorded_cost
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 logger = structlog.get_logger()
@@ -55,8 +56,14 @@ AGAIN_AFTER = timedelta(seconds=60)
 LOST_WITHIN = ENDED_KEPT
 # Turns that have ended without a settlement are settled, this many in one comparison.
 SETTLED_MAX = 500
+# How often the recorded cost is repeated beside a counter that changes, in case the database is lost.
+REPEATED_EVERY = timedelta(seconds=60)
 # How often dead turns and slots are looked up.
 DEAD_EVERY = timedelta(seconds=15)
+
+
+# A counter without an increment.
+NEVER = Counted(0, BEFORE_FIRST, EPOCH)
 
 
 class Mark(NamedTuple):
@@ -77,6 +84,8 @@ class Counter:
     """The increment after which it was right."""
     exact_until: datetime = EPOCH
     """When it is compared again, although it has not changed since."""
+    repeated_at: datetime = EPOCH
+    """When its recorded cost was last repeated. First, it shows what the database has lost before."""
 
     def mark(self, given_back: int) -> None:
         """Notes the current value for a later comparison."""
@@ -114,7 +123,8 @@ class Reconciler:
         self._slots = Slots(connection)
         self._step_records = StepRecords(connection)
         self._counters: dict[str, Counter] = {}
-        self._given_back: dict[str, int] = {}
+        self._beside: dict[str, Counted] = {}
+        """The counters beside those of budgets."""
         self._settled: dict[tuple[TurnId, str], Seq] = {}
         """The sequences of settlements that were repeated here, by turn and counter."""
         self._next_dead = EPOCH
@@ -125,13 +135,14 @@ class Reconciler:
         Returns the recorded cost of the period. Raises Refused.
         """
         found = await self._reader.read(budget.subject)
-        reading = _reading(found.counted.get(budget.subject, Counted(0, BEFORE_FIRST, EPOCH)), found)
+        reading = _reading(found.counted.get(budget.subject, NEVER), found)
+        lost = await self._increments.read(lost_cost(budget.subject))
         await self._caught_up(budget.tenant)
-        return (await self._add_missing(budget, reading, found.now)).cost
+        return (await self._add_missing(budget, reading, lost, found.now)).cost
 
     async def run_round(self) -> None:
         """Compares the counters that have changed, and looks up dead turns and slots from time to time."""
-        before = dict(self._given_back)
+        before = dict(self._beside)
         now, is_first = await self._read_changed()
         if now >= self._next_dead:
             with suppress(Refused):
@@ -139,32 +150,38 @@ class Reconciler:
                 await self._end_dead(now)
                 await self._free_slots(now)
                 self._next_dead = now + DEAD_EVERY
+        is_late = False
         of_tenants: dict[Tenant, list[Counter]] = {}
         for subject, counter in self._counters.items():
             if counter.exact == counter.reading.seq and counter.exact_until > now:
                 continue
             if not is_first:
                 # Of the round before: a gateway counts what it gives back, and then gives it back.
-                counter.mark(before.get(given_back(subject), 0))
+                counter.mark(before.get(given_back(subject), NEVER).value)
             of_tenants.setdefault(counter.budget.tenant, []).append(counter)
         for tenant, counters in of_tenants.items():
-            # The entries of a tenant may wait longer than those of others.
-            with suppress(Refused):
+            try:
                 # After the counters were read: what was stored by then is recorded.
                 await self._caught_up(tenant)
                 for counter in counters:
                     await self._compare(counter, now)
+            except Refused:
+                # The entries of a tenant may wait longer than those of others.
+                is_late = True
+        if not is_late:
+            # After the comparison: it needs the turns that have ended since a database was lost.
+            await self._table.delete_ended(now)
 
     async def _read_changed(self) -> tuple[datetime, bool]:
         """Reads the counters; returns the server's time, and whether this is the first reading of the stream."""
         changes = await self._reader.read_changed(counters_at)
         if changes.is_new:
             self._counters.clear()
-            self._given_back.clear()
+            self._beside.clear()
         for subject, counted in changes.counted.items():
             budget = parse_budget(subject)
-            if budget.what.endswith("_back"):
-                self._given_back[subject] = counted.value
+            if budget.what.endswith(BESIDE):
+                self._beside[subject] = counted
                 continue
             counter = self._counters.get(subject)
             if counter is None:
@@ -174,29 +191,61 @@ class Reconciler:
         for subject, counter in list(self._counters.items()):
             if (counter.budget.what, counter.budget.period) not in current:
                 del self._counters[subject]
-                self._given_back.pop(given_back(subject), None)
+                for one in (given_back, recorded_cost, lost_cost):
+                    self._beside.pop(one(subject), None)
             counter.reading = counter.reading._replace(until=max(counter.reading.at, changes.now))
         return changes.now, changes.is_new
 
     async def _compare(self, counter: Counter, now: datetime) -> None:
         """Raises the counter at once, if it is too low. Lowers it by a mark, whose turns are all stored."""
-        await self._add_missing(counter.budget, counter.reading, now)
+        lost = await self._find_lost(counter, now)
+        await self._add_missing(counter.budget, counter.reading, lost, now)
         mark = counter.take_due()
         if mark is None:
             return
         reading = mark.reading
-        recorded = await self._table.read(counter.budget, reading.at - SETTLED_WITHIN - CLOCKS_DIFFER)
+        recorded = await self._table.read(counter.budget, reading.at - SETTLED_WITHIN - CLOCKS_DIFFER, lost)
         found = owed(reading, recorded.cost, recorded.turns)
         if reading.value > found.most:
-            await self._lower(counter, mark, now)
+            await self._lower(counter, mark, lost, now)
         elif reading.seq == counter.reading.seq and found.least == found.most == reading.value:
             is_running = any(one.ended_at is None for one in recorded.turns)
             counter.exact, counter.exact_until = reading.seq, now if is_running else now + AGAIN_AFTER
 
-    async def _lower(self, counter: Counter, mark: Mark, now: datetime) -> None:
+    async def _find_lost(self, counter: Counter, now: datetime) -> int:
+        """Returns the recorded cost that the database has lost. Repeats the recorded cost beside the counter.
+
+        A database that was built again from the log lacks turns that have left the log or were deleted.
+        """
+        budget = counter.budget
+        lost = self._beside.get(lost_cost(budget.subject), NEVER)
+        repeated = self._beside.get(recorded_cost(budget.subject), NEVER)
+        if now - counter.repeated_at < REPEATED_EVERY:
+            return lost.value
+        # All turns that have ended by then are recorded.
+        upto = now - CLOCKS_DIFFER
+        known = repeated.upto or upto
+        recorded = await self._table.read(budget, min(upto, known), lost.value)
+        missing = max(0, repeated.value - recorded.cost_until(known))
+        if missing:
+            await self._increments.add_once(lost_cost(budget.subject), missing, f"lost-{lost.seq}")
+            logger.warning(
+                "the database has lost costs of a budget, which stay counted",
+                tenant=budget.tenant,
+                subject=budget.subject,
+                dollars=missing / NANO_USD_PER_USD,
+            )
+        elif (amount := recorded.cost_until(upto) - repeated.value) > 0:
+            # Of two processes that repeat it after the same value, one does.
+            name = f"recorded-{repeated.seq}"
+            await self._increments.add_once(recorded_cost(budget.subject), amount, name, upto)
+        counter.repeated_at = now
+        return lost.value + missing
+
+    async def _lower(self, counter: Counter, mark: Mark, lost: int, now: datetime) -> None:
         """Subtracts what no turn has reserved or cost."""
         budget, reading = counter.budget, mark.reading
-        recorded = await self._settle_again(budget, now)
+        recorded = await self._settle_again(budget, lost, now)
         running = [one for one in recorded.turns if may_be_reserved(one, reading)]
         found = owed(reading, recorded.cost, recorded.turns, await self._read_steps(budget, running))
         returned = await self._increments.read(given_back(budget.subject)) - mark.given_back
@@ -207,11 +256,11 @@ class Reconciler:
             # They have the same excess.
             counter.marks.clear()
 
-    async def _add_missing(self, budget: Budget, reading: Reading, now: datetime) -> Recorded:
+    async def _add_missing(self, budget: Budget, reading: Reading, lost: int, now: datetime) -> Recorded:
         """Adds what a counter lacks. Returns the budget in the database, without corrections."""
         since = reading.at - SETTLED_WITHIN - CLOCKS_DIFFER
         is_new = reading.created > now - LOST_WITHIN
-        recorded = await self._table.read(budget, min(since, reading.created) if is_new else since)
+        recorded = await self._table.read(budget, min(since, reading.created) if is_new else since, lost)
         if is_new and (lost := lost_with_stream(reading.created, recorded.cost, recorded.turns)):
             once = await self._correct(budget, lost, f"created-{reading.created.isoformat()}")
             if once.seq > reading.seq:
@@ -235,18 +284,24 @@ class Reconciler:
             )
         return once
 
-    async def _settle_again(self, budget: Budget, now: datetime) -> Recorded:
+    async def _settle_again(self, budget: Budget, lost: int, now: datetime) -> Recorded:
         """Settles turns that have ended, in case their generators have died. Returns the budget with the settlements.
 
-        A settlement that was made before changes nothing, and its sequence says whether the counter has it.
+        A settlement that was made before changes nothing, and its sequence says whether the counter has it. But a
+        server that has restarted knows only the names of the increments that it stores, the last 128. So an earlier
+        turn is not settled again: that would count twice.
         """
-        recorded = await self._table.read(budget, now - ENDED_KEPT)
+        recorded = await self._table.read(budget, now - ENDED_KEPT, lost)
+        oldest = await self._reader.oldest(budget.subject)
         turns, left = list[Held](), SETTLED_MAX
         for one in recorded.turns:
-            if one.ended_at is None or one.is_batch:
+            name = one.turn, budget.subject
+            is_known = (
+                name in self._settled or one.seq >= oldest.seq or (one.ended_at or EPOCH) > oldest.at + CLOCKS_DIFFER
+            )
+            if one.ended_at is None or one.is_batch or not is_known:
                 turns.append(one)
                 continue
-            name = one.turn, budget.subject
             if name not in self._settled and left:
                 left -= 1
                 steps = await self._read_steps(budget, [one])
@@ -276,7 +331,6 @@ class Reconciler:
         over += await self._find_over(others)
         if over:
             await self._table.end(over, now)
-        await self._table.delete_ended(now)
         self._settled = {name: seq for name, seq in self._settled.items() if name[1] in self._counters}
 
     async def _find_over(self, turns: Iterable[TurnKey]) -> list[TurnKey]:
@@ -303,4 +357,4 @@ class Reconciler:
 
 
 def _reading(counted: Counted, changes: Changes) -> Reading:
-    return Reading(*counted, max(counted.at, changes.now), changes.created)
+    return Reading(counted.value, counted.seq, counted.at, max(counted.at, changes.now), changes.created)

@@ -18,6 +18,8 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey, is_child_id
 from tailrace.proto.records import TurnRecord
 
 WHATS = ("usd_day", "usd_month")
+# The kinds of counters beside that of a budget: given back, recorded, and lost with a database.
+BESIDE = ("_back", "_recorded", "_lost")
 # The results of a message batch may be stored this long after its request.
 RESULTS_WITHIN = timedelta(hours=24)
 # How long the rows of turns that have ended are kept: as long as a comparison may be late.
@@ -54,10 +56,10 @@ def parse_budget(subject: str) -> Budget:
 
 
 def counters_at(now: datetime) -> list[str]:
-    """Returns the filters of the counters of budgets of the periods around `now`, and of what is given back to them."""
+    """Returns the filters of the counters of budgets of the periods around `now`, and of those beside them."""
     moments = [(now + margin).astimezone(UTC).date().isoformat() for margin in (-PERIOD_MARGIN, PERIOD_MARGIN)]
     periods = dict.fromkeys((what, day if what == "usd_day" else day[:7]) for day in moments for what in WHATS)
-    return [f"budgets.*.*.{what}{kind}.{period}" for what, period in periods for kind in ("", "_back")]
+    return [f"budgets.*.*.{what}{kind}.{period}" for what, period in periods for kind in ("", *BESIDE)]
 
 
 # The clocks of gateways and of NATS may differ by less.
@@ -105,6 +107,10 @@ class Recorded(NamedTuple):
     cost: int
     turns: Sequence[Held]
 
+    def cost_until(self, upto: datetime) -> int:
+        """Returns the cost without that of turns that have ended after `upto`."""
+        return self.cost - sum(one.cost for one in self.turns if one.ended_at is not None and one.ended_at > upto)
+
 
 class ReservationTable:
     """The reservations of all tenants. Every method raises StoreError."""
@@ -119,8 +125,11 @@ class ReservationTable:
         async with self._store.write(tenant) as writer:
             await writer.executemany("put_budget_keys", rows)
 
-    async def read(self, budget: Budget, since: datetime) -> Recorded:
-        """Returns the budget, with the turns that run or have ended after `since`."""
+    async def read(self, budget: Budget, since: datetime, lost: int = 0) -> Recorded:
+        """Returns the budget, with the turns that run or have ended after `since`.
+
+        `lost`: the cost that an earlier database had recorded, and this one has not.
+        """
         first, last = budget.days
         rows = await self._store.read(
             "budget_of_tenant" if budget.owner == TENANT else "budget_of_key",
@@ -131,7 +140,7 @@ class ReservationTable:
             last=(last - EPOCH.date()).days,
             since=micros(since),
         )
-        return Recorded(rows[0]["spent"], [_held(row) for row in rows if row["turn"] is not None])
+        return Recorded(rows[0]["spent"] + lost, [_held(row) for row in rows if row["turn"] is not None])
 
     async def unsure(self) -> list[tuple[TurnKey, datetime | None]]:
         """Returns turns of all tenants that hold a budget and that the database does not show as running.

@@ -4,6 +4,7 @@ A message with the header `Nats-Incr` adds to the counter of its subject, and th
 (ADR-49 of nats-architecture-and-design). Counters of short windows are kept for hours, of days and months for weeks.
 """
 
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +21,8 @@ ADD_TIMEOUT_S = 2.0
 RESERVED_WITHIN_S = 45.0
 INCREMENT = "Nats-Incr"
 MESSAGE_ID = "Nats-Msg-Id"
+# The time until which a counter has what it counts.
+UPTO = "Tailrace-Upto"
 
 
 class Increment(NamedTuple):
@@ -70,12 +73,13 @@ class Counters:
         message = await Leader(self._connection, stream).last(subject)
         return 0 if message is None else _decode(message.data).val or 0
 
-    async def add_once(self, subject: str, amount: int, name: str) -> Once:
+    async def add_once(self, subject: str, amount: int, name: str, upto: datetime | None = None) -> Once:
         """Adds `amount` once for each `name`, however often it is called within the deduplication window.
 
-        After LogUnavailable the amount may have been added: call it again.
+        `upto` is stored with it. After LogUnavailable the amount may have been added: call it again.
         """
-        added = await self._add(subject, {INCREMENT: f"{amount:+d}", MESSAGE_ID: f"{name}:{subject}"})
+        headers = {INCREMENT: f"{amount:+d}", MESSAGE_ID: f"{name}:{subject}"}
+        added = await self._add(subject, headers if upto is None else {**headers, UPTO: upto.isoformat()})
         return Once(added.seq, not added.duplicate)
 
     async def _add(self, subject: str, headers: dict[str, str]) -> _AddResponse:

@@ -16,7 +16,7 @@ from tailrace.proto.ids import Seq
 from tailrace.proto.nats import Connection, Counters
 from tailrace.proto.nats.client import Message
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.subjects import BUDGETS, EVERY_BUDGET, EVERY_SLOT, SLOTS
+from tailrace.proto.subjects import BUDGETS, EVERY_BUDGET, EVERY_SLOT, SLOTS, lost_cost
 from tailrace.proto.usage import NANO_USD_PER_USD
 from tests.promises import Budget
 
@@ -62,6 +62,9 @@ class BudgetAudit:
         """The sample of each budget in which most was left beyond what `recorded` allows."""
         self.waited_s = 0.0
         """How long `wait_until_exact` has waited."""
+        self._last: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        """How much less of each budget was recorded than before: a database was lost."""
 
     async def read(self, holds: Iterable[Reservation] = ()) -> list[Budget]:
         """Returns the state of each budget and of each owner's slots. `holds` are the reservations of running turns.
@@ -108,11 +111,18 @@ class BudgetAudit:
                 name=name,
                 limit=(limit := self._limits[name.split(".")[3]] * NANO_USD_PER_USD),
                 left=limit - await self._counters.read(name),
-                recorded=sum(cost.nano_usd for cost in costs if name in _names(cost)),
+                recorded=await self._recorded(name, costs),
                 reserved=sum(hold.amount for hold in holds if hold.subject == name),
             )
             for name in sorted(names)
         ]
+
+    async def _recorded(self, name: str, costs: list[Cost]) -> int:
+        """Returns the cost in the database, and what an earlier one had. That is never more than was seen in it."""
+        recorded = sum(cost.nano_usd for cost in costs if name in _names(cost))
+        self._gone[name] = self._gone.get(name, 0) + max(0, self._last.get(name, 0) - recorded)
+        self._last[name] = recorded
+        return recorded + min(self._gone[name], await self._counters.read(lost_cost(name)))
 
     async def _read_slots(self, holds: list[Reservation]) -> list[Budget]:
         subjects = [message.headers["Nats-Subject"] for message in await _page(self._slots, EVERY_SLOT) if message.data]

@@ -108,8 +108,8 @@ class Nats:
         self.happened: list[str] = []
         self.is_faultless = False
         self.values: dict[str, int] = {}
-        self.last: dict[str, tuple[Seq, datetime]] = {}
-        """The sequence and the time of the last message of each counter."""
+        self.last: dict[str, tuple[Seq, datetime, datetime | None]] = {}
+        """The sequence, the time and the `upto` of the last message of each counter."""
         self.slots: dict[str, HeldSlot] = {}
         self.beginning = beginning
         self._named: dict[str, Seq] = {}
@@ -130,7 +130,7 @@ class Nats:
         self._newest = Seq(self._newest + 1)
         return self._newest
 
-    def increment(self, subject: str, amount: int, name: str | None) -> bytes:
+    def increment(self, subject: str, amount: int, name: str | None, upto: datetime | None) -> bytes:
         """Adds `amount`, once for each name. Returns the server's reply."""
         if name is not None and name in self._named:
             return msgspec.json.encode({"seq": self._named[name], "duplicate": True})
@@ -138,7 +138,7 @@ class Nats:
         if name is not None:
             self._named[name] = seq
         self.values[subject] = self.values.get(subject, 0) + amount
-        self.last[subject] = seq, self.now
+        self.last[subject] = seq, self.now, upto
         self.world.record("nats", f"{seq}: {subject} {amount:+d} = {self.values[subject]}, {name or 'no name'}")
         return msgspec.json.encode({"seq": seq, "val": str(self.values[subject])})
 
@@ -172,10 +172,11 @@ class SimulatedCounters(Counters):
 
     async def _add(self, subject: str, headers: dict[str, str]) -> Any:
         amount, name = int(headers[counters.INCREMENT]), headers.get(counters.MESSAGE_ID)
+        upto = datetime.fromisoformat(headers[counters.UPTO]) if counters.UPTO in headers else None
         if amount == 0:
             # Nobody's increment of 0 is late: it has no effect.
             self._process.require_alive()
-        reply = await self._nats.ask(self._process, lambda: self._nats.increment(subject, amount, name))
+        reply = await self._nats.ask(self._process, lambda: self._nats.increment(subject, amount, name, upto))
         return counters._decode(reply)  # noqa: SLF001  # as Counters does
 
     async def read(self, subject: str) -> int:
@@ -559,11 +560,15 @@ class SimulatedReader(BudgetReader):
         counted = {name: one for name, one in changes.counted.items() if tuple(name.split(".")[3:]) in kept}
         return changes._replace(counted=counted, is_new=is_new)
 
+    async def oldest(self, _: str) -> Counted:
+        """No name is forgotten."""
+        return Counted(0, BEFORE_FIRST, self._nats.beginning)
+
     def _changes(self, after: Seq) -> Changes:
         nats = self._nats
         counted = {
-            name: Counted(nats.values[name], seq, at)
-            for name, (seq, at) in nats.last.items()
+            name: Counted(nats.values[name], seq, at, upto)
+            for name, (seq, at, upto) in nats.last.items()
             if seq > after and name.startswith("budgets.")
         }
         return Changes(counted, nats.now, nats.beginning, is_new=False)

@@ -3,6 +3,7 @@
 Here the times are shorter than those of PROTOCOL. test_healed_budgets.py has the faults of gateways and batches.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,13 @@ from structlog.testing import capture_logs
 from tailrace.features.limits.budget_reader import BudgetReader
 from tailrace.features.limits.records import TENANT
 from tailrace.proto import subjects
+from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Tenant, TurnKey, new_id
 from tailrace.proto.nats import Connection, Counters, Slots
 from tailrace.proto.nats.direct_get import DirectReader
 from tailrace.proto.nats.settlement import Settlement
-from tailrace.proto.subjects import BUDGETS
+from tailrace.proto.nats.stream_configs import INCREMENTS_KEPT
+from tailrace.proto.subjects import BUDGETS, recorded_cost
 from tests.conftest import apply_streams
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
@@ -36,7 +39,7 @@ CORRECTED = "the counter of a budget was corrected"
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"APPENDED_WITHIN": 2.0, "SETTLED_WITHIN": 0.8, "CLOCKS_DIFFER": 0.1, "MARK_EVERY": 0.1, "DEAD_EVERY": 0.3}
-    shorten_times(monkeypatch, 0.2, **times, AGAIN_AFTER=0.5)
+    shorten_times(monkeypatch, 0.2, **times, AGAIN_AFTER=0.5, REPEATED_EVERY=0.5)
 
 
 @dataclass
@@ -143,6 +146,26 @@ async def test_a_counter_is_raised_at_once_and_lowered_later(budgeted: Budgeted)
 
 @pytest.mark.rule("R148")
 @pytest.mark.timeout(90)
+async def test_a_lost_database_lowers_no_budget(budgeted: Budgeted) -> None:
+    """The new one lacks turns that have left the log. What no turn has bought is still subtracted."""
+    spent = 0
+    async with budgeted.own.running_generator():
+        for _ in range(3):
+            async with budgeted.persistence():
+                key = await budgeted.post()
+                turn = await budgeted.own.wait_until_settled(key)
+                assert turn.end is not None
+                spent += turn.end.cost_nano_usd
+                await budgeted.counters.add(budgeted.subject, 10**9)
+                await until_equal(budgeted.counted, spent)
+                await until_equal(lambda: budgeted.counters.read(recorded_cost(budgeted.subject)), spent)
+            await budgeted.own.log.purge(key)
+            for file in budgeted.database.parent.glob(f"{budgeted.database.name}*"):
+                file.unlink()
+
+
+@pytest.mark.rule("R148")
+@pytest.mark.timeout(90)
 async def test_a_turn_that_is_not_stored_holds_its_reservation_while_it_runs(budgeted: Budgeted) -> None:
     """Its row is a note without content. When it has left the log, its reservation is free."""
     async with budgeted.persistence():
@@ -184,6 +207,31 @@ async def test_a_turn_whose_generator_has_died_before_the_settlement_is_settled_
         for given in later:
             await Settlement(budgeted.counters, Slots(budgeted.own.connection)).settle(*given)
         assert await budgeted.counted() == expected
+
+
+@pytest.mark.rule("R148")
+@pytest.mark.timeout(90)
+async def test_a_settlement_whose_name_the_server_has_forgotten_is_not_repeated(budgeted: Budgeted) -> None:
+    """After a restart, nats-server knows the names of the increments that it still stores."""
+    async with budgeted.own.running_generator():
+        await budgeted.own.wait_until_settled(await budgeted.post())
+        spent = await budgeted.counted()
+        for _ in range(INCREMENTS_KEPT):
+            await budgeted.counters.add(budgeted.subject, 0)
+        await budgeted.own.server.stop()
+        await budgeted.own.server.start()
+
+        async def is_back() -> bool:
+            with suppress(LogUnavailable):
+                return await budgeted.counted() == spent
+            return False
+
+        await until(is_back)
+        await budgeted.counters.add(budgeted.subject, 10**9)
+        with capture_logs() as logs:
+            async with budgeted.persistence():
+                await until_equal(budgeted.counted, spent)
+        assert [one["dollars"] for one in logs if one["event"] == CORRECTED] == [-1.0]
 
 
 @pytest.mark.rule("R148")

@@ -207,7 +207,8 @@ def test_a_counter_names_its_period() -> None:
 
 def test_counters_of_both_periods_are_compared_around_midnight() -> None:
     """The clock of a gateway may be some minutes late."""
-    noon = [f"budgets.*.*.usd_day{kind}.2026-01-01" for kind in ("", "_back")]
-    assert counters_at(NOON) == [*noon, *(f"budgets.*.*.usd_month{kind}.2026-01" for kind in ("", "_back"))]
-    assert len(counters_at(NOON.replace(hour=0))) == 8
-    assert len(counters_at(NOON.replace(day=2, hour=0))) == 6
+    kinds = ("", "_back", "_recorded", "_lost")
+    noon = [f"budgets.*.*.usd_day{kind}.2026-01-01" for kind in kinds]
+    assert counters_at(NOON) == [*noon, *(f"budgets.*.*.usd_month{kind}.2026-01" for kind in kinds)]
+    assert len(counters_at(NOON.replace(hour=0))) == 4 * len(kinds)
+    assert len(counters_at(NOON.replace(day=2, hour=0))) == 3 * len(kinds)
