@@ -19,6 +19,7 @@ from tailrace.features.limits.reconciliation import (
     CLOCKS_DIFFER,
     SETTLED_WITHIN,
     Held,
+    Owed,
     Reading,
     correction,
     lost_with_stream,
@@ -28,6 +29,7 @@ from tailrace.features.limits.reconciliation import (
 from tailrace.features.limits.reservations import (
     BESIDE,
     ENDED_KEPT,
+    UNSURE_MAX,
     Budget,
     Recorded,
     ReservationTable,
@@ -41,7 +43,7 @@ from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Connection, Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import Once
 from tailrace.proto.nats.direct_get import DirectReader
-from tailrace.proto.nats.step_records import StepRecords
+from tailrace.proto.nats.step_records import StepRecord, StepRecords
 from tailrace.proto.subjects import given_back, lost_cost, recorded_cost
 from tailrace.proto.usage import NANO_USD_PER_USD
 
@@ -60,8 +62,8 @@ SETTLED_MAX = 500
 REPEATED_EVERY = timedelta(seconds=60)
 # How often dead turns and slots are looked up.
 DEAD_EVERY = timedelta(seconds=15)
-
-
+# Before the keys of all turns.
+FIRST_KEY = TurnKey(Tenant(""), TurnId(""))
 # A counter without an increment.
 NEVER = Counted(0, BEFORE_FIRST, EPOCH)
 
@@ -84,6 +86,8 @@ class Counter:
     """The increment after which it was right."""
     exact_until: datetime = EPOCH
     """When it is compared again, although it has not changed since."""
+    settled: dict[TurnId, Seq] = field(default_factory=dict)
+    """The sequences of settlements that were repeated here."""
     repeated_at: datetime = EPOCH
     """When its recorded cost was last repeated. First, it shows what the database has lost before."""
 
@@ -125,9 +129,10 @@ class Reconciler:
         self._counters: dict[str, Counter] = {}
         self._beside: dict[str, Counted] = {}
         """The counters beside those of budgets."""
-        self._settled: dict[tuple[TurnId, str], Seq] = {}
-        """The sequences of settlements that were repeated here, by turn and counter."""
+        self._read_records: dict[TurnKey, StepRecord] = {}
+        """The steps of running turns, as they were read in this round."""
         self._next_dead = EPOCH
+        self._unsure_after = FIRST_KEY
 
     async def raise_to_recorded(self, budget: Budget) -> int:
         """Adds to a counter what it lacks of recorded costs, and of reservations of turns that exist.
@@ -143,6 +148,7 @@ class Reconciler:
     async def run_round(self) -> None:
         """Compares the counters that have changed, and looks up dead turns and slots from time to time."""
         before = dict(self._beside)
+        self._read_records.clear()
         now, is_first = await self._read_changed()
         if now >= self._next_dead:
             with suppress(Refused):
@@ -206,7 +212,7 @@ class Reconciler:
         reading = mark.reading
         recorded = await self._table.read(counter.budget, reading.at - SETTLED_WITHIN - CLOCKS_DIFFER, lost)
         found = owed(reading, recorded.cost, recorded.turns)
-        if reading.value > found.most:
+        if reading.value > found.most and reading.value > (await self._owed(counter.budget, reading, recorded)).most:
             await self._lower(counter, mark, lost, now)
         elif reading.seq == counter.reading.seq and found.least == found.most == reading.value:
             is_running = any(one.ended_at is None for one in recorded.turns)
@@ -245,9 +251,7 @@ class Reconciler:
     async def _lower(self, counter: Counter, mark: Mark, lost: int, now: datetime) -> None:
         """Subtracts what no turn has reserved or cost."""
         budget, reading = counter.budget, mark.reading
-        recorded = await self._settle_again(budget, lost, now)
-        running = [one for one in recorded.turns if may_be_reserved(one, reading)]
-        found = owed(reading, recorded.cost, recorded.turns, await self._read_steps(budget, running))
+        found = await self._owed(budget, reading, await self._settle_again(counter, lost, now))
         returned = await self._increments.read(given_back(budget.subject)) - mark.given_back
         # What a counter lacks, its current value shows.
         excess = min(0, correction(reading, found, returned))
@@ -255,6 +259,18 @@ class Reconciler:
             await self._correct(budget, excess, f"correction-{reading.seq}")
             # They have the same excess.
             counter.marks.clear()
+
+    async def _owed(self, budget: Budget, reading: Reading, recorded: Recorded) -> Owed:
+        """Returns what a counter had to be, with the steps of running turns."""
+        steps = dict[TurnId, int]()
+        for one in recorded.turns:
+            if may_be_reserved(one, reading):
+                key = TurnKey(budget.tenant, one.turn)
+                # A turn has a step in each of its budgets.
+                if key not in self._read_records:
+                    self._read_records[key] = await self._step_records.read(key)
+                steps[one.turn] = _amount(self._read_records[key], budget)
+        return owed(reading, recorded.cost, recorded.turns, steps)
 
     async def _add_missing(self, budget: Budget, reading: Reading, lost: int, now: datetime) -> Recorded:
         """Adds what a counter lacks. Returns the budget in the database, without corrections."""
@@ -284,43 +300,38 @@ class Reconciler:
             )
         return once
 
-    async def _settle_again(self, budget: Budget, lost: int, now: datetime) -> Recorded:
+    async def _settle_again(self, counter: Counter, lost: int, now: datetime) -> Recorded:
         """Settles turns that have ended, in case their generators have died. Returns the budget with the settlements.
 
         A settlement that was made before changes nothing, and its sequence says whether the counter has it. But a
         server that has restarted knows only the names of the increments that it stores, the last 128. So an earlier
         turn is not settled again: that would count twice.
         """
-        recorded = await self._table.read(budget, now - ENDED_KEPT, lost)
+        budget, settled = counter.budget, counter.settled
+        # A settlement of before is not known to a stream that was created again.
+        recorded = await self._table.read(budget, max(now - ENDED_KEPT, counter.reading.created), lost)
         oldest = await self._reader.oldest(budget.subject)
         turns, left = list[Held](), SETTLED_MAX
         for one in recorded.turns:
-            name = one.turn, budget.subject
-            is_known = (
-                name in self._settled or one.seq >= oldest.seq or (one.ended_at or EPOCH) > oldest.at + CLOCKS_DIFFER
-            )
-            if one.ended_at is None or one.is_batch or not is_known:
+            is_known = one.seq >= oldest.seq or (one.ended_at or EPOCH) > oldest.at + CLOCKS_DIFFER
+            if one.ended_at is None or one.is_batch or not (is_known or one.turn in settled):
                 turns.append(one)
                 continue
-            if name not in self._settled and left:
+            if one.turn not in settled and left:
                 left -= 1
-                steps = await self._read_steps(budget, [one])
-                amount = one.cost - one.amount - steps.get(one.turn, 0)
-                self._settled[name] = (await self._increments.add_once(budget.subject, amount, one.turn)).seq
-            turns.append(one._replace(settled_seq=self._settled.get(name)))
+                record = await self._step_records.read(TurnKey(budget.tenant, one.turn))
+                amount = one.cost - one.amount - _amount(record, budget)
+                settled[one.turn] = (await self._increments.add_once(budget.subject, amount, one.turn)).seq
+            turns.append(one._replace(settled_seq=settled.get(one.turn)))
+        listed = {one.turn for one in turns}
+        counter.settled = {turn: seq for turn, seq in settled.items() if turn in listed}
         return recorded._replace(turns=turns)
-
-    async def _read_steps(self, budget: Budget, turns: Iterable[Held]) -> dict[TurnId, int]:
-        """Returns what turns have reserved beyond their requests."""
-        found = dict[TurnId, int]()
-        for one in turns:
-            record = await self._step_records.read(TurnKey(budget.tenant, one.turn))
-            found[one.turn] = sum(step.amount for step in record.steps if step.subject == budget.subject)
-        return found
 
     async def _end_dead(self, now: datetime) -> None:
         """Ends the reservations of turns that have left the log, and of batches whose last result is stored."""
-        unsure = await self._table.unsure()
+        # The next page, and again from the first one: many that run may stand before a dead one.
+        unsure = await self._table.unsure(self._unsure_after)
+        self._unsure_after = unsure[-1][0] if len(unsure) == UNSURE_MAX else FIRST_KEY
         # A batch that has ended says in its record that all results are stored.
         over = [
             key
@@ -331,7 +342,6 @@ class Reconciler:
         over += await self._find_over(others)
         if over:
             await self._table.end(over, now)
-        self._settled = {name: seq for name, seq in self._settled.items() if name[1] in self._counters}
 
     async def _find_over(self, turns: Iterable[TurnKey]) -> list[TurnKey]:
         """Returns the turns that the log does not have, or whose end it has."""
@@ -354,6 +364,11 @@ class Reconciler:
                     await self._slots.release(seq)
                     metrics.FREED_SLOTS.inc()
                 logger.warning("slots of a dead turn were freed", tenant=tenant, turn=key.turn)
+
+
+def _amount(record: StepRecord, budget: Budget) -> int:
+    """Returns the amount of a turn's steps in one budget."""
+    return sum(step.amount for step in record.steps if step.subject == budget.subject)
 
 
 def _reading(counted: Counted, changes: Changes) -> Reading:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from tailrace.proto.errors import StoreTooNew
 
-# The newest migration with columns that can only be filled from the log: older databases replay the whole log.
-REPLAY_BELOW_VERSION = 6
+# The newest migration with columns or rows that can only be filled from the log: older databases replay the whole log.
+REPLAY_BELOW_VERSION = 29
 # The migration that adds the sequence up to which the log is recorded.
 REACHED_FROM_VERSION = 8
 # The migration that gives the database its id.
