@@ -44,11 +44,12 @@ from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import RESERVED_WITHIN_S
 from tailrace.proto.ownership import Scope
+from tailrace.proto.runtime.gather import gather_limited
 from tailrace.proto.subjects import given_back
 from tailrace.proto.usage import NANO_USD_PER_USD
 
-# How many slots are checked for an ended turn when all are taken.
-CHECKED_SLOTS_MAX = 64
+# When all slots are taken, so many at once are checked for an ended turn.
+CHECKED_AT_ONCE = 64
 RUNNING_RETRY_AFTER_S = 1.0
 # After this time, concurrent requests that were refused have given back what they had counted.
 GIVEN_BACK_S = 0.05
@@ -307,7 +308,7 @@ class Admission:
             # An amount above the whole limit is compared, and not added: smaller requests at the same moment would be
             # refused.
             counted = amount if is_counted and amount <= quota.most else 0
-            # If the acknowledgement is lost, the amount may stay counted: too much is safer than too little.
+            # If the acknowledgement is lost, the amount stays counted until persistence compares it (PROTOCOL R148).
             value, seq = await self._limiter.counters.increment(quota.subject, counted)
             if soft_limits is not None:
                 soft_limits.note_increment(seq)
@@ -360,9 +361,9 @@ class Admission:
     async def _free_ended(self, owner: Owner) -> bool:
         """Frees slots of turns that have just ended; returns whether it has freed any. Persistence frees all others."""
         held = await self._limiter.slots.list_held(owner.tenant, owner.name, "running")
-        keys = [TurnKey(self._scope.tenant, TurnId(slot.holder)) for slot in held[:CHECKED_SLOTS_MAX]]
-        have_ended = await asyncio.gather(*map(self._limiter.log.has_end, keys))
-        ended = [slot for slot, has_ended in zip(held, have_ended, strict=False) if has_ended]
+        keys = [TurnKey(self._scope.tenant, TurnId(slot.holder)) for slot in held]
+        have_ended = await gather_limited(self._limiter.log.has_end, keys, CHECKED_AT_ONCE)
+        ended = [slot for slot, has_ended in zip(held, have_ended, strict=True) if has_ended]
         for slot in ended:
             await self._limiter.slots.release(slot.seq)
         return bool(ended)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tailrace.features.limits import stream_slots
-from tailrace.features.limits.limiter import Limiter
+from tailrace.features.limits.limiter import CHECKED_AT_ONCE, Limiter
 from tailrace.features.limits.rates import parse_limits_setting
 from tailrace.features.limits.records import TENANT
 from tailrace.features.limits.stream_slots import SLOT_LIFE_S, HeldSlots, StreamSlots
@@ -123,13 +123,16 @@ async def test_concurrent_requests_are_admitted_up_to_the_limit_and_refused_ones
 
 
 @pytest.mark.rule("R37")
-async def test_the_slot_of_an_ended_turn_is_free() -> None:
-    """No process has freed it."""
-    limiter = limiter_of("running=1", slots=MemorySlots())
-    assert [await admit(limiter, "first"), await admit(limiter)] == ["", "too_many_turns"]
+@pytest.mark.parametrize("running", [1, CHECKED_AT_ONCE + 6])
+async def test_the_slot_of_an_ended_turn_is_free(running: int) -> None:
+    """No process has freed it. The turn that has ended is the newest."""
+    limiter = limiter_of(f"running={running}", slots=MemorySlots())
+    names = [f"turn {number}" for number in range(running)]
+    assert [await admit(limiter, name) for name in names] == [""] * running
+    assert await admit(limiter) == "too_many_turns"
     assert isinstance(limiter.log, MemoryLog)
-    limiter.log.load(TurnKey(OURS, TurnId("first")), completed_turn("a").stored)
-    assert [await admit(limiter, "second"), await admit(limiter)] == ["", "too_many_turns"]
+    limiter.log.load(TurnKey(OURS, TurnId(names[-1])), completed_turn("a").stored)
+    assert [await admit(limiter, "next"), await admit(limiter)] == ["", "too_many_turns"]
 
 
 @pytest.mark.parametrize("error", [Refused("request_invalid", "no"), LogFull("not stored")])
