@@ -49,13 +49,13 @@ INSERT INTO budget_keys (tenant, owner, key) SELECT :tenant, value, :key FROM {t
 ON CONFLICT (tenant, owner, key) DO NOTHING
 
 -- name: unsure_reservations
--- The next turns of all tenants that hold a budget and do not run here.
+-- Some turns of all tenants that hold a budget and do not run here, other ones each time.
 SELECT tenant, turn, max(kept_until) AS kept_until FROM reservations
-WHERE ended_at IS NULL AND (tenant, turn) > (:tenant, :turn) AND NOT EXISTS (
+WHERE ended_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM turns WHERE turns.tenant = reservations.tenant AND turns.turn = reservations.turn
         AND outcome = 'running'
 )
-GROUP BY tenant, turn ORDER BY tenant, turn LIMIT :limit
+GROUP BY tenant, turn ORDER BY random() LIMIT :limit
 
 -- name: end_reservations
 -- Ends the reservations of a turn.

@@ -29,7 +29,6 @@ from tailrace.features.limits.reconciliation import (
 from tailrace.features.limits.reservations import (
     BESIDE,
     ENDED_KEPT,
-    UNSURE_MAX,
     Budget,
     Recorded,
     ReservationTable,
@@ -62,8 +61,6 @@ SETTLED_MAX = 500
 REPEATED_EVERY = timedelta(seconds=60)
 # How often dead turns and slots are looked up.
 DEAD_EVERY = timedelta(seconds=15)
-# Before the keys of all turns.
-FIRST_KEY = TurnKey(Tenant(""), TurnId(""))
 # A counter without an increment.
 NEVER = Counted(0, BEFORE_FIRST, EPOCH)
 
@@ -132,7 +129,6 @@ class Reconciler:
         self._read_records: dict[TurnKey, StepRecord] = {}
         """The steps of running turns, as they were read in this round."""
         self._next_dead = EPOCH
-        self._unsure_after = FIRST_KEY
 
     async def raise_to_recorded(self, budget: Budget) -> int:
         """Adds to a counter what it lacks of recorded costs, and of reservations of turns that exist.
@@ -329,9 +325,7 @@ class Reconciler:
 
     async def _end_dead(self, now: datetime) -> None:
         """Ends the reservations of turns that have left the log, and of batches whose last result is stored."""
-        # The next page, and again from the first one: many that run may stand before a dead one.
-        unsure = await self._table.unsure(self._unsure_after)
-        self._unsure_after = unsure[-1][0] if len(unsure) == UNSURE_MAX else FIRST_KEY
+        unsure = await self._table.unsure()
         # A batch that has ended says in its record that all results are stored.
         over = [
             key

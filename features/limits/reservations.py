@@ -142,17 +142,17 @@ class ReservationTable:
         )
         return Recorded(rows[0]["spent"] + lost, [_held(row) for row in rows if row["turn"] is not None])
 
-    async def unsure(self, after: TurnKey) -> list[tuple[TurnKey, datetime | None]]:
+    async def unsure(self) -> list[tuple[TurnKey, datetime | None]]:
         """Returns up to UNSURE_MAX turns that hold a budget and that the database does not show as running.
 
-        They follow `after` in the order of their keys, over all tenants. Each with the time until which the turns of a
-        batch that has ended may be stored.
+        Other ones each time: many of them may run. Each with the time until which the turns of a batch that has ended
+        may be stored.
         """
-        rows = await self._store.read("unsure_reservations", tenant=after.tenant, turn=after.turn, limit=UNSURE_MAX)
-        return [
+        rows = await self._store.read("unsure_reservations", limit=UNSURE_MAX)
+        return sorted(
             (TurnKey(row["tenant"], row["turn"]), moment(row["kept_until"]) if row["kept_until"] else None)
             for row in rows
-        ]
+        )
 
     async def end(self, turns: Iterable[TurnKey], now: datetime) -> None:
         """Ends the reservations of turns."""

@@ -106,7 +106,10 @@ class Bucket:
         """
         try:
             with self._map_errors():
-                return await (await self._open()).update(key, data, last=revision)
+                try:
+                    return await (await self._open()).update(key, data, last=revision)
+                except nats.js.errors.KeyWrongLastSequenceError:
+                    return None
         except LogUnavailable:
             self._connection.raise_if_denied(f"$KV.{self._name}.{key}")
             raise

@@ -109,7 +109,7 @@ async def test_each_command_of_the_api_page_is_accepted(
     names = {"localhost:8000": gateway.url}
     pages = [(DOCS / page).read_text() for page in ("API.md", "STEERING.md")]
     commands = [command for page in pages for command in COMMAND.findall(page)]
-    assert len(commands) == 19
+    assert len(commands) == 22
     for printed in commands:
         command = printed
         for name, value in names.items():

@@ -445,7 +445,7 @@ def in_query(row: Row, o: Things, t: Things) -> list[Sent]:
     more = {"runId": o.ids["run"]} if row.path == "/api/agui" and row.value not in ("threadId", "runId") else {}
     if row.path == "/v1/responses/{response_id}":
         more = {"stream": "true"}
-    if row.value == "session":
+    if row.value == "session" and row.path == "/v1/turns":
         more = {"status": "running"}
     if row.value in OF_QUERY:
         return [Sent(more | {row.value: t.ids[OF_QUERY[row.value]]})]

@@ -9,7 +9,7 @@ CREATE TABLE reservations (
     seq        BIGINT NOT NULL,
     asked_at   BIGINT NOT NULL,
     ended_at   BIGINT,
-    cost_nusd  BIGINT NOT NULL,
+    cost_nusd  BIGINT,
     kept_until BIGINT,
     PRIMARY KEY (tenant, subject, turn)
 );

@@ -62,7 +62,7 @@ async def get(gateway: Gateway, path: str) -> Any:
 
 
 @pytest.mark.rule("R37")
-@pytest.mark.parametrize(("limits", "status"), [("running=1", 429), ("usd_day=0.006", 402)])
+@pytest.mark.parametrize(("limits", "status"), [("running=1", 429), ("usd_day=0.001", 402)])
 async def test_a_limit_that_refuses_a_steer_leaves_the_answer_running(
     served: NatsServer, own: OwnSystem, new_gateway: NewGateway, tenant: Tenant, limits: str, status: int
 ) -> None:

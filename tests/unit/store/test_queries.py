@@ -549,7 +549,7 @@ async def test_both_databases_answer_the_same_after_any_changes(file_store: Stor
                 sorted(map(str, await store.read(name, tenant=OURS, **days)))
                 for name in ("budget_of_tenant", "budget_of_key")
             ]
-            + [sorted(map(str, await store.read("unsure_reservations", tenant="", turn="", limit=999)))]
+            + [sorted(map(str, await store.read("unsure_reservations", limit=999)))]
             for store in stores
         ]
         assert found[0] == found[1]
