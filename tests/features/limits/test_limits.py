@@ -36,6 +36,7 @@ from tests.harness.processes import Process
 from tests.harness.processes import gateway as gateway_process
 from tests.harness.processes import persistence as persistence_process
 from tests.harness.readers import read
+from tests.harness.stopped_clock import stop_clock
 from tests.harness.system import System
 from tests.harness.turn_builder import request
 from tests.harness.until import until, until_equal
@@ -70,14 +71,7 @@ async def post_turns(gateways: list[Gateway]) -> list[httpx2.Response]:
 @pytest.fixture(autouse=True)
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the gateways of this process, no window of a counter ends during a test."""
-    now = time.time()
-    begin = Limiter.__init__
-
-    def begin_stopped(limiter: Limiter, *services: Any, **named: Any) -> None:
-        # The sixth one is `now`.
-        begin(limiter, *services, **named if len(services) > 5 else {"now": lambda: now, **named})
-
-    monkeypatch.setattr(Limiter, "__init__", begin_stopped)
+    stop_clock(monkeypatch)
 
 
 def statuses(answers: list[httpx2.Response]) -> Counter[int]:

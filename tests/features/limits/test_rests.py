@@ -1,11 +1,14 @@
 """What is left of limits: `GET /v1/limits`, and the list of keys in a terminal."""
 
+import pytest
+
 from tailrace.deploy.cli import keys
 from tailrace.deploy.cli.keys import create, open_connection, read_left
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import Tenant
 from tailrace.proto.nats import Counters
 from tests.harness.own_system import OwnSystem
+from tests.harness.stopped_clock import stop_clock
 from tests.integration.conftest import NewGateway
 
 LIMITS = {"requests": 10.0, "tokens": 100_000.0, "running": 3.0, "usd_day": 2.0, "bytes_day": 10**9}
@@ -13,6 +16,11 @@ LIMITS = {"requests": 10.0, "tokens": 100_000.0, "running": 3.0, "usd_day": 2.0,
 SLOW = {"message": "#sim words=9 wait=60", "max_tokens": 94, "model": "claude-haiku-5-5"}
 # 20 characters are 6 tokens, and 94 may be answered: test_limits.py.
 RESERVED_USD = (6 * 100 + 94 * 500) / 1e9
+
+
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_clock(monkeypatch)
 
 
 async def test_a_key_reads_its_own_limits_and_those_of_its_tenant(own: OwnSystem, new_gateway: NewGateway) -> None:
