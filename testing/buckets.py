@@ -47,7 +47,7 @@ class MemoryClaims(Claims):
 
 
 class MemoryStepRecords(StepRecords):
-    """What running turns have reserved in steps, in memory."""
+    """The steps of running turns, in memory."""
 
     def __init__(self) -> None:
         self.stored: dict[TurnKey, StepRecord] = {}

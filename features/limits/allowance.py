@@ -13,8 +13,8 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from tailrace.features.limits.give_back import give_back
 from tailrace.generators.backends.model_event import CloseCall, Wait
-from tailrace.proto import subjects
 from tailrace.proto.entries import Request, Reservation
 from tailrace.proto.errors import LogDenied, LogError, LogUnavailable
 from tailrace.proto.ids import TurnKey
@@ -37,7 +37,7 @@ class Unstored(NamedTuple):
     """A step that is counted. Its record may be stored."""
 
     steps: list[Reservation]
-    """What the record has to be."""
+    """The steps that the record has then."""
     amount: int
 
 
@@ -128,7 +128,7 @@ class Allowance:
             self.cancel()
             await asyncio.wait([self._reserving])
         if self._unstored is not None:
-            # What is counted and not recorded is taken back (PROTOCOL R148).
+            # Persistence takes back an amount that is counted and not recorded (PROTOCOL R148).
             self._note_record(await self._records.read(self._key))
         return self.steps
 
@@ -232,8 +232,7 @@ class Allowance:
     async def _give_back(self, steps: Iterable[Reservation], amount: int) -> None:
         for step in steps:
             with suppress(LogError):
-                await self._counters.add(subjects.given_back(step.subject), amount)
-                await self._counters.add(step.subject, -amount)
+                await give_back(self._counters, step.subject, amount)
 
 
 def budgets_of(request: Request) -> list[Reservation]:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from tailrace.features.limits.cost_estimate import ZERO, Estimate, estimate_request
+from tailrace.features.limits.give_back import give_back
 from tailrace.features.limits.pdf_pages import PageCounter
 from tailrace.features.limits.quotas import (
     Owner,
@@ -45,7 +46,6 @@ from tailrace.proto.nats import Counters, Slots, TurnLog
 from tailrace.proto.nats.counters import RESERVED_WITHIN_S
 from tailrace.proto.ownership import Scope
 from tailrace.proto.runtime.gather import gather_limited
-from tailrace.proto.subjects import given_back
 from tailrace.proto.usage import NANO_USD_PER_USD
 
 # When all slots are taken, so many at once are checked for an ended turn.
@@ -150,7 +150,7 @@ class Limiter(admission.Limiter):
 
 
 class Taken(NamedTuple):
-    """What a request has added to the counter of a quota, and the sequence of the increment."""
+    """The amount that a request has added to the counter of a quota, and the sequence of the increment."""
 
     quota: Quota
     amount: int
@@ -194,11 +194,10 @@ class Admission:
         # Later, persistence may have given the money back.
         if is_money and _now() >= self.append_until:
             return
+        counters, amount = self._limiter.counters, taken.amount
         with suppress(LogError):
-            if is_money:
-                # First: persistence, which compares the counter with the reservations, must not give it back, too.
-                await self._limiter.counters.add(given_back(subject), taken.amount)
-            self._record(taken.quota, await self._limiter.counters.add(subject, -taken.amount))
+            counted = await (give_back(counters, subject, amount) if is_money else counters.add(subject, -amount))
+            self._record(taken.quota, counted)
 
     async def _free_slot(self, seq: Seq) -> None:
         with suppress(LogError):

@@ -139,14 +139,15 @@ class Reconciler:
         reading = _reading(found.counted.get(budget.subject, NEVER), found)
         lost = await self._increments.read(lost_cost(budget.subject))
         await self._caught_up(budget.tenant)
-        return (await self._add_missing(budget, reading, lost, found.now)).cost
+        return await self._add_missing(budget, reading, lost, found.now)
 
     async def run_round(self) -> None:
         """Compares the counters that have changed, and looks up dead turns and slots from time to time."""
         before = dict(self._beside)
         self._read_records.clear()
         now, is_first = await self._read_changed()
-        if now >= self._next_dead:
+        looks_up_dead = now >= self._next_dead
+        if looks_up_dead:
             with suppress(Refused):
                 await self._caught_up(None)
                 await self._end_dead(now)
@@ -170,7 +171,7 @@ class Reconciler:
             except Refused:
                 # The entries of a tenant may wait longer than those of others.
                 is_late = True
-        if not is_late:
+        if looks_up_dead and not is_late:
             # After the comparison: it needs the turns that have ended since a database was lost.
             await self._table.delete_ended(now)
 
@@ -249,7 +250,7 @@ class Reconciler:
         budget, reading = counter.budget, mark.reading
         found = await self._owed(budget, reading, await self._settle_again(counter, lost, now))
         returned = await self._increments.read(given_back(budget.subject)) - mark.given_back
-        # What a counter lacks, its current value shows.
+        # `_compare` has raised the counter by its current value, which is newer than the mark.
         excess = min(0, correction(reading, found, returned))
         if excess:
             await self._correct(budget, excess, f"correction-{reading.seq}")
@@ -268,19 +269,19 @@ class Reconciler:
                 steps[one.turn] = _amount(self._read_records[key], budget)
         return owed(reading, recorded.cost, recorded.turns, steps)
 
-    async def _add_missing(self, budget: Budget, reading: Reading, lost: int, now: datetime) -> Recorded:
-        """Adds what a counter lacks. Returns the budget in the database, without corrections."""
+    async def _add_missing(self, budget: Budget, reading: Reading, lost: int, now: datetime) -> int:
+        """Adds what a counter lacks. Returns the recorded cost."""
         since = reading.at - SETTLED_WITHIN - CLOCKS_DIFFER
         is_new = reading.created > now - LOST_WITHIN
         recorded = await self._table.read(budget, min(since, reading.created) if is_new else since, lost)
-        if is_new and (lost := lost_with_stream(reading.created, recorded.cost, recorded.turns)):
-            once = await self._correct(budget, lost, f"created-{reading.created.isoformat()}")
+        if is_new and (before := lost_with_stream(reading.created, recorded.cost, recorded.turns)):
+            once = await self._correct(budget, before, f"created-{reading.created.isoformat()}")
             if once.seq > reading.seq:
-                reading = reading._replace(value=reading.value + lost)
+                reading = reading._replace(value=reading.value + before)
         missing = correction(reading, owed(reading, recorded.cost, recorded.turns), 0)
         if missing > 0:
             await self._correct(budget, missing, f"correction-{reading.seq}")
-        return recorded
+        return recorded.cost
 
     async def _correct(self, budget: Budget, amount: int, name: str) -> Once:
         """Adds `amount` once for each `name`: two processes that compare the same value correct it once."""

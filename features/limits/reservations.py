@@ -25,6 +25,8 @@ RESULTS_WITHIN = timedelta(hours=24)
 # How long the rows of turns that have ended are kept: as long as a comparison may be late.
 ENDED_KEPT = timedelta(minutes=10)
 UNSURE_MAX = 1000
+# The clocks of gateways and of NATS may differ by less.
+PERIOD_MARGIN = timedelta(minutes=10)
 
 
 class Budget(NamedTuple):
@@ -60,10 +62,6 @@ def counters_at(now: datetime) -> list[str]:
     moments = [(now + margin).astimezone(UTC).date().isoformat() for margin in (-PERIOD_MARGIN, PERIOD_MARGIN)]
     periods = dict.fromkeys((what, day if what == "usd_day" else day[:7]) for day in moments for what in WHATS)
     return [f"budgets.*.*.{what}{kind}.{period}" for what, period in periods for kind in ("", *BESIDE)]
-
-
-# The clocks of gateways and of NATS may differ by less.
-PERIOD_MARGIN = timedelta(minutes=10)
 
 
 def rows_of(key: TurnKey, turn: Turn, _: TurnRecord) -> AddedRows:

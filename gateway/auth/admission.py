@@ -18,7 +18,7 @@ class Reserved(NamedTuple):
     each: Sequence[list[Reservation]]
     """The reservations of each turn, which the turn's end settles."""
     together: list[Reservation]
-    """What all turns have reserved, for each counter."""
+    """The reservations of all turns, summed for each counter."""
     slots: list[Reservation]
     """The slots of the batch itself."""
     parallel: int
