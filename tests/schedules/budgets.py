@@ -112,6 +112,10 @@ class Nats:
         """The sequence, the time and the `upto` of the last message of each counter."""
         self.slots: dict[str, HeldSlot] = {}
         self.beginning = beginning
+        self.created = beginning
+        """When the stream of the counters was created."""
+        self.has_lost = False
+        self._newest_slot = BEFORE_FIRST
         self._named: dict[str, Seq] = {}
         self._context = Context()
         self._context.run(PROCESS.set, None)
@@ -126,15 +130,25 @@ class Nats:
     def now(self) -> datetime:
         return self.beginning + timedelta(seconds=self.world.time())
 
-    def next_seq(self) -> Seq:
-        self._newest = Seq(self._newest + 1)
-        return self._newest
+    def next_slot_seq(self) -> Seq:
+        self._newest_slot = Seq(self._newest_slot + 1)
+        return self._newest_slot
+
+    def lose_counters(self) -> None:
+        """Deletes the stream of the counters, and creates it again."""
+        self.happened.append("lost counters")
+        self.world.record("nats", "loses its counters")
+        self.has_lost = True
+        self.created = self.now
+        self._newest = BEFORE_FIRST
+        for one in (self.values, self.last, self._named):
+            one.clear()
 
     def increment(self, subject: str, amount: int, name: str | None, upto: datetime | None) -> bytes:
         """Adds `amount`, once for each name. Returns the server's reply."""
         if name is not None and name in self._named:
             return msgspec.json.encode({"seq": self._named[name], "duplicate": True})
-        seq = self.next_seq()
+        seq = self._newest = Seq(self._newest + 1)
         if name is not None:
             self._named[name] = seq
         self.values[subject] = self.values.get(subject, 0) + amount
@@ -213,7 +227,7 @@ class SimulatedSlots(Slots):
             for number in range(most):
                 name = subjects.slot(tenant, owner, what, number)
                 if name not in self._nats.slots:
-                    slot = HeldSlot(name, self._nats.next_seq(), holder, self._nats.now)
+                    slot = HeldSlot(name, self._nats.next_slot_seq(), holder, self._nats.now)
                     self._nats.slots[name] = slot
                     return Slot(name, slot.seq)
             return None
@@ -546,32 +560,36 @@ class SimulatedReader(BudgetReader):
     def __init__(self, nats: Nats, process: Process) -> None:
         self._nats = nats
         self._process = process
-        self._seen: Seq | None = None
+        self._seen = BEFORE_FIRST
+        self._of: datetime | None = None
+        """The creation of the stream that was read last."""
 
     async def read(self, subject: str) -> Changes:
-        changes: Changes = await self._nats.ask(self._process, lambda: self._changes(BEFORE_FIRST))
+        changes: Changes = await self._nats.ask(self._process, self._changes)
         return changes._replace(counted={name: one for name, one in changes.counted.items() if name == subject})
 
     async def read_changed(self, filters_at: Callable[[datetime], Sequence[str]]) -> Changes:
-        seen = BEFORE_FIRST if self._seen is None else self._seen
-        changes: Changes = await self._nats.ask(self._process, lambda: self._changes(seen))
-        is_new, self._seen = self._seen is None, max((one.seq for one in changes.counted.values()), default=seen)
+        changes: Changes = await self._nats.ask(self._process, self._changes)
+        is_new, self._of = self._of != changes.created, changes.created
+        seen = BEFORE_FIRST if is_new else self._seen
+        changed = {name: one for name, one in changes.counted.items() if one.seq > seen}
+        self._seen = max((one.seq for one in changed.values()), default=seen)
         kept = {tuple(one.split(".")[3:]) for one in filters_at(changes.now)}
-        counted = {name: one for name, one in changes.counted.items() if tuple(name.split(".")[3:]) in kept}
+        counted = {name: one for name, one in changed.items() if tuple(name.split(".")[3:]) in kept}
         return changes._replace(counted=counted, is_new=is_new)
 
     async def oldest(self, _: str) -> Counted:
         """No name is forgotten."""
         return Counted(0, BEFORE_FIRST, self._nats.beginning)
 
-    def _changes(self, after: Seq) -> Changes:
+    def _changes(self) -> Changes:
         nats = self._nats
         counted = {
             name: Counted(nats.values[name], seq, at, upto)
             for name, (seq, at, upto) in nats.last.items()
-            if seq > after and name.startswith("budgets.")
+            if name.startswith("budgets.")
         }
-        return Changes(counted, nats.now, nats.beginning, is_new=False)
+        return Changes(counted, nats.now, nats.created, is_new=False)
 
 
 class SimulatedRecords(StepRecords):
@@ -669,6 +687,8 @@ class BudgetSchedule:
                 world.call_after(world.chance() * FAULTLESS_AFTER_S, one.kill)
         for _ in range(world.below(3)):
             world.call_after(world.chance() * FAULTLESS_AFTER_S, self._cancel)
+        if world.chance() < 0.15:
+            world.call_after(world.chance() * FAULTLESS_AFTER_S, self.nats.lose_counters)
         world.call_after(SAMPLE_S, self._sample)
         # The jitter of the product's retries.
         random.seed(self.seed)
@@ -706,6 +726,10 @@ class BudgetSchedule:
         self.gateways[1].post(0, 0.0)
 
     def _sample(self) -> None:
+        if self.nats.has_lost:
+            # Until they are compared, the new counters lack what was spent before. Only the end is judged.
+            self.worst.clear()
+            return
         for budget in self.budgets():
             late = self._late_cost(budget.name)
             budget = msgspec.structs.replace(budget, left=budget.left - late)  # noqa: PLW2901
