@@ -355,7 +355,7 @@ async def test_an_append_ends_when_its_reservation_does(monkeypatch: pytest.Monk
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(memory.log, "append", append)
-    for within_s in (0.05, -0.01):
+    for within_s in (1.0, -0.01):
         reservations = Reservations(loop.time() + within_s)
         with pytest.raises(LogUnavailable):
             await submit_to(memory, limiter=reservations)(LOCAL, HELLO, b"{}")
