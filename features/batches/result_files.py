@@ -41,7 +41,7 @@ from tailrace.proto.nats import BlobStore
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.failure import LOST, error_type, failure_of
-from tailrace.protocols.openai import chat_object, responses_object
+from tailrace.protocols.openai import chat_object, responses_stream
 
 # The size of a result file is found by rendering all results. Rendering stops after so many bytes.
 COUNTED_BYTES_MAX = 100 * 1024 * 1024
@@ -166,7 +166,7 @@ def output_line(ended: EndedInput, endpoint: str) -> dict[str, Any] | None:
     metadata = {name: value for name, value in turn.metadata.items() if name != input_lines.CUSTOM_ID}
     shown = msgspec.structs.replace(turn, metadata=metadata)
     is_chat = endpoint == CHAT
-    body = msgspec.Raw(chat_object.render_completion(shown)) if is_chat else responses_object.response_of(shown)
+    body = msgspec.Raw(chat_object.render_completion(shown)) if is_chat else responses_stream.response_of(shown)
     return _line(turn, {"status_code": 200, "request_id": turn.turn, "body": body})
 
 

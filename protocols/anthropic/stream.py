@@ -6,17 +6,19 @@ and a client that requests the stream again gets the new answer. An error event 
 Claude Code then repeats the request without streaming.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec import to_builtins
 from msgspec.structs import asdict
 
+from tailrace.gateway.clients.block_start import split_block
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Attempt, End, Event, StoredEntry
-from tailrace.proto.events import is_tool_use
 from tailrace.proto.fold import without_mark
 from tailrace.proto.ids import TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
@@ -43,9 +45,8 @@ def render(key: TurnKey, stored: StoredEntry) -> tuple[Frame, TurnKey]:
 def render_record(record: TurnRecord, _: int) -> Frame:
     head = message_of(record) | {"content": [], "stop_reason": None, "stop_sequence": None}
     rendered = _sse({"type": "message_start", "message": head})
-    for index, block in enumerate(record.content):
-        for event in _block(index, block):
-            rendered += _sse(event)
+    for event in _answer_events(record.content):
+        rendered += _sse(event)
     return Frame(rendered + _render_ended(record, record.cursor))
 
 
@@ -152,36 +153,18 @@ def _stop_reason(stop_reason: str | None) -> str | None:
     return "max_tokens" if stop_reason in OWN else stop_reason
 
 
-def _block(index: int, block: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the events of a whole block. The block's start has the fields that no delta of this type has."""
-    deltas: list[dict[str, Any]]
-    match block:
-        case {"type": "text", "text": text}:
-            cited = block.get("citations") or ()
-            opened = {name: value for name, value in block.items() if name != "citations" or not cited} | {"text": ""}
-            deltas = [{"type": "text_delta", "text": text}]
-            deltas += [{"type": "citations_delta", "citation": one} for one in cited]
-        case {"type": "thinking", "thinking": thinking}:
-            opened = block | {"thinking": "", "signature": ""}
-            deltas = [{"type": "thinking_delta", "thinking": thinking}]
-            deltas += [{"type": "signature_delta", "signature": block["signature"]}] if block.get("signature") else []
-        case {"type": "compaction"}:
+def _answer_events(content: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the events of a stored answer. The start of a block has the fields that no delta of this type has."""
+    for index, block in enumerate(content):
+        start, deltas = split_block(block)
+        shown = list(map(to_builtins, deltas))
+        if block.get("type") == "compaction":
             summary = {name: block.get(name) for name in ("content", "encrypted_content")}
-            opened = block | {name: None for name in summary if name in block}
-            deltas = [{"type": "compaction_delta", **summary}] if any(summary.values()) else []
-        case {"type": str(kind), "partial_json": str(text)} if is_tool_use(kind):
-            # `partial_json` marks an input that was cut or is invalid (proto/fold.py).
-            opened, deltas = without_mark(block), [{"type": "input_json_delta", "partial_json": text}] if text else []
-        case {"type": str(kind), "input": given} if is_tool_use(kind):
-            opened = block | {"input": {}}
-            deltas = [{"type": "input_json_delta", "partial_json": odd_json.encode(given).decode()}]
-        case _:
-            opened, deltas = block, []
-    return [
-        {"type": "content_block_start", "index": index, "content_block": opened},
-        *({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas),
-        {"type": "content_block_stop", "index": index},
-    ]
+            start = block | {name: None for name in summary if name in block}
+            shown = [{"type": "compaction_delta", **summary}] if any(summary.values()) else []
+        yield {"type": "content_block_start", "index": index, "content_block": start}
+        yield from ({"type": "content_block_delta", "index": index, "delta": delta} for delta in shown)
+        yield {"type": "content_block_stop", "index": index}
 
 
 def _sse(event: dict[str, Any], seq: int | None = None) -> sse.Events:

@@ -8,9 +8,8 @@ of anthropic 2.14.0.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tailrace.proto import odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.fold import PARTIAL, decode_input
+from tailrace.proto.fold import decode_input
 from tailrace.proto.server_tools import is_executed_tool, is_result
 
 Item = dict[str, Any]
@@ -80,14 +79,6 @@ def is_shown(block: Block) -> bool:
             return is_result(block) and not _has_failed(block) and not list(_files(ran))
         case _:
             return False
-
-
-def call_of(turn: str, block: Block, result: Block | None) -> Call:
-    """Returns the call that a stored block is."""
-    text = block.get(PARTIAL)
-    return Call(
-        turn, block, text if isinstance(text, str) else odd_json.encode(block.get("input", {})).decode(), result
-    )
 
 
 def call_item(kind: CallKind, item_id: str, call: Call, status: str) -> Item:

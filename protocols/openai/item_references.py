@@ -18,7 +18,8 @@ from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES, LISTING, pair_results
 from tailrace.protocols.openai.responses_input import InputItem, StoredItem, invalid_item
-from tailrace.protocols.openai.responses_object import ITEM_ID, response_of
+from tailrace.protocols.openai.responses_object import ITEM_ID
+from tailrace.protocols.openai.responses_stream import response_of
 
 # Each response is one read of the log or the database.
 RESPONSES_MAX = 1000

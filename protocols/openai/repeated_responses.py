@@ -24,8 +24,8 @@ from tailrace.proto.records import record_from_fold
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.item_references import turn_of_item
 from tailrace.protocols.openai.responses_input import InputItem, messages_of
-from tailrace.protocols.openai.responses_object import Item, response_of
-from tailrace.protocols.openai.responses_stream import render_snapshot
+from tailrace.protocols.openai.responses_object import Item
+from tailrace.protocols.openai.responses_stream import render_snapshot, response_of
 
 # The client may have received its items from a gateway that was further on, or the answer has begun again.
 BEHIND_S_MAX = 5.0

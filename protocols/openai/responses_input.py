@@ -17,7 +17,8 @@ from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
-from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item, output_items
+from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item
+from tailrace.protocols.openai.responses_stream import output_items
 
 Block = dict[str, Any]
 Role = Literal["user", "assistant", "system"]
@@ -228,7 +229,7 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
     for number, message in enumerate(messages):
         blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
         if message.role == "assistant":
-            yield from (shown.item for shown in output_items(f"{turn}_in{number}", blocks))
+            yield from output_items(f"{turn}_in{number}", blocks)
             continue
         parts: list[Item] = []
         for index, block in enumerate(blocks):

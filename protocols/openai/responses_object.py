@@ -11,22 +11,22 @@ types of its Python SDK 3.52.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
 from tailrace.proto import odd_json
 from tailrace.proto.entries import End, Failure, Request
-from tailrace.proto.fold import CUT, PARTIAL
+from tailrace.proto.fold import PARTIAL
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
-from tailrace.protocols.common.answer_warnings import Shown, types_of, warnings_field, warnings_of
+from tailrace.protocols.common.answer_warnings import Shown, warnings_field, warnings_of
 from tailrace.protocols.common.failure import LOST, error_type
 from tailrace.protocols.common.stop_reasons import is_whole
 from tailrace.protocols.openai import builtin_calls
-from tailrace.protocols.openai.annotations import Annotation, TextSpan, responses_annotations, text_spans
-from tailrace.protocols.openai.builtin_calls import call_item, call_of, kind_of, pair_results
+from tailrace.protocols.openai.annotations import Annotation, TextSpan, responses_annotations
+from tailrace.protocols.openai.builtin_calls import kind_of
 from tailrace.protocols.openai.common import thinking_tokens
 
 Item = dict[str, Any]
@@ -128,32 +128,6 @@ def build_response(
     }
 
 
-def response_of(record: TurnRecord) -> dict[str, Any]:
-    """Returns the response object of a turn as far as it is stored."""
-    status = status_of(record.outcome, record.stop_reason, has_attempt=record.attempts > 0)
-    items = output_items(record.turn, record.content)
-    if status != "in_progress":
-        for shown in items:
-            # A call without a result is over, too.
-            if shown.item.get("status") == "in_progress":
-                shown.item["status"] = "incomplete"
-    # Only the last block can still be open, or have been cut off. Calls have their status already, except a function
-    # call in an answer that was not cut by a limit.
-    if items and items[-1].last == len(record.content) - 1 and items[-1].item["type"] not in builtin_calls.ITEM_TYPES:
-        last = items[-1].item
-        is_cut = record.stop_reason in CUT and last["type"] != "function_call"
-        if is_cut or status not in ("completed", "incomplete"):
-            last |= {"status": "in_progress" if status == "in_progress" else "incomplete"}
-    return build_response(
-        head_of_record(record),
-        status,
-        [shown.item for shown in items],
-        record if record.outcome != "running" else None,
-        record.ended_at,
-        types_of(record.content, SHOWN),
-    )
-
-
 def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True) -> Status:
     """Returns the status of a response in OpenAI's terms. A running turn without an attempt is `queued`."""
     match outcome:
@@ -167,49 +141,11 @@ def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True
             return "failed"
 
 
-class ShownBlocks(NamedTuple):
-    """An output item, and the number of the last block that it shows, except results."""
-
-    item: Item
-    last: int
-
-
-def output_items(turn: str, content: Sequence[Mapping[str, Any]]) -> list[ShownBlocks]:
-    """Returns the output items of an answer. Blocks without equivalent have none.
-
-    An item is complete, unless it shows a function call that was cut, or another call without a result.
-    """
-    found: list[ShownBlocks] = []
-    results = pair_results(content)
-    texts: list[tuple[int, Mapping[str, Any]]] = []
-    for index, block in enumerate([*content, {}]):
-        if block.get("type") == "text" and isinstance(block.get("text"), str):
-            texts.append((index, block))
-            continue
-        if texts:
-            found.append(ShownBlocks(_message(turn, texts), texts[-1][0]))
-            texts = []
-        if (item := _output_item(turn, index, block, results.get(index))) is not None:
-            found.append(ShownBlocks(item, index))
-    return found
-
-
-def _message(turn: str, texts: Sequence[tuple[int, Mapping[str, Any]]]) -> Item:
-    blocks = [block for _, block in texts]
-    return message_item(turn, texts[0][0], "".join(block["text"] for block in blocks), text_spans(blocks))
-
-
 def message_item(turn: str, index: int, text: str, spans: Iterable[TextSpan]) -> Item:
     """Returns the item of text blocks, of which the first is the answer's block number `index`."""
     part = output_text(text, responses_annotations(spans))
     message = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
     return {"id": f"{MESSAGE_PREFIX}_{turn}_{index}", **message}
-
-
-def _output_item(turn: str, index: int, block: Mapping[str, Any], result: Mapping[str, Any] | None) -> Item | None:
-    if (kind := kind_of(block)) is not None:
-        return call_item(kind, item_id(block, turn, index), call_of(turn, block, result), "in_progress")
-    return block_item(turn, index, block)
 
 
 def block_item(turn: str, index: int, block: Mapping[str, Any]) -> Item | None:

@@ -144,7 +144,8 @@ def close_item(opened: OpenItem, status: str, result: dict[str, Any] | None = No
     opened, closing = _show(opened, opened.order.rest())
     text = opened.deltas.text()
     if opened.kind == "tool_use" and text and not is_complete_input(text):
-        status = "incomplete"
+        # In an answer that still runs, the input goes on.
+        status = "in_progress" if status == "in_progress" else "incomplete"
     elif opened.kind == "tool_use" and not text:
         # The model sends no delta for a call without arguments, but this protocol requires JSON.
         text = _input_at_start(opened) or ("{}" if status == "completed" else "")

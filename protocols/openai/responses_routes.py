@@ -48,9 +48,9 @@ from tailrace.protocols.openai.code_container import find_container
 from tailrace.protocols.openai.item_references import INSERTED_BYTES_MAX, insert_items
 from tailrace.protocols.openai.repeated_responses import Received, find_received, find_rest
 from tailrace.protocols.openai.responses_input import items_of
-from tailrace.protocols.openai.responses_object import PREFIX, response_of
+from tailrace.protocols.openai.responses_object import PREFIX
 from tailrace.protocols.openai.responses_request import ResponseRequest, build_turn, parent_of, session_of
-from tailrace.protocols.openai.responses_stream import OPENAI_RESPONSES, render_snapshot
+from tailrace.protocols.openai.responses_stream import OPENAI_RESPONSES, render_snapshot, response_of
 from tailrace.protocols.openai.session_model import read_session_model
 
 TRUE = {"true": True, "1": True, "false": False, "0": False, None: False}

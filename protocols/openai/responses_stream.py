@@ -7,19 +7,19 @@ An event's number never changes, so a client resumes after the number of its las
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from itertools import accumulate, count
+from itertools import accumulate, chain, count, starmap
 from operator import itemgetter
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.block_start import split_start
+from tailrace.gateway.clients.block_start import answer_events, block_events, start_events
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events, odd_json
 from tailrace.proto.entries import Attempt, Block, End, Event, Request, StoredEntry
-from tailrace.proto.fold import CUT, Turn, content
+from tailrace.proto.fold import CUT, PARTIAL, Turn, content
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.server_tools import is_result
@@ -28,10 +28,10 @@ from tailrace.protocols.openai.responses_object import (
     SHOWN,
     Head,
     Item,
+    Status,
     build_response,
     head_of,
     head_of_record,
-    response_of,
     status_of,
 )
 from tailrace.protocols.openai.responses_output_item import (
@@ -95,6 +95,25 @@ def render(state: ResponsesState, stored: StoredEntry) -> tuple[Frame, Responses
             return SILENT, state
 
 
+def response_of(record: TurnRecord) -> dict[str, Any]:
+    """Returns the response object of a turn as far as it is stored."""
+    if record.outcome == "running":
+        status: Status = "in_progress" if record.attempts else "queued"
+        return build_response(head_of_record(record), status, output_items(record.turn, record.content, "in_progress"))
+    response: dict[str, Any] = _render_whole(record)[-1]["response"]
+    return response
+
+
+def output_items(turn: str, blocks: Iterable[dict[str, Any]], last: str = "completed") -> list[Item]:
+    """Returns the output items of a stored answer. `last` is the status of the last one.
+
+    A call that was cut is incomplete, and a call of a built-in tool without a result is in progress.
+    """
+    state, _ = _render_answer(ResponsesState(Head(turn)), answer_events(blocks))
+    state, _ = _close(state, [(one, "in_progress" if is_open_call(one) else last, None) for one in state.open])
+    return _sorted_items(state)
+
+
 def render_record(record: TurnRecord, seen: int) -> Frame:
     """Renders a whole turn; after `seen` events, only the `done` events and the end.
 
@@ -102,14 +121,18 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
     by its length in characters: the numbers are then never lower than in the log, and a client that drops events by
     number keeps the end.
     """
-    state, rendered = _render_blocks(ResponsesState(head_of_record(record)), map(_whole_block, record.content))
-    _, ending = _render_ended(state, record, record.ended_at)
-    rendered += ending
+    rendered = _render_whole(record)
     if seen:
         rendered = [event for event in rendered if event["type"].endswith(".done")] + rendered[-1:]
         return Frame(_encode_events(rendered, count(seen)))
     lengths = (max(1, len(event.get("delta", ""))) for event in rendered)
     return Frame(_encode_events(rendered, accumulate(lengths, initial=0)))
+
+
+def _render_whole(record: TurnRecord) -> Events:
+    """Returns the events of a turn that has ended, with one delta for each block."""
+    state, rendered = _render_answer(ResponsesState(head_of_record(record)), answer_events(record.content))
+    return rendered + _render_ended(state, record, record.ended_at)[1]
 
 
 def render_snapshot(key: TurnKey, turn: Turn, number: int, first: int = 0) -> sse.Events:
@@ -123,7 +146,8 @@ def render_snapshot(key: TurnKey, turn: Turn, number: int, first: int = 0) -> ss
     if turn.end is None and turn.message is None and turn.mode == "restart":
         # After a restart nothing is rendered until the new answer begins.
         return ()
-    state, rendered = _render_blocks(state, turn.blocks) if turn.attempt else _render_queued(state)
+    begun = chain.from_iterable(starmap(_events_of, enumerate(turn.blocks)))
+    state, rendered = _render_answer(state, begun) if turn.attempt else _render_queued(state)
     state = replace(state, left_out=LeftOut(types_of(map(content, turn.blocks), SHOWN)))
     if turn.end is not None:
         state, ending = _render_ended(state, turn.end, turn.ended_at)
@@ -136,14 +160,14 @@ def _render_event(state: ResponsesState, event: events.Event | events.UnknownEve
     """Renders one event of the model, after the events that must precede it."""
     if isinstance(event, events.UnknownEvent | events.MessageDelta):
         return state, []
-    state, opening = _render_in_progress(state)
-    for one in _split_event(event):
+    state, rendered = _render_in_progress(state)
+    for one in start_events(event) if isinstance(event, events.BlockStart) else [event]:
         state, more = _render_in_item(state, one)
-        opening += more
-    return state, opening
+        rendered += more
+    return state, rendered
 
 
-def _render_in_item(state: ResponsesState, event: events.Event | events.UnknownEvent) -> tuple[ResponsesState, Events]:
+def _render_in_item(state: ResponsesState, event: events.Event) -> tuple[ResponsesState, Events]:
     """Renders an event of a block."""
     match event:
         case events.BlockStart(index, {"type": "text"} as block) if state.open and state.open[-1].kind == "text":
@@ -183,51 +207,20 @@ def _change(
     return replace(state, open=tuple(changed)), rendered
 
 
-def _render_blocks(state: ResponsesState, blocks: Iterable[Block]) -> tuple[ResponsesState, Events]:
-    """Renders an answer, whole or not, with one delta for each block."""
+def _render_answer(state: ResponsesState, answer: Iterable[events.Event]) -> tuple[ResponsesState, Events]:
+    """Renders the events of the blocks of an answer, whole or not."""
     state, rendered = _render_in_progress(state)
-    for index, block in enumerate(blocks):
-        for event in _events_of(index, block):
-            state, more = _render_event(state, event)
-            rendered += more
+    for event in answer:
+        state, more = _render_in_item(state, event)
+        rendered += more
     return state, rendered
 
 
 def _events_of(index: int, block: Block) -> list[events.Event]:
-    start, begun = split_start(block.start)
-    deltas: list[events.Delta] = []
-    match block.type:
-        case "text":
-            deltas.append(events.TextDelta(block.text))
-        case "thinking":
-            deltas.append(events.ThinkingDelta(block.text))
-        case kind if events.is_tool_use(kind):
-            deltas.append(events.InputJsonDelta(block.text))
-    if block.signature:
-        deltas.append(events.SignatureDelta(block.signature))
-    # `block.text` and `block.signature` include those of its start; `block.citations` does not.
-    deltas += [delta for delta in begun if isinstance(delta, events.CitationsDelta)]
-    deltas += [events.CitationsDelta(citation) for citation in block.citations]
-    content = (events.BlockDelta(index, delta) for delta in deltas)
-    return [events.BlockStart(index, start), *content, *([events.BlockStop(index)] if block.is_closed else [])]
-
-
-def _whole_block(content: dict[str, Any]) -> Block:
-    """Returns the closed block with this content."""
-    kind = str(content.get("type"))
-    match content:
-        case {"type": "text", "text": str(text)}:
-            found = content.get("citations")
-            citations = tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
-            return Block(kind, {"type": "text"}, text, citations=citations, is_closed=True)
-        case {"type": "thinking", "thinking": str(thinking)}:
-            return Block(kind, {"type": "thinking"}, thinking, str(content.get("signature", "")), is_closed=True)
-        case {"partial_json": str(text)} if events.is_tool_use(kind):
-            return Block(kind, content, text, is_closed=True)
-        case {"input": given} if events.is_tool_use(kind):
-            return Block(kind, content | {"input": {}}, odd_json.encode(given).decode(), is_closed=True)
-        case _:
-            return Block(kind, content, is_closed=True)
+    """Returns the events of a block of a fold: the input of a call as the model wrote it, and perhaps no end."""
+    mark = {PARTIAL: block.text} if events.is_tool_use(block.type) else {}
+    found = block_events(index, content(block) | mark)
+    return found if block.is_closed else found[:-1]
 
 
 def _render_queued(state: ResponsesState) -> tuple[ResponsesState, Events]:
@@ -273,10 +266,14 @@ def _render_ended(
         is_whole = not is_cut if one is last else one.is_stopped or not is_empty_call(one)
         closed.append((one, "completed" if is_whole and not is_open_call(one) else "incomplete", None))
     state, closing = _close(state, closed)
-    items = [item for _, item in sorted(state.items, key=itemgetter(0))]
     left_out = types_of(ended.content, SHOWN) if isinstance(ended, TurnRecord) else state.left_out.types
-    response = build_response(state.head, status, items, ended, ended_at, left_out)
+    response = build_response(state.head, status, _sorted_items(state), ended, ended_at, left_out)
     return state, [*opening, *closing, _lifecycle(ENDS.get(status, INCOMPLETE), response)]
+
+
+def _sorted_items(state: ResponsesState) -> list[Item]:
+    """Returns the items that are closed, in their order in the response."""
+    return [item for _, item in sorted(state.items, key=itemgetter(0))]
 
 
 def _lifecycle(kind: str, response: dict[str, Any]) -> dict[str, Any]:
@@ -303,13 +300,3 @@ OPENAI_RESPONSES = Dialect(
     is_stateful=True,
     render_json=lambda record: odd_json.encode(response_of(record)),
 )
-
-
-def _split_event(event: events.Event | events.UnknownEvent) -> list[events.Event | events.UnknownEvent]:
-    """Returns the events that stand for `event`: the start of a whole block as an empty start and its deltas."""
-    if not isinstance(event, events.BlockStart):
-        return [event]
-    start, deltas = split_start(event.content_block)
-    if not deltas:
-        return [event]
-    return [events.BlockStart(event.index, start), *(events.BlockDelta(event.index, delta) for delta in deltas)]

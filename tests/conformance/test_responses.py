@@ -13,7 +13,7 @@ from tailrace.gateway.history_client import close_record
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
-from tailrace.protocols.openai.responses_object import response_of
+from tailrace.protocols.openai.responses_stream import response_of
 from tests.conformance.case import Case, read_cases
 from tests.conformance.played import Play
 from tests.harness.sse_parser import parse

@@ -8,7 +8,7 @@ import pytest
 from tailrace.features.gateway import DIALECTS
 from tailrace.proto.entries import Attempt, StoredEntry
 from tailrace.proto.records import record_from_fold
-from tailrace.protocols.openai.responses_object import response_of
+from tailrace.protocols.openai.responses_stream import response_of
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import KEY
 from tests.unit.test_server_tool_kills import TEXT, KillableGenerator, run_turn

@@ -20,8 +20,8 @@ from tailrace.proto import events
 from tailrace.proto.entries import Attempt, Outcome, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.records import record_from_fold
-from tailrace.protocols.openai.responses_object import CANCELLED, response_of
-from tailrace.protocols.openai.responses_stream import render_snapshot
+from tailrace.protocols.openai.responses_object import CANCELLED
+from tailrace.protocols.openai.responses_stream import render_snapshot, response_of
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import TEXTS, answers
 from tests.harness.turn_builder import (

@@ -15,7 +15,7 @@ from tailrace.proto.fold import content
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.protocols.ai_sdk import message
 from tailrace.protocols.openai.responses_input import items_of
-from tailrace.protocols.openai.responses_object import response_of
+from tailrace.protocols.openai.responses_stream import response_of
 from tests.harness.strategies import JSON, TEXTS
 from tests.harness.turn_builder import KEY, completed_turn
 
