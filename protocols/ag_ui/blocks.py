@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.block_start import further_fields, split_start
+from tailrace.gateway.clients.block_start import further_fields, split_block, split_start
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.fold import PARTIAL
 from tailrace.protocols.ag_ui.events import Json, custom, deltas, tool_result
 
 # Precedes the data of encrypted thinking, where a reasoning message has the signature.
@@ -117,7 +116,7 @@ def add_blocks(answer: Answer, blocks: Iterable[Json]) -> tuple[list[Json], Answ
     """Adds whole blocks."""
     shown: list[Json] = []
     for index, block in enumerate(blocks):
-        more, answer = _add_start(answer, index, *_split_block(block))
+        more, answer = _add_start(answer, index, *split_block(block))
         shown += more
         more, answer = _end_block(answer, index)
         shown += more
@@ -274,11 +273,3 @@ def _has_input(part: OpenBlock) -> bool:
         return bool(_fields.decode(part.input.text()) if part.input.text() else part.block.get("input"))
     except DECODE_ERRORS:
         return False
-
-
-def _split_block(block: Json) -> tuple[Json, list[events.Delta]]:
-    """Returns a whole block as its `content_block_start` would have it, and its deltas."""
-    if not is_call(block):
-        return split_start(block)
-    # The mark of an input that was cut or is invalid (proto/fold.py).
-    return block, [events.InputJsonDelta(block[PARTIAL])] if PARTIAL in block else []

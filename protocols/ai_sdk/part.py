@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.block_start import further_fields, split_start
+from tailrace.gateway.clients.block_start import further_fields, split_block, split_start
 from tailrace.gateway.clients.growing_text import GrowingText
-from tailrace.proto import events, odd_json
+from tailrace.proto import events
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
@@ -136,7 +136,7 @@ def content_chunks(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
     chunks: list[Chunk] = []
     calls: set[str] = set()
     for index, block in enumerate(blocks):
-        start, deltas = _split_block(block)
+        start, deltas = split_block(block)
         more, part = open_part(index, start, calls)
         calls |= call_ids(block)
         chunks += more
@@ -205,15 +205,3 @@ def _is_error(content: object) -> bool:
 
 def _metadata(**fields: object) -> dict[str, Any]:
     return {"providerMetadata": {"anthropic": fields}} if fields else {}
-
-
-def _split_block(content: dict[str, Any]) -> tuple[dict[str, Any], list[events.Delta]]:
-    """Returns a whole block as its `content_block_start` would have it, and its deltas."""
-    match content:
-        case {"type": str(kind), "partial_json": str(text)} if events.is_tool_use(kind):
-            # The mark of an input that was cut or is invalid (proto/fold.py).
-            return content, [events.InputJsonDelta(text)]
-        case {"type": str(kind), "input": given} if events.is_tool_use(kind):
-            return content, [events.InputJsonDelta(odd_json.encode(given).decode())]
-        case _:
-            return split_start(content)
