@@ -5,17 +5,19 @@ tool", "Code execution tool" and "MCP connector".
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 from tailrace.protocols.common.tool_definition import tool_definition
-from tailrace.protocols.common.unsupported import IGNORED, REFUSED, UnsupportedParameter, ignored_parameters
+from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
 from tailrace.protocols.openai.builtin_calls import CONTAINER_PREFIX
 
 Fields = dict[str, Any]
+DirectCalls = Annotated[Any, ignored("the model calls the tool directly", ["direct"])]
+AlwaysLoaded = Annotated[Any, ignored("the model always sees the tool", False)]
 
 # OpenAI's limit. Anthropic's page has none.
 DOMAINS_MAX = 100
@@ -26,6 +28,7 @@ SEARCH_VERSION = "web_search_20250305"
 CODE_VERSION = "code_execution_20250825"
 MCP_BETA = "mcp-client-2025-11-20"
 BEARER = "bearer "
+ONLY_LIVE = 'Claude has no search without access to the web; send `true` (Codex: `web_search = "live"`)'
 
 
 class UserLocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -60,10 +63,10 @@ class FunctionTool(msgspec.Struct, frozen=True):
     strict: bool | None = None
     """Whether the arguments always fit the schema."""
 
-    allowed_callers: Any = None
-    cache_control: Any = None
-    defer_loading: Any = None
-    output_schema: Any = None
+    allowed_callers: DirectCalls = None
+    cache_control: Annotated[Any, ignored("this protocol cannot control Claude's prompt cache")] = None
+    defer_loading: AlwaysLoaded = None
+    output_schema: Annotated[Any, ignored("describe the output in `description`")] = None
 
 
 class WebSearchTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,18 +78,18 @@ class WebSearchTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_uses: int | None = None
     """Tailrace's own: the most searches of the response. `max_tool_calls` has the same effect."""
 
-    search_context_size: Any = None
-    search_content_types: Any = None
-    external_web_access: Any = None
+    search_context_size: Annotated[Any, ignored("Claude decides how much it reads", "medium")] = None
+    search_content_types: Annotated[Any, ignored("Claude searches texts only", ["text"])] = None
+    external_web_access: Annotated[Any, refused(ONLY_LIVE, True)] = None
 
 
 class Container(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["auto"]
     """`auto`: the container of the response that this one continues, or a new one."""
 
-    file_ids: Any = None
-    memory_limit: Any = None
-    network_policy: Any = None
+    file_ids: Annotated[Any, refused("code cannot read uploaded files; send them as `input_file`", [])] = None
+    memory_limit: Annotated[Any, ignored("Claude's containers have one size")] = None
+    network_policy: Annotated[Any, refused("Claude's containers have no network", {"type": "disabled"})] = None
 
 
 class CodeInterpreterTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,14 +97,14 @@ class CodeInterpreterTool(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """The `container_id` of an earlier call, or `{"type": "auto"}`."""
     type: str = ""
 
-    allowed_callers: Any = None
+    allowed_callers: DirectCalls = None
 
 
 class ToolNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool_names: list[str] | None = None
     """The names of the tools; without them, all tools."""
 
-    read_only: Any = None
+    read_only: Annotated[Any, refused("send the names of the tools, `tool_names`")] = None
 
 
 class McpTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,11 +122,11 @@ class McpTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     require_approval: Any = None
     """Only `never`: a call cannot wait for an approval. Without it, OpenAI's default is `always`, which is refused."""
-    connector_id: Any = None
-    tunnel_id: Any = None
-    server_description: Any = None
-    allowed_callers: Any = None
-    defer_loading: Any = None
+    connector_id: Annotated[Any, refused("OpenAI's connectors do not exist here; send `server_url`")] = None
+    tunnel_id: Annotated[Any, refused("OpenAI's tunnels do not exist here; send `server_url`")] = None
+    server_description: Annotated[Any, ignored("describe the server in the prompt")] = None
+    allowed_callers: DirectCalls = None
+    defer_loading: AlwaysLoaded = None
 
 
 class Built(NamedTuple):
@@ -138,13 +141,10 @@ class Built(NamedTuple):
 
 
 class ToolRow(NamedTuple):
-    """How tools of some types are converted. `unsupported`: the fields that have no effect, or are refused."""
+    """How tools of some types are converted."""
 
     struct: type[Any]
     build: Callable[[Any, str], Built]
-    unsupported: tuple[UnsupportedParameter, ...]
-    inner: tuple[tuple[str, tuple[UnsupportedParameter, ...]], ...] = ()
-    """The same for objects in fields of the tool, by the name of the field."""
     capability: str = ""
     """The name in `Supports.server_tools`, if not each model has the tool."""
 
@@ -168,7 +168,7 @@ def build_tools(
     """
     built: list[Built] = []
     hosted: list[tuple[ToolRow, Built]] = []
-    ignored: list[str] = []
+    names: list[str] = []
     for index, fields in enumerate(given):
         where, kind = f"tools[{index}]", fields.get("type")
         row = TOOLS.get(kind) if isinstance(kind, str) else None
@@ -176,10 +176,7 @@ def build_tools(
             named = f"`{kind[:64]}`" if isinstance(kind, str) else "a tool without a `type`"
             raise Refused("request_invalid", f"`{where}`: {named} is not supported: send {', '.join(TOOLS)}")
         tool = _convert(fields, row.struct, where)
-        ignored += [f"tools.{name}" for name in ignored_parameters(tool, row.unsupported, f"{where}.")]
-        for name, table in row.inner:
-            if isinstance(inner := getattr(tool, name), msgspec.Struct):
-                ignored += [f"tools.{name}.{one}" for one in ignored_parameters(inner, table, f"{where}.{name}.")]
+        names += [f"tools.{name}" for name in ignored_parameters(tool, f"{where}.")]
         refuse_without(row.capability, model, offered, where)
         one = row.build(tool, where)
         if any(row is other and one.name == before.name for other, before in hosted):
@@ -193,12 +190,12 @@ def build_tools(
             search = hosted[0][1].tool
             search["max_uses"] = min(max_calls, search.get("max_uses", max_calls))
         else:
-            ignored.append("max_tool_calls")
+            names.append("max_tool_calls")
     containers = [one.container for one in built if one.container is not None]
     return BuiltTools(
         [one.tool for one in built],
         [one.server for one in built if one.server is not None],
-        list(dict.fromkeys(ignored)),
+        list(dict.fromkeys(names)),
         containers[0] if containers else None,
     )
 
@@ -292,52 +289,10 @@ def _token(tool: McpTool, where: str) -> str | None:
     return tool.authorization if header is None else header[len(BEARER) :]
 
 
-CALLERS = UnsupportedParameter("allowed_callers", (["direct"],), IGNORED, "the model calls the tool directly")
-LOADING = UnsupportedParameter("defer_loading", (False,), IGNORED, "the model always sees the tool")
-FUNCTION = ToolRow(
-    FunctionTool,
-    _function,
-    (
-        CALLERS,
-        UnsupportedParameter("cache_control", (), IGNORED, "this protocol cannot control Claude's prompt cache"),
-        LOADING,
-        UnsupportedParameter("output_schema", (), IGNORED, "describe the output in `description`"),
-    ),
-)
-SEARCH = ToolRow(
-    WebSearchTool,
-    _web_search,
-    (
-        UnsupportedParameter("search_context_size", ("medium",), IGNORED, "Claude decides how much it reads"),
-        UnsupportedParameter("search_content_types", (["text"],), IGNORED, "Claude searches texts only"),
-        UnsupportedParameter(
-            "external_web_access",
-            (True,),
-            REFUSED,
-            'Claude has no search without access to the web; send `true` (Codex: `web_search = "live"`)',
-        ),
-    ),
-    capability="web_search",
-)
-CONTAINER = (
-    UnsupportedParameter("file_ids", ([],), REFUSED, "code cannot read uploaded files; send them as `input_file`"),
-    UnsupportedParameter("memory_limit", (), IGNORED, "Claude's containers have one size"),
-    UnsupportedParameter("network_policy", ({"type": "disabled"},), REFUSED, "Claude's containers have no network"),
-)
-CODE = ToolRow(CodeInterpreterTool, _code, (CALLERS,), (("container", CONTAINER),), capability="code_execution")
-ALLOWED = (UnsupportedParameter("read_only", (), REFUSED, "send the names of the tools, `tool_names`"),)
-MCP = ToolRow(
-    McpTool,
-    _mcp,
-    (
-        UnsupportedParameter("connector_id", (), REFUSED, "OpenAI's connectors do not exist here; send `server_url`"),
-        UnsupportedParameter("tunnel_id", (), REFUSED, "OpenAI's tunnels do not exist here; send `server_url`"),
-        UnsupportedParameter("server_description", (), IGNORED, "describe the server in the prompt"),
-        CALLERS,
-        LOADING,
-    ),
-    (("allowed_tools", ALLOWED),),
-)
+FUNCTION = ToolRow(FunctionTool, _function)
+SEARCH = ToolRow(WebSearchTool, _web_search, "web_search")
+CODE = ToolRow(CodeInterpreterTool, _code, "code_execution")
+MCP = ToolRow(McpTool, _mcp)
 TOOLS = {
     "function": FUNCTION,
     "web_search": SEARCH,

@@ -14,7 +14,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.common.tool_definition import tool_definition
-from tailrace.protocols.common.unsupported import ignored_parameters
+from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import UserLocation, refuse_without, web_search
 from tailrace.protocols.openai.chat_messages import (
@@ -24,10 +24,10 @@ from tailrace.protocols.openai.chat_messages import (
     system_of,
     unknown_fields,
 )
-from tailrace.protocols.openai.chat_parameters import UNSUPPORTED
 from tailrace.protocols.openai.common import Choice, Effort, RequestBody
 
 Options = dict[str, Any]
+NoPenalty = Annotated[Any, ignored("Claude has no penalties", 0)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,8 +86,7 @@ class SearchLocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WebSearchOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_location: SearchLocation | None = None
     """The place that results are for."""
-    search_context_size: str | None = None
-    """It has no effect: Claude decides how much it reads."""
+    search_context_size: Annotated[str | None, ignored("Claude decides how much it reads", "medium")] = None
 
 
 class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -109,7 +108,7 @@ class JsonSchema(_Format, frozen=True, tag="json_schema"):
 
 
 class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/chat/completions`. The last group of fields is in the table of unsupported parameters."""
+    """The body of `POST /v1/chat/completions`. The last group of fields is not supported."""
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     """The conversation, oldest message first."""
@@ -136,18 +135,18 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     web_search_options: WebSearchOptions | None = None
     """Lets the model search the web: `user_location`; `search_context_size` is ignored."""
 
-    n: Any = None
-    logprobs: Any = None
-    logit_bias: Any = None
-    modalities: Any = None
-    audio: Any = None
-    functions: Any = None
-    function_call: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    seed: Any = None
-    verbosity: Any = None
-    prediction: Any = None
+    n: Annotated[Any, refused("a request has one answer; send several requests", 1)] = None
+    logprobs: Annotated[Any, refused(common.NO_PROBABILITIES, False)] = None
+    logit_bias: Annotated[Any, refused("Claude's tokens cannot be weighted", {})] = None
+    modalities: Annotated[Any, refused("Claude answers in text; the only value is `text`", ["text"])] = None
+    audio: Annotated[Any, refused("Claude answers in text")] = None
+    functions: Annotated[Any, refused("it is deprecated; send `tools`", [])] = None
+    function_call: Annotated[Any, refused("it is deprecated; send `tool_choice`")] = None
+    presence_penalty: NoPenalty = None
+    frequency_penalty: NoPenalty = None
+    seed: Annotated[Any, ignored("Claude has no seed, and OpenAI's guarantees nothing")] = None
+    verbosity: Annotated[Any, ignored("ask for it in the prompt", "medium")] = None
+    prediction: Annotated[Any, ignored("it changes only the speed")] = None
 
 
 def build_turn(
@@ -185,13 +184,8 @@ def build_turn(
         on_disconnect=chat.on_disconnect,
     )
     ignored = [
-        *ignored_parameters(chat, UNSUPPORTED),
         *ignored_sampling,
-        *(
-            ["web_search_options.search_context_size"]
-            if search and search.search_context_size not in (None, "medium")
-            else []
-        ),
+        *ignored_parameters(chat),
         *(["stop"] if len(_stop_sequences(chat)) < len(_stops(chat)) else []),
         *unknown_fields(chat.messages, fields["messages"]),
     ]

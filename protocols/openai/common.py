@@ -5,7 +5,7 @@ Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,15 +17,19 @@ from tailrace.proto.fold import decode_input
 from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
 from tailrace.protocols.common.media_types import PDF, PLAIN, accepted_type
+from tailrace.protocols.common.unsupported import ignored, refused
 
 Fields = dict[str, Any]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Choice = Literal["auto", "none", "required"]
+NoCaching = Annotated[Any, ignored("use `cache_control` of `/v1/chat/completions` or `/v1/messages` for caching")]
 
 # Claude has no JSON mode. With this schema, which no API enforces, the prompt asks for an object, and the answer is
 # checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: nearly every answer fits,
 # and would otherwise have no first token before its end.
 ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
+ALWAYS_STORED = "every turn is stored; `/v1/responses` and `/v1/turns` have `store: false`"
+NO_PROBABILITIES = "Claude does not return probabilities"
 # The message of msgspec's error for JSON that ends too early.
 TRUNCATED = "truncated"
 
@@ -33,8 +37,8 @@ TRUNCATED = "truncated"
 class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields that the bodies of both protocols have. Null means absent, as in OpenAI's API.
 
-    The second group is what Tailrace and other OpenAI-compatible servers of Claude add. The last group is in the tables
-    of unsupported parameters of both.
+    The second group is what Tailrace and other OpenAI-compatible servers of Claude add. The last group is not
+    supported.
     """
 
     model: str | None = None
@@ -80,13 +84,13 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     on_disconnect: str = "continue"
     """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 
-    moderation: Any = None
-    top_logprobs: Any = None
-    service_tier: Any = None
-    store: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
+    moderation: Annotated[Any, refused("there is no moderation")] = None
+    top_logprobs: Annotated[Any, refused(NO_PROBABILITIES, 0)] = None
+    service_tier: Annotated[Any, refused("there is one tier; send `auto` or `default`", "auto", "default")] = None
+    store: Annotated[Any, ignored(ALWAYS_STORED)] = None
+    prompt_cache_key: NoCaching = None
+    prompt_cache_options: NoCaching = None
+    prompt_cache_retention: NoCaching = None
 
 
 def text_block(text: str) -> Fields:

@@ -5,7 +5,7 @@ protocol. An unknown field is refused by name, as OpenAI does.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,13 +14,16 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
-from tailrace.protocols.common.unsupported import ignored_parameters
+from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import MCP_BETA, TOOLS, BuiltTools, build_tools, turn_of_container
 from tailrace.protocols.openai.common import Choice, Effort, Fields, RequestBody
 from tailrace.protocols.openai.responses_input import InputItem, lost_calls, messages_of, system_of
 from tailrace.protocols.openai.responses_object import PREFIX
-from tailrace.protocols.openai.responses_parameters import UNSUPPORTED
+
+NO_COMPACTION = "conversations are not compacted; send what the model needs"
+NO_TRUNCATION = "nothing is cut; a conversation that is too long is refused"
+AT_ONCE = "a response with `background` is generated at once"
 
 
 class NamedResponseTool(msgspec.Struct, frozen=True):
@@ -37,10 +40,8 @@ class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the response has a summary of the reasoning."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     """The older name of `summary`."""
-    context: Any = None
-    """OpenAI's parameter, described in its reference."""
-    mode: str | None = None
-    """OpenAI's parameter, described in its reference."""
+    context: Annotated[Any, ignored("Claude's API decides which earlier reasoning the model gets", "auto")] = None
+    mode: Annotated[str | None, refused("send `reasoning.effort`", "standard")] = None
 
 
 class Format(msgspec.Struct, frozen=True):
@@ -53,8 +54,7 @@ class Format(msgspec.Struct, frozen=True):
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Format | None = None
     """The format of the answer."""
-    verbosity: str | None = None
-    """It has no effect: ask for the length in the prompt."""
+    verbosity: Annotated[str | None, ignored("ask for the length in the prompt", "medium")] = None
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/responses`. The last group of fields is in the table of unsupported parameters."""
+    """The body of `POST /v1/responses`. The last group of fields is not supported."""
 
     input: str | list[InputItem]
     """The new user message, or a list of messages and results of functions."""
@@ -109,14 +109,14 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     minutes after its end. Not with `background` without `stream`, nor in a batch.
     """
 
-    prompt: Any = None
-    context_management: Any = None
-    access_programs: Any = None
-    background_options: Any = None
-    truncation: Any = None
-    stream_options: Any = None
-    client_metadata: Any = None
-    image: Any = None
+    prompt: Annotated[Any, refused("there are no stored prompts; send `instructions` and `input`")] = None
+    context_management: Annotated[Any, refused(NO_COMPACTION, [])] = None
+    access_programs: Annotated[Any, refused("there are no access programs", {})] = None
+    background_options: Annotated[Any, ignored(AT_ONCE, {}, {"completion_window": "soonest"})] = None
+    truncation: Annotated[Any, ignored(NO_TRUNCATION, "disabled")] = None
+    stream_options: Annotated[Any, ignored("deltas are not padded", {}, {"include_obfuscation": False})] = None
+    client_metadata: Annotated[Any, ignored("it is Codex's, for OpenAI's statistics of its sessions", {})] = None
+    image: Annotated[Any, ignored("images are passed on unchanged")] = None
 
 
 # The parts that a response always has.
@@ -130,23 +130,16 @@ def build_turn(
 
     `offered`: the models that the client can choose. `container`: that of the code before, in Claude's API.
     """
-    reasoning, text = body.reasoning or Reasoning(), body.text or Text()
     sampling, ignored_sampling = common.sampling(body.temperature, body.top_p, model)
-    ignored = [*ignored_parameters(body, UNSUPPORTED), *ignored_sampling]
-    if reasoning.mode not in (None, "standard"):
-        raise Refused("request_invalid", "`reasoning.mode` is not supported: send `reasoning.effort`")
-    if reasoning.context not in (None, "auto"):
-        ignored.append("reasoning.context")
-    if text.verbosity not in (None, "medium"):
-        ignored.append("text.verbosity")
+    names = [*ignored_sampling, *ignored_parameters(body)]
     tools = build_tools(body.tools or (), model, offered, body.max_tool_calls)
     if container is None and (named := tools.container) is not None:
         if turn_of_container(named) is not None:
             raise Refused("request_invalid", "`container` cannot be continued in a batch: send `auto`")
         container = named
-    ignored += tools.ignored
-    ignored += ["include"] if set(body.include or ()) - INCLUDED else []
-    ignored += [f"input.{kind}" for kind in lost_calls(body.input)]
+    names += tools.ignored
+    names += ["include"] if set(body.include or ()) - INCLUDED else []
+    names += [f"input.{kind}" for kind in lost_calls(body.input)]
     session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
@@ -179,7 +172,7 @@ def build_turn(
         on_disconnect=body.on_disconnect,
         store=body.store is not False,
     )
-    return BuiltTurn(turn, ignored, _client_names(body))
+    return BuiltTurn(turn, names, _client_names(body))
 
 
 def _client_names(body: ResponseRequest) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tailrace.proto.errors import CODES
 from tailrace.proto.nats.stream_configs import CONSUMERS, EVERY_STREAM
 from tailrace.proto.records import Query
 from tailrace.proto.runtime import settings
-from tailrace.protocols.openai import chat_parameters, responses_parameters
+from tailrace.protocols.common.unsupported import unsupported_fields
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_request import ResponseRequest
 from tests.clients.proofs import proofs
@@ -109,7 +109,11 @@ def test_each_page_with_a_mark_has_a_generated_part() -> None:
         ("OPENAI", [[f"| `{name}` |"] for name in ResponseRequest.__struct_fields__]),
         (
             "OPENAI",
-            [[row.name, row.reason] for row in (*chat_parameters.UNSUPPORTED, *responses_parameters.UNSUPPORTED)],
+            [
+                [name, one.reason]
+                for body in (ChatCompletionRequest, ResponseRequest)
+                for name, one in unsupported_fields(body).items()
+            ],
         ),
         ("GROWING", [[row["change"]] for row in rows_of("benchmarks/growing.csv")]),
         ("../ARCHITECTURE", [[f"| [{one.name}]", reference_tables.about_feature(one)] for one in feature_folders()]),

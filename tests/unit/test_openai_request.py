@@ -1,4 +1,4 @@
-"""Requests of OpenAI's two protocols: the tables of unsupported parameters. tests/golden/requests has the cases."""
+"""Requests of OpenAI's two protocols: the unsupported parameters. tests/golden/requests has the cases."""
 
 import json
 from contextlib import suppress
@@ -13,8 +13,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from tailrace.gateway.http import read_body
 from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
-from tailrace.protocols.common.unsupported import UnsupportedParameter
-from tailrace.protocols.openai import chat_parameters, responses_parameters
+from tailrace.protocols.common.unsupported import Unsupported, unsupported_fields
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
 from tailrace.protocols.openai.responses_input import items_of, messages_of
 from tailrace.protocols.openai.responses_request import ResponseRequest
@@ -25,7 +24,7 @@ from tests.harness.strategies import JSON, TEXTS
 class Api(NamedTuple):
     name: str
     path: str
-    table: tuple[UnsupportedParameter, ...]
+    unsupported: dict[str, Unsupported]
     supported: set[str]
     of_sdk: set[str]
 
@@ -34,40 +33,54 @@ APIS = [
     Api(
         "chat",
         "/v1/chat/completions",
-        tuple(chat_parameters.UNSUPPORTED),
+        unsupported_fields(ChatCompletionRequest),
         set(ChatCompletionRequest.__struct_fields__),
         set(CompletionCreateParamsStreaming.__annotations__),
     ),
     Api(
         "responses",
         "/v1/responses",
-        tuple(responses_parameters.UNSUPPORTED),
+        unsupported_fields(ResponseRequest),
         set(ResponseRequest.__struct_fields__),
         set(ResponseCreateParamsBase.__annotations__) | {"stream"},
     ),
 ]
-ROWS = [(api.name, row) for api in APIS for row in api.table]
+ROWS = [(api.name, name, one) for api in APIS for name, one in api.unsupported.items()]
 
 
-@pytest.mark.parametrize(("api", "row"), ROWS, ids=[f"{api}: {row.name}" for api, row in ROWS])
-def test_unsupported_parameter_is_ignored_or_refused(api: str, row: UnsupportedParameter) -> None:
-    """According to the table; values that ask for nothing special are accepted."""
+@pytest.mark.parametrize(("api", "name", "row"), ROWS, ids=[f"{api}: {name}" for api, name, _ in ROWS])
+def test_unsupported_parameter_is_ignored_or_refused(api: str, name: str, row: Unsupported) -> None:
+    """As its field says; values that ask for nothing special are accepted."""
     for idle in (None, *row.allowed):
-        assert build_turn(api, {row.name: idle}).ignored == []
+        assert build_turn(api, {name: idle}).ignored == []
     if row.is_refused:
-        with pytest.raises(Refused, match=f"`{row.name}` is not supported") as refused:
-            build_turn(api, {row.name: "something"})
+        with pytest.raises(Refused, match=f"`{name}` is not supported") as refused:
+            build_turn(api, {name: "something"})
         assert row.reason in refused.value.message
     else:
-        assert build_turn(api, {row.name: "something"}).ignored == [row.name]
+        assert build_turn(api, {name: "something"}).ignored == [name]
+
+
+INNER = [
+    ("chat", "web_search_options", "search_context_size", "high", "medium"),
+    ("responses", "reasoning", "context", "all_turns", "auto"),
+    ("responses", "text", "verbosity", "high", "medium"),
+]
+
+
+@pytest.mark.parametrize(("api", "field", "name", "value", "idle"), INNER)
+def test_an_unsupported_parameter_in_an_object_is_named_with_its_path(
+    api: str, field: str, name: str, value: str, idle: str
+) -> None:
+    assert build_turn(api, {field: {name: value}}).ignored == [f"{field}.{name}"]
+    assert build_turn(api, {field: {name: idle}}).ignored == []
 
 
 @pytest.mark.parametrize("api", APIS, ids=lambda api: api.name)
 def test_every_parameter_of_openais_sdk_is_known(api: Api) -> None:
-    """It is either supported or in the table of unsupported parameters."""
+    """It is either supported, or its field says why it is not."""
     assert {"model", "stream", "moderation"} <= api.of_sdk
     assert api.of_sdk <= api.supported
-    assert {row.name for row in api.table} <= api.supported
 
 
 PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "file", "refusal", "x"])}) | JSON

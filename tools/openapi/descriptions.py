@@ -1,7 +1,7 @@
 """The descriptions and examples of the properties in the OpenAPI document.
 
-A description is the docstring below the field. For a parameter that Claude does not support, it comes from the table of
-its protocol, such as protocols/openai/chat_parameters.py. This module parses the source.
+A description is the docstring below the field. For a parameter that Claude does not support, it is the reason in the
+field's annotation. This module parses the source.
 """
 
 import ast
@@ -14,19 +14,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from tailrace.protocols.common.unsupported import UnsupportedParameter
-from tailrace.protocols.openai import builtin_tools, chat_parameters, responses_parameters
-from tailrace.protocols.openai.chat_request import ChatCompletionRequest
-from tailrace.protocols.openai.responses_request import ResponseRequest
+from tailrace.protocols.common.unsupported import unsupported_fields
 from tools.openapi.examples import EXAMPLES, WHOLE
 
 Json = dict[str, Any]
-UNSUPPORTED: dict[type, Iterable[UnsupportedParameter]] = {
-    ChatCompletionRequest: chat_parameters.UNSUPPORTED,
-    ResponseRequest: responses_parameters.UNSUPPORTED,
-    **{row.struct: row.unsupported for row in builtin_tools.TOOLS.values()},
-    builtin_tools.Container: builtin_tools.CONTAINER,
-}
 
 
 def describe(components: Json, kinds: Collection[Any]) -> None:
@@ -101,9 +92,8 @@ def _constant(schema: Json) -> str:
 def meanings_of(struct: type) -> dict[str, str]:
     """Returns the descriptions of a Struct's own and inherited fields, by their names in JSON."""
     named = {one.name: one.encode_name for one in msgspec.structs.fields(struct)}
-    found = {
-        row.name: f"{'Refused' if row.is_refused else 'Ignored'}: {row.reason}." for row in UNSUPPORTED.get(struct, ())
-    }
+    unsupported = unsupported_fields(struct).items()
+    found = {name: f"{'Refused' if one.is_refused else 'Ignored'}: {one.reason}." for name, one in unsupported}
     for parent in reversed(struct.__mro__):
         if issubclass(parent, msgspec.Struct) and parent is not msgspec.Struct:
             found |= dict(_docstrings(parent))
