@@ -43,6 +43,7 @@ from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog, check
+from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_setup_state
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
@@ -221,13 +222,21 @@ async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
         try:
             await check(connection)
             version = ".".join(map(str, connection.server_version or ()))
+            behind = (await read_setup_state(connection)).behind
             damaged = await TurnLog(connection).damaged_turns()
         finally:
             await connection.close()
     except TailraceError as error:
         return [Finding("NATS", "error", *_split_message(error))]
     setup = f"{version} runs, with all streams, consumers and buckets as this version needs them"
-    return [Finding("NATS", "ok", setup), _damage(damaged)]
+    return [Finding("NATS", "ok", setup), *_redundancy(behind), _damage(damaged)]
+
+
+def _redundancy(behind: Sequence[str]) -> Sequence[Finding]:
+    if not behind:
+        return []
+    detail = f"{', '.join(behind)} has no current copy of a stream: {REDUNDANCY_LOST}"
+    return [Finding("Copies", "warning", detail, "start it: docs/RUNBOOK.md, A nats-server is missing")]
 
 
 def _damage(damaged: Sequence[TurnKey]) -> Finding:

@@ -24,7 +24,7 @@ from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.generator_health import GeneratorHealth
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
-from tailrace.proto.nats.setup_state import read_setup_state
+from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_setup_state
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
@@ -85,6 +85,8 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `leader`: the nats-server that leads the log; empty with one server, or while an election runs.
 
+    `behind`: nats-servers that are away, or far behind, with their copy of a stream.
+
     `is_degraded`: a generator works but its turns fail, for the reason in `generators_detail`.
 
     `queued`: turns that wait for a slot; `running`: turns that generators run.
@@ -95,6 +97,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     leader: str
     missing: list[str]
+    behind: list[str]
     log_fullness: float
     blobs_fullness: float
     queued: int
@@ -189,6 +192,7 @@ async def _nats(url: str) -> NatsStatus:
             version=".".join(map(str, connection.server_version or ())),
             leader=setup.leader,
             missing=setup.missing,
+            behind=setup.behind,
             log_fullness=log,
             blobs_fullness=blobs,
             queued=queued + waiting,
@@ -228,6 +232,7 @@ def _render_nats(nats: NatsStatus) -> str:
     missing = f", lacks {', '.join(nats.missing)}: run `tailrace streams`" if nats.missing else ""
     rows = [
         ("NATS", nats.version + leader + missing),
+        *([("Copies", f"{', '.join(nats.behind)} has no current copy: {REDUNDANCY_LOST}")] if nats.behind else []),
         ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),
         ("Turns", f"{nats.running} running, {nats.queued} queued"),
         ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free{detail}"),

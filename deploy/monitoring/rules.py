@@ -185,6 +185,15 @@ ALERTS = (
         panels.DELETED,
     ),
     Alert(
+        "LogNotRedundant",
+        f"max({_fresh('tailrace_nats_replicas_behind')}) > 0",
+        "3m",
+        "ticket",
+        "A nats-server is away, or far behind: if one more fails, the log stops",
+        "Start it. `tailrace status` names it.",
+        panels.REDUNDANCY,
+    ),
+    Alert(
         "TurnsWait",
         f"max({_fresh(WAITING)}) > 0",
         "5m",

@@ -17,6 +17,7 @@ FULL = "the-log-is-full"
 STORES_NOTHING = "the-log-stores-nothing"
 DATABASE = "the-database-fails"
 DELETED = "something-was-deleted-in-nats"
+REDUNDANCY = "a-nats-server-is-missing"
 FORKS = "skipped-entries"
 REFUSED = "clients-are-refused"
 RECORDS = "a-turn-is-not-recorded"
@@ -603,6 +604,14 @@ LOG_AND_NATS = Dashboard(
             Threshold(1, 1),
             DELETED,
             (Query(Gauge("tailrace_nats_missing", how="max"), "missing"),),
+        ),
+        Panel(
+            "Copies of streams that are away",
+            "short",
+            "Copies on nats-servers that are away, or far behind. If one more server fails, the log stops.",
+            Threshold(1, 1),
+            REDUNDANCY,
+            (Query(Gauge("tailrace_nats_replicas_behind", how="max"), "away"),),
         ),
         Panel(
             "Recording lag",

@@ -32,6 +32,11 @@ FAILURES_MAX = 2
 MISSING = Gauge(
     "tailrace_nats_missing", "Streams, buckets and consumers that Tailrace needs and that NATS does not have"
 )
+# A replica's leader hears from it every second. Under load, a healthy one is some entries behind at most moments.
+SILENT_S_MAX = 10
+LAG_MAX = 1_000
+NO_NAME = "a server"
+REDUNDANCY_LOST = "if one more fails, the log stops"
 # The names of the usual exporter (prometheus-nats-exporter). Every process exports what it saw at its last check: use
 # the maximum over all processes.
 OF_STREAM, OF_CONSUMER = ("stream_name",), ("stream_name", "consumer_name")
@@ -43,6 +48,9 @@ ACK_PENDING = Gauge(
     "jetstream_consumer_num_ack_pending",
     "Entries that a consumer has delivered and that are not acknowledged yet",
     OF_CONSUMER,
+)
+REPLICAS_BEHIND = Gauge(
+    "tailrace_nats_replicas_behind", "Replicas of a stream that are away, or far behind its leader", OF_STREAM
 )
 REDELIVERED = Gauge(
     "jetstream_consumer_num_redelivered", "Entries delivered more than once that are not acknowledged yet", OF_CONSUMER
@@ -63,6 +71,8 @@ class SetupState(NamedTuple):
     the entries may differ."""
     leader: str = ""
     """The nats-server that leads the log, if several servers store it; empty without a leader."""
+    behind: list[str] = []  # noqa: RUF012  # never changed
+    """The nats-servers that are away, or far behind, with their copy of a stream. The next failure is an outage."""
     floors: Mapping[str, Seq] = {}
     """For each consumer: all entries up to this one are acknowledged."""
 
@@ -71,6 +81,7 @@ async def read_setup_state(connection: Connection) -> SetupState:
     """Reads the state of every stream, bucket and consumer, and sets their metrics. Raises LogUnavailable."""
     jetstream = connection.jetstream
     missing, last, is_replicated, origin, leader, floors = [], BEFORE_FIRST, True, "", "", {}
+    behind: set[str] = set()
     try:
         for stream in EVERY_STREAM:
             try:
@@ -79,6 +90,7 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 missing.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
             else:
                 observe_stream(info)
+                behind |= set(servers_behind(info))
                 if stream == STREAM:
                     last, is_replicated = Seq(info.state.last_seq), has_replicas(info)
                     leads = (info.cluster.leader or "") if info.cluster else ""
@@ -94,7 +106,7 @@ async def read_setup_state(connection: Connection) -> SetupState:
                 floors[durable] = Seq(floor.stream_seq if floor else BEFORE_FIRST)
     except nats.errors.Error as error:
         raise LogUnavailable(f"the streams do not answer: {explain(error)}") from error
-    return SetupState(missing, last, is_replicated, origin, leader, floors)
+    return SetupState(missing, last, is_replicated, origin, leader, sorted(behind), floors)
 
 
 def has_replicas(info: StreamInfo) -> bool:
@@ -102,12 +114,25 @@ def has_replicas(info: StreamInfo) -> bool:
     return info.config.num_replicas != 1 or bool(info.cluster and info.cluster.replicas)
 
 
+def servers_behind(info: StreamInfo) -> list[str]:
+    """Returns the names of the servers whose replica of the stream is away or far behind; NO_NAME for a replica that no
+    server holds. Empty without replication."""
+    copies = (info.cluster.replicas if info.cluster else None) or []
+    names = [
+        str(copy.name)
+        for copy in copies
+        if copy.offline or (copy.active or 0) > SILENT_S_MAX * 1e9 or (copy.lag or 0) > LAG_MAX
+    ]
+    return names + [NO_NAME] * ((info.config.num_replicas or 1) - 1 - len(copies))
+
+
 def observe_stream(info: StreamInfo) -> None:
-    """Sets the metrics of the stream's size. BYTES_MAX is 0 if the stream has no limit."""
+    """Sets the metrics of the stream's size and replicas. BYTES_MAX is 0 if the stream has no limit."""
     name = info.config.name
     MESSAGES.labels(name).set(info.state.messages)
     BYTES.labels(name).set(info.state.bytes)
     BYTES_MAX.labels(name).set(max(info.config.max_bytes or 0, 0))
+    REPLICAS_BEHIND.labels(name).set(len(servers_behind(info)))
 
 
 def observe_consumer(info: ConsumerInfo) -> None:

@@ -35,7 +35,8 @@ CHECKOUT = Path(__file__).parents[2]
 # Reservations that are appended within 45 s or never, and their periods: 29. Steps of running turns (R149): 52.
 # Names of increments, tenants and streams that the reconciliation reads (R148): 29; what a database has lost: 9.
 # A denied permission, which ends a step and not the wait for it: 13.
-CORE_LINES_MAX = 18_467
+# A nats-server of three that is away (F7): its name and its gauge: 19.
+CORE_LINES_MAX = 18_486
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3

@@ -44,6 +44,7 @@ def test_status_names_the_leader_of_the_log() -> None:
         version="2.12.6",
         leader="nats-2",
         missing=[],
+        behind=[],
         log_fullness=0,
         blobs_fullness=0,
         queued=0,
