@@ -93,7 +93,8 @@ class Child:
             started_s = time.monotonic()
             status = await self.run_once(is_restart=is_restart)
             is_restart = True
-            how = describe(status)
+            # A process ends like this only if it was asked to: a planned restart is no problem.
+            how = "has ended" if status in STOPPED else describe(status)
             if self.stopping.is_set() or self.is_last_run:
                 self.console.log(f"{name} stopped" if status in STOPPED else f"{name} stopped, but {how}")
                 return

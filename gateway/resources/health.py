@@ -94,13 +94,17 @@ class HealthChecks:
 
     async def parts(self) -> dict[str, Report]:
         """Returns a report of each part by its name."""
-        generators, persistence = await asyncio.gather(self._generators(), self._persistence())
-        nats, log = _connection_detail(self._connection), self._log_health.detail or self._log_fullness.detail
+        answers, generators, persistence = await asyncio.gather(
+            self._nats_answers(), self._generators(), self._persistence()
+        )
+        nats = _connection_detail(self._connection) or ("" if answers else "nats-server does not answer")
+        # The cause before its symptom: a full disk is why nothing is stored.
+        log = "; ".join(filter(None, (self._log_fullness.detail, self._log_health.detail)))
         return {
             "nats": Report(not nats, nats),
             "log": Report(not log, log),
-            GENERATORS: generators,
-            PERSISTENCE: persistence,
+            GENERATORS: generators or _no_report(GENERATORS, is_reachable=answers),
+            PERSISTENCE: persistence or _no_report(PERSISTENCE, is_reachable=answers),
             "gateway": Report(not self._draining.is_set(), "draining" if self._draining.is_set() else ""),
         }
 
@@ -112,29 +116,42 @@ class HealthChecks:
             return None
         return backlog.waiting + backlog.leased
 
-    async def _generators(self) -> Report:
+    async def _nats_answers(self) -> bool:
+        """Returns whether nats-server answers now. A client of a server that is cut off notices it 20 s later."""
+        with suppress(LogUnavailable, TimeoutError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self._connection.flush()
+                # While it is disconnected, nats-py's flush returns.
+                return self._connection.is_up
+        return False
+
+    async def _generators(self) -> Report | None:
         """Returns the first report of a generator; if that one is ready, the report of one whose turns fail."""
         replies: list[bytes] = []
         with suppress(LogUnavailable):
             replies = await self._rpc.every_health(GENERATORS, wait_s=OTHERS_WAIT_S, first_s=HEALTH_TIMEOUT_S)
-        first, *others = [self._report(GENERATORS, reply) for reply in replies or (None,)]
-        return next((one for one in others if first.ok and one.state == DEGRADED), first)
+        reports = [_read_report(reply) for reply in replies]
+        first = reports[0] if reports else None
+        return next((one for one in reports if first and first.ok and one.state == DEGRADED), first)
 
-    async def _persistence(self) -> Report:
+    async def _persistence(self) -> Report | None:
         """Returns the report of the process that answers first."""
-        return self._report(PERSISTENCE, await self._rpc.health(PERSISTENCE, timeout_s=HEALTH_TIMEOUT_S))
+        reply = await self._rpc.health(PERSISTENCE, timeout_s=HEALTH_TIMEOUT_S)
+        return None if reply is None else _read_report(reply)
 
-    def _report(self, role: str, reply: bytes | None) -> Report:
-        """Returns the report in the reply of a process; without a reply, a report that says why."""
-        if reply is None and not self._connection.is_up:
-            return Report(ok=False, detail="NATS is unreachable")
-        if reply is None:
-            advice = f"wait if `tailrace up` runs, which restarts it; else start `python -m tailrace.{role}`"
-            return Report(ok=False, detail=f"no {role} process answers: {advice}")
-        try:
-            return msgspec.json.decode(reply, type=Report)
-        except DECODE_ERRORS as error:
-            return Report(ok=False, detail=f"a report cannot be read: {error}")
+
+def _read_report(reply: bytes) -> Report:
+    try:
+        return msgspec.json.decode(reply, type=Report)
+    except DECODE_ERRORS as error:
+        return Report(ok=False, detail=f"a report cannot be read: {error}")
+
+
+def _no_report(role: str, *, is_reachable: bool) -> Report:
+    if not is_reachable:
+        return Report(ok=False, detail="NATS is unreachable")
+    advice = f"wait if `tailrace up` runs, which restarts it; else start `python -m tailrace.{role}`"
+    return Report(ok=False, detail=f"no {role} process answers: {advice}")
 
 
 async def healthz(_: ApiRequest) -> Response:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL
 from typing import Any
 
 import httpx2
@@ -28,6 +28,7 @@ from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 from tests.harness import processes
 from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude
+from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import append_request, failure_code, running_generator, wait_for_end
 from tests.harness.readers import is_read, read
 from tests.harness.turn_writer import Writer
@@ -216,6 +217,19 @@ async def test_a_health_report_that_cannot_be_read_does_not_end_the_gateway(
     # The gateway of this process logs other lines.
     assert [line["event"] for line in logged].count("a generator's health report cannot be read") == 1
     await asyncio.gather(generator.close(), connection.close())
+
+
+async def test_a_nats_server_that_does_not_answer_is_named_at_once(
+    own_server: NatsServer, own_gateway: Gateway
+) -> None:
+    """Its clients count as connected for 20 s more, and generators and persistence are not what is missing."""
+    freeze(own_server)
+    try:
+        _, parts = await ready(own_gateway)
+    finally:
+        own_server.signal(SIGCONT)
+    assert parts["nats"] == {"ok": False, "detail": "nats-server does not answer"}
+    assert [parts[role] for role in ROLES] == [{"ok": False, "detail": "NATS is unreachable"}] * 2
 
 
 async def test_without_nats_a_gateway_is_alive_and_not_ready(own_server: NatsServer, own_gateway: Gateway) -> None:

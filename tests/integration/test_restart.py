@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.deploy.cli import status
 from tailrace.deploy.local.data_dir import write_private
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.deploy.local.rolling_restart import Request, restart
@@ -212,6 +213,7 @@ async def test_numbers_change_and_the_other_processes_are_left_alone(tmp_path: P
             await scaled.restart("--generators", "2")
         assert (await scaled.restart())["restarted"][:3] == ["persistence", "generator-1", "generator-2"]
         assert set(scaled.pids()) == {*before, "generator-2"}
+        assert (await status.fetch(up.folder, {})).problems == []
 
 
 @pytest.mark.timeout(240)

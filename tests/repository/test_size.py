@@ -36,7 +36,8 @@ CHECKOUT = Path(__file__).parents[2]
 # Names of increments, tenants and streams that the reconciliation reads (R148): 29; what a database has lost: 9.
 # A denied permission, which ends a step and not the wait for it: 13.
 # A nats-server of three that is away (F7): its name and its gauge: 19.
-CORE_LINES_MAX = 18_486
+# /readyz names a silent nats-server, and a full disk, before what follows from them: 11.
+CORE_LINES_MAX = 18_497
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3
