@@ -18,10 +18,10 @@ NO_STORE = {"cache-control": "no-store"}
 HEADER = b"<!-- header -->"
 
 
-def page_file(package: str, name: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+def page_file(package: str, name: str) -> Response:
     """Returns the file `name` of a package. Raises FileNotFoundError."""
     media_type = f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
-    return Response(_read(package, name), headers={**NO_STORE, **headers}, media_type=media_type)
+    return Response(_read(package, name), headers=NO_STORE, media_type=media_type)
 
 
 def html_page(package: str, name: str, current: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:

@@ -6,6 +6,7 @@ A thread is a session, and a run is a turn.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -338,47 +339,17 @@ PAGE = {
     "interrupts": None,
 }
 
+READING = (THREAD, RUN, OFFSET, *RESUMING)
+AGENT = "/api/copilotkit/agent/{agent}"
+
+run = partial(Route, "POST", endpoint=post_run, need="write", section=SECTION, body=RunAgentInput, streams=SSE)
 ROUTES = [
-    Route("POST", "/api/agui", post_run, "write", SECTION, body=RunAgentInput, streams=SSE, parameters=RESUMING),
-    Route(
-        "GET",
-        "/api/agui",
-        get_thread_or_run,
-        "read",
-        SECTION,
-        result=PAGE,
-        streams=SSE,
-        parameters=(THREAD, RUN, OFFSET, *RESUMING),
-    ),
+    run("/api/agui", parameters=RESUMING),
+    Route("GET", "/api/agui", get_thread_or_run, "read", SECTION, result=PAGE, streams=SSE, parameters=READING),
     Route("GET", "/api/copilotkit/info", get_info, "read", SECTION, result=RuntimeInfo),
-    Route(
-        "POST",
-        "/api/copilotkit/agent/{agent}/run",
-        post_run,
-        "write",
-        SECTION,
-        body=RunAgentInput,
-        streams=SSE,
-        parameters=RESUMING,
-    ),
-    Route(
-        "POST",
-        "/api/copilotkit/agent/{agent}/connect",
-        post_connect,
-        "read",
-        SECTION,
-        body=RunAgentInput,
-        streams=SSE,
-    ),
-    Route(
-        "POST",
-        "/api/copilotkit/agent/{agent}/stop/{thread}",
-        post_stop,
-        "write",
-        SECTION,
-        body=StopBody,
-        result=StoppedRun,
-    ),
+    run(f"{AGENT}/run", parameters=RESUMING),
+    run(f"{AGENT}/connect", endpoint=post_connect, need="read"),
+    Route("POST", f"{AGENT}/stop/{{thread}}", post_stop, "write", SECTION, body=StopBody, result=StoppedRun),
 ]
 
 FEATURE = Feature(

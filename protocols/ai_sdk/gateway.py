@@ -224,26 +224,12 @@ MESSAGES = [{"id": "msg-1", "role": "user", "parts": [{"type": "text", "text": Q
 FIRST_CHUNK = query("startIndex", "The index of the first chunk; negative: from the end.", type="integer")
 REPLAY = query("replay", "`true`: `startIndex` counts as in a stream that began without it.")
 
+READING = (FIRST_CHUNK, REPLAY, *RESUMING)
+
 ROUTES = [
+    Route("POST", "/api/chat", post_chat, "write", SECTION, UIChatRequest, streams=SSE, parameters=(KEY, *RESUMING)),
     Route(
-        "POST",
-        "/api/chat",
-        post_chat,
-        "write",
-        SECTION,
-        body=UIChatRequest,
-        streams=SSE,
-        parameters=(KEY, *RESUMING),
-    ),
-    Route(
-        "GET",
-        "/api/chat/{chat}/stream",
-        get_stream,
-        "read",
-        SECTION,
-        streams=SSE,
-        parameters=(FIRST_CHUNK, REPLAY, *RESUMING),
-        statuses=GONE,
+        "GET", "/api/chat/{chat}/stream", get_stream, "read", SECTION, streams=SSE, parameters=READING, statuses=GONE
     ),
     Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
     Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),

@@ -74,13 +74,9 @@ class Head(msgspec.Struct, frozen=True):
     """Unix seconds."""
 
 
-def head_of(turn: str, request: Request, at: datetime) -> Head:
-    return Head(turn, request.session, request.parent, request.model, request.metadata or {}, int(at.timestamp()))
-
-
-def head_of_record(record: TurnRecord) -> Head:
-    created_at = int(record.asked_at.timestamp())
-    return Head(record.turn, record.session, record.parent, record.model, record.metadata, created_at)
+def head_of(turn: str, asked: Request | TurnRecord, at: datetime) -> Head:
+    """Returns the fields of a turn that was asked at the time `at`."""
+    return Head(turn, asked.session, asked.parent, asked.model, asked.metadata or {}, int(at.timestamp()))
 
 
 def build_response(
@@ -128,11 +124,9 @@ def build_response(
     }
 
 
-def status_of(outcome: str, stop_reason: str | None, *, has_attempt: bool = True) -> Status:
-    """Returns the status of a response in OpenAI's terms. A running turn without an attempt is `queued`."""
+def status_of(outcome: str, stop_reason: str | None) -> Status:
+    """Returns the status of a response that has ended in OpenAI's terms."""
     match outcome:
-        case "running":
-            return "in_progress" if has_attempt else "queued"
         case "completed":
             return "completed" if is_whole(stop_reason) else "incomplete"
         case "cancelled":

@@ -291,53 +291,15 @@ LISTING_ITEMS = (
     *SENT_BY_SDKS,
 )
 
+ONE = "/v1/responses/{response_id}"
+POSTING = (KEY, SESSION, PROJECT, *SENT_BY_SDKS)
+
+get = partial(Route, "GET", need="read", section=SECTION)
+post = partial(Route, "POST", need="write", section=SECTION)
 ROUTES = [
-    Route(
-        "POST",
-        "/v1/responses",
-        post_response,
-        "write",
-        SECTION,
-        body=ResponseRequest,
-        result=RESPONSE,
-        streams=SSE,
-        parameters=(KEY, SESSION, PROJECT, *SENT_BY_SDKS),
-    ),
-    Route(
-        "GET",
-        "/v1/responses/{response_id}",
-        get_response,
-        "read",
-        SECTION,
-        result=RESPONSE,
-        streams=SSE,
-        parameters=READING,
-    ),
-    Route(
-        "DELETE",
-        "/v1/responses/{response_id}",
-        delete_response,
-        "manage",
-        SECTION,
-        result=DELETED,
-        parameters=SENT_BY_SDKS,
-    ),
-    Route(
-        "POST",
-        "/v1/responses/{response_id}/cancel",
-        post_cancel,
-        "write",
-        SECTION,
-        result=CANCELLED,
-        parameters=SENT_BY_SDKS,
-    ),
-    Route(
-        "GET",
-        "/v1/responses/{response_id}/input_items",
-        get_input_items,
-        "read",
-        SECTION,
-        result=ITEM_LIST,
-        parameters=LISTING_ITEMS,
-    ),
+    post("/v1/responses", post_response, body=ResponseRequest, result=RESPONSE, streams=SSE, parameters=POSTING),
+    get(ONE, get_response, result=RESPONSE, streams=SSE, parameters=READING),
+    Route("DELETE", ONE, delete_response, "manage", SECTION, result=DELETED, parameters=SENT_BY_SDKS),
+    post(f"{ONE}/cancel", post_cancel, result=CANCELLED, parameters=SENT_BY_SDKS),
+    get(f"{ONE}/input_items", get_input_items, result=ITEM_LIST, parameters=LISTING_ITEMS),
 ]

@@ -31,7 +31,6 @@ from tailrace.protocols.openai.responses_object import (
     Status,
     build_response,
     head_of,
-    head_of_record,
     status_of,
 )
 from tailrace.protocols.openai.responses_output_item import (
@@ -98,8 +97,9 @@ def render(state: ResponsesState, stored: StoredEntry) -> tuple[Frame, Responses
 def response_of(record: TurnRecord) -> dict[str, Any]:
     """Returns the response object of a turn as far as it is stored."""
     if record.outcome == "running":
+        head = head_of(record.turn, record, record.asked_at)
         status: Status = "in_progress" if record.attempts else "queued"
-        return build_response(head_of_record(record), status, output_items(record.turn, record.content, "in_progress"))
+        return build_response(head, status, output_items(record.turn, record.content, "in_progress"))
     response: dict[str, Any] = _render_whole(record)[-1]["response"]
     return response
 
@@ -131,7 +131,8 @@ def render_record(record: TurnRecord, seen: int) -> Frame:
 
 def _render_whole(record: TurnRecord) -> Events:
     """Returns the events of a turn that has ended, with one delta for each block."""
-    state, rendered = _render_answer(ResponsesState(head_of_record(record)), answer_events(record.content))
+    state = ResponsesState(head_of(record.turn, record, record.asked_at))
+    state, rendered = _render_answer(state, answer_events(record.content))
     return rendered + _render_ended(state, record, record.ended_at)[1]
 
 

@@ -6,7 +6,7 @@ header `tailrace-turn` has the id), and every conversation is in the history.
 
 import hashlib
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal
 
 import msgspec
@@ -161,69 +161,25 @@ KEY_WITHOUT_COOKIE = header(
 
 SECTION = Section("tutorials")
 
+STREAMED = (KEY, *RESUMING)
+
+post = partial(Route, "POST", need="write", section=SECTION)
+start_job = partial(post, endpoint=post_job, body=StartJobRequest, result=StartedJob, status=202, parameters=(KEY,))
 ROUTES = [
-    Route(
-        "POST",
+    post(
         "/chat/stream",
         post_chat_stream,
-        "write",
-        SECTION,
         body=ChatStreamRequest,
         streams=SSE,
-        parameters=(KEY, *RESUMING),
+        parameters=STREAMED,
         render_refusal=render_refusal,
     ),
+    post("/chat", post_chat, body=ChatRequest, streams="text/plain", parameters=(KEY_WITHOUT_COOKIE,)),
+    post("/ai/chat", post_ai_chat, body=AIChatRequest, streams=SSE, parameters=STREAMED),
+    start_job("/api/start-job"),
+    start_job("/api/process"),
     Route(
-        "POST",
-        "/chat",
-        post_chat,
-        "write",
-        SECTION,
-        body=ChatRequest,
-        streams="text/plain",
-        parameters=(KEY_WITHOUT_COOKIE,),
-    ),
-    Route(
-        "POST",
-        "/ai/chat",
-        post_ai_chat,
-        "write",
-        SECTION,
-        body=AIChatRequest,
-        streams=SSE,
-        parameters=(KEY, *RESUMING),
-    ),
-    Route(
-        "POST",
-        "/api/start-job",
-        post_job,
-        "write",
-        SECTION,
-        body=StartJobRequest,
-        result=StartedJob,
-        status=202,
-        parameters=(KEY,),
-    ),
-    Route(
-        "POST",
-        "/api/process",
-        post_job,
-        "write",
-        SECTION,
-        body=StartJobRequest,
-        result=StartedJob,
-        status=202,
-        parameters=(KEY,),
-    ),
-    Route(
-        "GET",
-        "/api/stream/{job_id}",
-        get_job_stream,
-        "read",
-        SECTION,
-        streams=SSE,
-        parameters=RESUMING,
-        statuses=GONE,
+        "GET", "/api/stream/{job_id}", get_job_stream, "read", SECTION, streams=SSE, parameters=RESUMING, statuses=GONE
     ),
 ]
 

@@ -124,28 +124,14 @@ def dialect_of(request: ApiRequest, dialects: Dialects) -> Dialect:
 def routes(dialects: Dialects) -> list[Route]:
     """Returns the routes, which take the names of `dialects`."""
     dialect = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(dialects))
+    posting, reading = (KEY, dialect, *RESUMING), (*RESUMING, dialect)
     return [
         Route(
-            "POST",
-            "/v1/turns",
-            post_turn,
-            "write",
-            TURNS,
-            body=NewTurn,
-            result=AcceptedTurn,
-            status=202,
-            parameters=(KEY, dialect, *RESUMING),
+            "POST", "/v1/turns", post_turn, "write", TURNS, NewTurn, result=AcceptedTurn, status=202, parameters=posting
         ),
         Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
         Route(
-            "GET",
-            "/v1/turns/{turn}/events",
-            get_events,
-            "read",
-            TURNS,
-            streams=SSE,
-            parameters=(*RESUMING, dialect),
-            statuses=GONE,
+            "GET", "/v1/turns/{turn}/events", get_events, "read", TURNS, streams=SSE, parameters=reading, statuses=GONE
         ),
         Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),
     ]
