@@ -5,7 +5,7 @@ text that this client receives, which consecutive blocks have together. Sources:
 Anthropic's docs, "Citations" and "Search results".
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tailrace.gateway.clients.block_start import split_start
@@ -63,48 +63,30 @@ def text_spans(content: Iterable[Mapping[str, Any]]) -> Spans:
 
 def chat_annotations(spans: Iterable[TextSpan]) -> list[Annotation]:
     """Returns the annotations of a message with these text blocks. Chat completions have only web pages."""
-    pages = _annotations(spans, _url_citation)
-    return [{"type": "url_citation", "url_citation": page} for page in pages]
+    return [
+        {"type": "url_citation", "url_citation": {name: value for name, value in one.items() if name != "type"}}
+        for one in responses_annotations(spans)
+        if one["type"] == "url_citation"
+    ]
 
 
 def responses_annotations(spans: Iterable[TextSpan]) -> list[Annotation]:
     """Returns the annotations of a message with these text blocks."""
-    return list(_annotations(spans, _responses_annotation))
-
-
-def _annotations(
-    spans: Iterable[TextSpan], annotate: Callable[[dict[str, Any], int, int], Annotation | None]
-) -> Iterator[Annotation]:
+    found: list[Annotation] = []
     start = 0
     for span in spans:
         end = start + span.chars
         for citation in span.citations:
-            if (annotation := annotate(citation, start, end)) is not None:
-                yield annotation
+            match citation:
+                case {"file_id": str(file)}:
+                    title = _title(citation, "document_title")
+                    found.append({"type": "file_citation", "file_id": file, "filename": title, "index": end})
+                # The `source` of a search result that a client has sent may be any string.
+                case {"url": str(url)} | {"source": str(url)} if url.startswith(("https://", "http://")):
+                    page = {"url": url, "title": _title(citation, "title"), "start_index": start, "end_index": end}
+                    found.append({"type": "url_citation", **page})
         start = end
-
-
-def _responses_annotation(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
-    match citation:
-        case {"file_id": str(file)}:
-            return {
-                "type": "file_citation",
-                "file_id": file,
-                "filename": _title(citation, "document_title"),
-                "index": end,
-            }
-        case _:
-            page = _url_citation(citation, start, end)
-            return None if page is None else {"type": "url_citation", **page}
-
-
-def _url_citation(citation: dict[str, Any], start: int, end: int) -> Annotation | None:
-    match citation:
-        # The `source` of a search result that a client has sent may be any string.
-        case {"url": str(url)} | {"source": str(url)} if url.startswith(("https://", "http://")):
-            return {"url": url, "title": _title(citation, "title"), "start_index": start, "end_index": end}
-        case _:
-            return None
+    return found
 
 
 def _title(citation: dict[str, Any], name: str) -> str:

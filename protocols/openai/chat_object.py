@@ -11,7 +11,7 @@ from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.server_tools import is_executed_tool
 from tailrace.proto.usage import Usage
-from tailrace.protocols.common.answer_warnings import Shown, Warnings, types_of, warnings_field, warnings_of
+from tailrace.protocols.common.answer_warnings import Shown, types_of, warnings_field, warnings_of
 from tailrace.protocols.common.stop_reasons import is_whole
 from tailrace.protocols.openai.annotations import TextSpan, chat_annotations, text_spans
 from tailrace.protocols.openai.common import thinking_tokens
@@ -55,14 +55,9 @@ def render_completion(record: TurnRecord) -> bytes:
     }
     usage = usage_of(record.usage, record.envelope)
     ids = {"session_id": record.session, "project_id": record.project}
-    warnings = warnings_field(record_warnings(record))
+    warnings = warnings_field(warnings_of(record, types_of(record.content, SHOWN), record.turn))
     body = {**head_of(record).fields("chat.completion"), "choices": [choice], "usage": usage, **ids, **warnings}
     return odd_json.encode(body)
-
-
-def record_warnings(record: TurnRecord) -> Warnings:
-    """Returns the warnings of a turn from the database."""
-    return warnings_of(record, types_of(record.content, SHOWN), record.turn)
 
 
 def message_of(record: TurnRecord) -> dict[str, Any]:

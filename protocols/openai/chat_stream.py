@@ -20,10 +20,10 @@ from tailrace.proto.entries import Attempt, End, Event, Failure, Request, Stored
 from tailrace.proto.fold import CUT
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
-from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, warnings_of
+from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, types_of, warnings_of
 from tailrace.protocols.common.failure import error_type, failure_of
 from tailrace.protocols.openai import chat_object
-from tailrace.protocols.openai.annotations import Spans, chat_annotations, measure
+from tailrace.protocols.openai.annotations import Spans, chat_annotations, measure, text_spans
 from tailrace.protocols.openai.chat_object import Head, as_tool_use, finish_reason, usage_of
 
 NAME, NAME_WITH_USAGE = "openai-chat", "openai-chat-usage"
@@ -91,7 +91,12 @@ def render(state: ChatState, stored: StoredEntry) -> tuple[Frame, ChatState]:
 
 def render_record(record: TurnRecord, _: int, *, include_usage: bool) -> Frame:
     message = chat_object.message_of(record)
-    state = ChatState(chat_object.head_of(record), include_usage)
+    state = ChatState(
+        chat_object.head_of(record),
+        include_usage,
+        left_out=LeftOut(types_of(record.content, chat_object.SHOWN)),
+        texts=text_spans(record.content),
+    )
     calls = [{"index": number, **call} for number, call in enumerate(message.pop("tool_calls", ()))]
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
     deltas += [{name: message[name]} for name in ("reasoning_content", "content") if message.get(name)]
@@ -185,13 +190,8 @@ def _render_ended(state: ChatState, ended: End | TurnRecord, seq: int) -> sse.Ev
     finish = finish_reason(ended.stop_reason)
     closing = _closing(state, ended.stop_reason)
     last = _render_chunk(state, closing) if closing else ()
-    if isinstance(ended, TurnRecord):
-        annotations = chat_object.message_of(ended).get("annotations", [])
-        warnings = chat_object.record_warnings(ended)
-    else:
-        annotations = chat_annotations(state.texts)
-        warnings = warnings_of(ended, state.left_out.types, state.head.turn)
-    if annotations:
+    warnings = warnings_of(ended, state.left_out.types, state.head.turn)
+    if annotations := chat_annotations(state.texts):
         # In one chunk, as OpenAI does: its SDKs cannot concatenate lists without an index.
         last += _render_chunk(state, {"annotations": annotations})
     if not state.include_usage:

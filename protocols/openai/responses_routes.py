@@ -30,7 +30,6 @@ from tailrace.gateway.turns.delete import Deleter
 from tailrace.gateway.turns.draft import draft_turn
 from tailrace.gateway.turns.idempotency_key import AUTO, STOPPED, idempotency_key_of
 from tailrace.gateway.turns.read_turn import TurnReader
-from tailrace.gateway.turns.request_body import NewTurn
 from tailrace.gateway.turns.respond import Responder, names_of
 from tailrace.proto import odd_json
 from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
@@ -96,7 +95,8 @@ async def post_response(
     headers = ignored_header(ignored)
     with name_as_client(names):
         if body.background and not body.stream:
-            return await respond_in_background(request, responder, turns, new_turn, raw, headers, added_bytes)
+            draft = draft_turn(request, new_turn, raw, added_bytes=added_bytes)
+            return await responder.accept(draft, lambda key: StoredResponse(turns, key, headers))
         return await responder.answer(
             request,
             new_turn,
@@ -148,25 +148,8 @@ async def stream_rest(
     return EventStream(Reader(streams, request), key, OPENAI_RESPONSES, headers=headers, snapshot=rest)
 
 
-async def respond_in_background(
-    request: ApiRequest,
-    responder: Responder,
-    turns: TurnReader,
-    new_turn: NewTurn,
-    raw: bytes,
-    headers: dict[str, str],
-    added_bytes: int,
-) -> ASGIApp:
-    """Answers with the response as it is after it was stored, usually `queued`."""
-
-    def respond(key: ScopedKey) -> StreamedResponse:
-        return _StoredResponse(turns, key, headers)
-
-    return await responder.accept(draft_turn(request, new_turn, raw, added_bytes=added_bytes), respond)
-
-
-class _StoredResponse(StreamedResponse):
-    """The response object of a turn as far as it is stored."""
+class StoredResponse(StreamedResponse):
+    """The response object of a turn as it is after it was stored, usually `queued`."""
 
     def __init__(self, turns: TurnReader, key: ScopedKey, headers: dict[str, str]) -> None:
         super().__init__(NO_STORE | headers)
