@@ -22,7 +22,7 @@ from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric
 from tailrace.proto.version import VERSION
 from tailrace.protocols.openai import builtin_tools
-from tailrace.protocols.tutorials import content_stream, delta_stream
+from tailrace.protocols.tutorials import content_stream, delta_stream, html_stream
 from tools import api_surface, asyncapi
 from tools.openapi.descriptions import meanings_of
 from tools.openapi.document import build_document
@@ -49,7 +49,7 @@ INCOMPLETE_REASONS = {
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
 # The module of their `render` is that of the field `cursor`.
-VARIANTS = {"delta": delta_stream, "content": content_stream}
+VARIANTS = {"delta": delta_stream, "content": content_stream, "html": html_stream}
 # Modules that are imported when the table is made: traces need optional packages.
 METRICS = {
     "Every process": (

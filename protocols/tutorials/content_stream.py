@@ -8,58 +8,44 @@ the last event has an empty `content`, the `stop_reason` and `warnings`.
 import msgspec
 
 from tailrace.gateway.http import sse
-from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, StoredEntry
+from tailrace.gateway.streaming.dialect import Frame
+from tailrace.proto.entries import End
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import Warnings, warnings_field
 from tailrace.protocols.common.failure import LOST
 from tailrace.protocols.common.stop_reasons import stop_reason_field
 from tailrace.protocols.tutorials.cursor_field import with_cursor_field
-from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
+from tailrace.protocols.tutorials.text_state import text_dialect
 
 RESTARTED = "the answer starts again: send the request again"
 
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
-    text, state = state.next(stored.entry)
-    match stored.entry:
-        case Attempt(mode="restart"):
-            return Frame(_error(RESTARTED), is_break=True), state
-        case End(outcome="failed", error=failure):
-            return Frame(_text(text) + _error((failure or LOST).message), is_break=True), state
-        case End(outcome="completed") as end:
-            ending = _end(end, state.warnings(end), stored.seq)
-            return Frame(_text(text, None if ending else stored.seq) + ending), state
-        case _:
-            return (Frame(_text(text, stored.seq)) if text else SILENT), state
-
-
-def render_record(record: TurnRecord, _: int) -> Frame:
-    text = _text(record.text)
-    if record.outcome == "completed":
-        return Frame(text + _end(record, record_warnings(record)))
-    if record.outcome == "cancelled":
-        return Frame(text)
-    return Frame(text + _error((record.error or LOST).message), is_break=True)
-
-
 def _text(text: str, seq: int | None = None) -> sse.Events:
     return sse.frame(_encode({"content": text}), seq=seq) if text else ()
 
 
-def _end(ended: End | TurnRecord, warnings: Warnings, seq: int | None = None) -> sse.Events:
-    """Returns the last event of an answer that has warnings. Loops that concatenate `content` get an empty string."""
-    if not warnings:
-        return ()
-    return sse.frame(_encode({"content": "", **stop_reason_field(ended), **warnings_field(warnings)}), seq=seq)
+def _restart(_: int) -> Frame:
+    return Frame(_error(RESTARTED), is_break=True)
+
+
+def _end(text: str, ended: End | TurnRecord, seq: int, warnings: Warnings) -> Frame:
+    """Returns the rest of the text, and an event for a failure or for warnings.
+
+    Loops that concatenate `content` get an empty string with warnings. A turn from the database has no cursors.
+    """
+    cursor = seq if isinstance(ended, End) else None
+    if ended.outcome == "failed":
+        return Frame(_text(text) + _error((ended.error or LOST).message), is_break=True)
+    if ended.outcome == "cancelled" or not warnings:
+        return Frame(_text(text, cursor))
+    last = {"content": "", **stop_reason_field(ended), **warnings_field(warnings)}
+    return Frame(_text(text) + sse.frame(_encode(last), seq=cursor))
 
 
 def _error(message: str) -> sse.Events:
     return sse.frame(_encode({"error": message}))
 
 
-CONTENT = with_cursor_field(
-    Dialect(name="content", start=start_text, render=render, render_record=render_record, is_stateful=True)
-)
+CONTENT = with_cursor_field(text_dialect("content", _text, _restart, _end))

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import msgspec
 
 from tailrace.gateway.http import sse
-from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, Failure, StoredEntry
+from tailrace.gateway.streaming.dialect import Frame
+from tailrace.proto.entries import End, Failure
 from tailrace.proto.errors import CODES
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import Warnings, warnings_field
 from tailrace.protocols.common.failure import error_type, failure_of
 from tailrace.protocols.common.stop_reasons import stop_reason_field
 from tailrace.protocols.tutorials.cursor_field import with_cursor_field
-from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
+from tailrace.protocols.tutorials.text_state import text_dialect
 
 Word = Literal["auth_error", "rate_limit", "token_limit", "network_error", "unknown"]
 
@@ -31,29 +31,19 @@ RESTARTED = Failure("backend_broken", "the answer starts again: send the request
 _encode = msgspec.json.Encoder().encode
 
 
-def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
-    text, state = state.next(stored.entry)
-    match stored.entry:
-        case Attempt(mode="restart"):
-            return Frame(_frame(error_event(RESTARTED), stored.seq), is_break=True), state
-        case End() as end:
-            return Frame(_delta(text) + _end(end, stored.seq, state.warnings(end))), state
-        case _:
-            return (Frame(_delta(text, stored.seq)) if text else SILENT), state
-
-
-def render_record(record: TurnRecord, _: int) -> Frame:
-    return Frame(_delta(record.text) + _end(record, record.cursor, record_warnings(record)))
-
-
 def _delta(text: str, seq: int | None = None) -> sse.Events:
     return _frame({"type": "delta", "text": text}, seq) if text else ()
 
 
-def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
+def _restart(seq: int) -> Frame:
+    return Frame(_frame(error_event(RESTARTED), seq), is_break=True)
+
+
+def _end(text: str, ended: End | TurnRecord, seq: int, warnings: Warnings) -> Frame:
+    last = {"type": "done", **stop_reason_field(ended), **warnings_field(warnings)}
     if ended.outcome != "completed":
-        return _frame(error_event(failure_of(ended)), seq)
-    return _frame({"type": "done", **stop_reason_field(ended), **warnings_field(warnings)}, seq)
+        last = error_event(failure_of(ended))
+    return Frame(_delta(text) + _frame(last, seq))
 
 
 def error_event(failure: Failure) -> dict[str, Any]:
@@ -94,6 +84,4 @@ def _frame(event: dict[str, Any], seq: int | None = None) -> sse.Events:
 
 
 # Not self-delimited, although it has an event for the end: the tutorials' loops stop where the body stops.
-DELTA = with_cursor_field(
-    Dialect(name="delta", start=start_text, render=render, render_record=render_record, is_stateful=True)
-)
+DELTA = with_cursor_field(text_dialect("delta", _delta, _restart, _end))

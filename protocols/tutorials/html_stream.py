@@ -13,48 +13,36 @@ append the answer again. Data is never empty, because an EventSource does not di
 import html
 
 from tailrace.gateway.http import sse
-from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
-from tailrace.proto.entries import Attempt, End, StoredEntry
+from tailrace.gateway.streaming.dialect import Frame
+from tailrace.proto.entries import End
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import Warnings
 from tailrace.protocols.common.failure import LOST
 from tailrace.protocols.common.stop_reasons import incomplete_reason
-from tailrace.protocols.tutorials.text_state import TextState, record_warnings, start_text
+from tailrace.protocols.tutorials.text_state import text_dialect
 
 NOTHING = b"<!---->"
 # A line break would end the data line; a character reference is one in the page.
 LINE_BREAKS = {ord("\n"): "&#10;", ord("\r"): "&#13;"}
 
 
-def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
-    text, state = state.next(stored.entry)
-    match stored.entry:
-        case Attempt(mode="restart"):
-            return Frame(sse.frame(NOTHING, seq=stored.seq, event=b"reset")), state
-        case End() as end:
-            return Frame(_delta(text) + _end(end, stored.seq, state.warnings(end))), state
-        case _:
-            return (Frame(_delta(text, stored.seq)) if text else SILENT), state
-
-
-def render_record(record: TurnRecord, _: int) -> Frame:
-    """Renders a reset first: the reader may have a part of the text."""
-    return Frame(
-        sse.frame(NOTHING, event=b"reset") + _delta(record.text) + _end(record, record.cursor, record_warnings(record))
-    )
-
-
 def _delta(text: str, seq: int | None = None) -> sse.Events:
     return sse.frame(_escape(text), seq=seq, event=b"delta") if text else ()
 
 
-def _end(ended: End | TurnRecord, seq: int, warnings: Warnings) -> sse.Events:
+def _reset(seq: int | None = None) -> Frame:
+    return Frame(sse.frame(NOTHING, seq=seq, event=b"reset"))
+
+
+def _end(text: str, ended: End | TurnRecord, seq: int, warnings: Warnings) -> Frame:
+    """Returns the end. A turn from the database begins with a reset: the reader may have a part of the text."""
+    reset = _reset().events if isinstance(ended, TurnRecord) else ()
     if ended.outcome == "failed":
         before = sse.frame(_escape((ended.error or LOST).message), event=b"failed")
     else:
         before = tuple(event for one in warnings for event in sse.frame(_escape(one["message"]), event=b"warning"))
     outcome = ended.outcome if incomplete_reason(ended) is None else "incomplete"
-    return before + sse.frame(outcome.encode(), seq=seq, event=b"done")
+    return Frame(reset + _delta(text) + before + sse.frame(outcome.encode(), seq=seq, event=b"done"))
 
 
 def _escape(text: str) -> bytes:
@@ -62,12 +50,4 @@ def _escape(text: str) -> bytes:
     return html.escape(text).translate(LINE_BREAKS).encode("utf-8", "replace")
 
 
-HTML = Dialect(
-    name="html",
-    start=start_text,
-    render=render,
-    render_record=render_record,
-    is_stateful=True,
-    is_self_delimited=True,
-    can_reset=True,
-)
+HTML = text_dialect("html", _delta, _reset, _end)._replace(is_self_delimited=True, can_reset=True)

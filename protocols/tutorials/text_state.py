@@ -1,11 +1,14 @@
-"""The state of these dialects, which show only the text of an answer, in the order of its blocks, and its warnings."""
+"""Dialects that show only the text of an answer, in the order of its blocks, and its warnings."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tailrace.gateway.clients.text_order import NO_BLOCKS, TextOrder, text_of_event
+from tailrace.gateway.http import sse
+from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
-from tailrace.proto.entries import Attempt, End, Entry, Event
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.entries import Attempt, End, Entry, Event, StoredEntry
+from tailrace.proto.ids import Seq, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import NOTHING, TEXT_ONLY, LeftOut, Warnings, types_of, warnings_of
 
@@ -44,3 +47,30 @@ def start_text(key: TurnKey) -> TextState:
 def record_warnings(record: TurnRecord) -> Warnings:
     """Returns the warnings of a turn from the database, in a dialect that shows only text."""
     return warnings_of(record, types_of(record.content, TEXT_ONLY), record.turn)
+
+
+def text_dialect(
+    name: str,
+    render_text: Callable[[str, Seq], sse.Events],
+    render_restart: Callable[[Seq], Frame],
+    render_end: Callable[[str, End | TurnRecord, Seq, Warnings], Frame],
+) -> Dialect:
+    """Returns a dialect that renders a piece of text with its cursor, the restart of an answer, and its end.
+
+    The end comes with text that no event has shown: all of the text of a turn from the database.
+    """
+
+    def render(state: TextState, stored: StoredEntry) -> tuple[Frame, TextState]:
+        text, state = state.next(stored.entry)
+        match stored.entry:
+            case Attempt(mode="restart"):
+                return render_restart(stored.seq), state
+            case End() as end:
+                return render_end(text, end, stored.seq, state.warnings(end)), state
+            case _:
+                return (Frame(render_text(text, stored.seq)) if text else SILENT), state
+
+    def render_record(record: TurnRecord, _: int) -> Frame:
+        return render_end(record.text, record, record.cursor, record_warnings(record))
+
+    return Dialect(name=name, start=start_text, render=render, render_record=render_record, is_stateful=True)
