@@ -76,6 +76,10 @@ WRITABLE = Gauge(
     "1 while the log and the bucket CLAIMS store messages, 0 after one of them has stored none for some seconds",
 )
 SENT_BYTES = FastCounter("tailrace_gateway_sent_bytes_total", "Bytes of frames written to streams")
+DISK_FREE = Gauge("tailrace_gateway_disk_free_bytes", "Free bytes of the disk of TAILRACE_DISK; 0 without it")
+DISK_RESERVE = Gauge(
+    "tailrace_gateway_disk_reserve_bytes", "Free bytes below which new turns are refused; 0 without TAILRACE_DISK"
+)
 FULLNESS = Gauge("tailrace_gateway_log_fullness_ratio", "Share of the stream's byte limit that is used")
 OLDEST_WAITING_S = Gauge(
     "tailrace_gateway_oldest_waiting_turn_seconds", "Age of the oldest turn that waits for a generator; 0 without any"

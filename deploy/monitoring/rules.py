@@ -24,6 +24,8 @@ BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
 # An alert about a share of events needs at least this many bad events in its (long) window: in a system with few users,
 # one event is a large share. Tickets of a service level have no minimum, because their budgets are for days.
 EVENTS_MIN = 5
+# The codes of requests that no client can cure. `queue_full` may be the share of one tenant.
+OUTAGES = ("log_full", "log_unavailable", "persistence_unavailable")
 # An interval of scrapes of at most a minute, and a while. ProcessDown is held longer.
 FRESH_S = 65
 
@@ -165,6 +167,26 @@ ALERTS = (
         "The log is more than 80 % full",
         "New turns are refused at 90 %: give the stream more space.",
         panels.FULL,
+    ),
+    Alert(
+        "DiskNearlyFull",
+        # Without TAILRACE_DISK, both are 0.
+        f"min({_fresh('tailrace_gateway_disk_free_bytes')} - 2 * tailrace_gateway_disk_reserve_bytes) < 0",
+        "1m",
+        "page",
+        "The disk of the log has little space left",
+        "New turns are refused when half of it is used: make space.",
+        panels.FULL,
+    ),
+    Alert(
+        "TurnsRefused",
+        # An election of a leader takes seconds, and is no outage.
+        f'sum(rate(tailrace_gateway_refused_total{{code=~"{"|".join(OUTAGES)}"}}[2m])) > 0',
+        "3m",
+        "page",
+        "Requests are refused because a part of the system does not work",
+        "`/readyz` names the part.",
+        panels.NOT_READY,
     ),
     Alert(
         "LogSlow",

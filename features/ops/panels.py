@@ -526,6 +526,20 @@ LOG_AND_NATS = Dashboard(
             (Query(Gauge("tailrace_gateway_log_fullness_ratio", how="max"), "used"),),
         ),
         Panel(
+            "Disk of the log",
+            "percentunit",
+            "The reserve of the disk, divided by its free space. New turns are refused at 100 %.",
+            Threshold(0.5, 1),
+            FULL,
+            (
+                Query(
+                    Gauge("tailrace_gateway_disk_reserve_bytes", how="max")
+                    / Gauge("tailrace_gateway_disk_free_bytes", how="min"),
+                    "used",
+                ),
+            ),
+        ),
+        Panel(
             "Append",
             "s",
             "From passing an entry to the log until it is acknowledged. Above 0.1 s the disk of the log is slow.",

@@ -61,13 +61,18 @@ class LogFullness:
 
 
 def disk_shortage(directory: Path) -> str:
-    """Returns a message if the disk of `directory` is nearly full; empty if not, or if it cannot be read."""
+    """Returns a message if the disk of `directory` is nearly full; empty if not, or if it cannot be read.
+
+    Sets the metrics of the disk.
+    """
     try:
         disk = shutil.disk_usage(directory)
     except OSError as error:
         logger.debug("free space unknown", directory=str(directory), error=str(error))
         return ""
     reserve = min(RESERVE_BYTES_MAX, int(RESERVE_SHARE * disk.total))
+    metrics.DISK_FREE.set(disk.free)
+    metrics.DISK_RESERVE.set(reserve)
     if disk.free >= reserve:
         return ""
     return f"the disk has {disk.free / 1024**2:,.0f} MiB left, and {reserve / 1024**2:,.0f} are kept for running turns"

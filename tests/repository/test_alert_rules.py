@@ -36,6 +36,11 @@ FIRES = {
     "ProcessNotReady": {"tailrace_ready": "0+0"},
     "LogNotWritable": {"tailrace_gateway_log_writable": "0+0"},
     "LogNearlyFull": {"tailrace_gateway_log_fullness_ratio": "0.85+0"},
+    "DiskNearlyFull": {
+        "tailrace_gateway_disk_free_bytes": "190+0",
+        "tailrace_gateway_disk_reserve_bytes": "100+0",
+    },
+    "TurnsRefused": {'tailrace_gateway_refused_total{code="persistence_unavailable"}': "0+3"},
     "LogSlow": {
         'tailrace_generator_append_seconds_bucket{le="0.1"}': "0+90",
         'tailrace_generator_append_seconds_bucket{le="0.5"}': "0+100",
@@ -83,6 +88,8 @@ HEALTHY = {
     "tailrace_ready": "1+0",
     "tailrace_gateway_log_writable": "1+0",
     "tailrace_gateway_log_fullness_ratio": "0.5+0",
+    "tailrace_gateway_disk_free_bytes": "0+0",
+    "tailrace_gateway_disk_reserve_bytes": "0+0",
     'tailrace_generator_append_seconds_bucket{le="0.1"}': "0+100",
     'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
     "tailrace_nats_missing": "0+0",

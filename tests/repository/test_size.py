@@ -38,7 +38,8 @@ CHECKOUT = Path(__file__).parents[2]
 # A nats-server of three that is away (F7): its name and its gauge: 19.
 # /readyz names a silent nats-server, and a full disk, before what follows from them: 11.
 # Blocks of a stored answer as events, once for every dialect (protocols has 80 fewer): 19. Rows of one line: -14.
-CORE_LINES_MAX = 18_502
+# The free space of the disk as a gauge: 6.
+CORE_LINES_MAX = 18_508
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3
