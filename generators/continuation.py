@@ -35,7 +35,7 @@ from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
 from tailrace.proto.server_tools import is_real_result
-from tailrace.proto.system_messages import with_betas
+from tailrace.proto.system_messages import place_system_messages, with_betas
 from tailrace.proto.thinking_prefix import (
     BoundPrompt,
     bind,
@@ -73,7 +73,7 @@ def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn 
     call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
-        messages=list(request.messages),
+        messages=place_system_messages(request.messages),
         system=request.system,
         tools=request.tools,
         options=request.options,

@@ -127,13 +127,14 @@ def accepted_before(new: Iterable[Message], history: Sequence[Message]) -> list[
             following = list(takewhile(_is_question, new)) if end == len(history) else []
             found += _with_results(history[at], history[at + 1 : end], following)
         at = end
-    return _without_lost_calls(new, found)
+    return without_lost_calls(found, new)
 
 
-def _without_lost_calls(new: Sequence[Message], history: Sequence[Message]) -> list[Message]:
-    """Returns `history` without calls of server tools that can get no result any more, and without what their code did.
+def without_lost_calls(history: Sequence[Message], new: Sequence[Message] = ()) -> list[Message]:
+    """Returns `history`, which `new` follows, without calls of server tools that can get no result any more.
 
-    The API executes or continues such a call only while nothing but results of the client's tools follows the call.
+    It also leaves out what their code did. The API executes or continues such a call only while nothing but results of
+    the client's tools follows the call.
     """
     conversation = [*history, *new]
     answered = {

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tailrace.proto.entries import Message
+from tailrace.proto.server_tools import is_result
 from tailrace.proto.thinking_prefix import checks_thinking
 
 CLEAR_AT = "mid-conversation-system-clear-at-2026-08-21"
@@ -51,6 +52,48 @@ def without_cleared(new: Iterable[Message], history: Sequence[Message]) -> list[
             case _:
                 found.append(msgspec.structs.replace(message, output_config=msgspec.UNSET))
     return found[::-1]
+
+
+def place_system_messages(messages: Iterable[Message]) -> list[Message]:
+    """Returns `messages` with each system message where the API takes it: directly before an answer, or at the end.
+
+    The log has it elsewhere, for example behind a question that has got no answer. There, one that is cleared by the
+    next message of the user is left out. Source: Anthropic's page "Mid-conversation system messages", "Limitations";
+    one without content may stand anywhere.
+    """
+    found: list[Message] = []
+    held: list[Message] = []
+    for message in messages:
+        if message.role == "system" and message.content:
+            held.append(message)
+            continue
+        if message.role == "assistant":
+            _insert(found, held)
+            held = []
+        elif message.role == "user":
+            held = [one for one in held if one.clear_at != "next_user_message"]
+        found.append(message)
+    _insert(found, held)
+    return found
+
+
+def _insert(messages: list[Message], held: Sequence[Message]) -> None:
+    """Adds system messages as one, behind the newest message of the user or result of a server tool."""
+    at = len(messages)
+    while (
+        held and at and messages[at - 1].role == "assistant" and not any(map(is_result, _blocks(messages[at - 1])[-1:]))
+    ):
+        at -= 1
+    while held and at and messages[at - 1].role == "system" and messages[at - 1].content:
+        at -= 1
+        held = [messages.pop(at), *held]
+    if held:
+        blocks = [block for one in held for block in _blocks(one)]
+        messages.insert(at, held[0] if len(held) == 1 else msgspec.structs.replace(held[-1], content=blocks))
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
 
 
 def with_betas(betas: list[str] | None, messages: Iterable[Message]) -> list[str] | None:

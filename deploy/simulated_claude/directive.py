@@ -82,11 +82,14 @@ thinking is listed in `input_transformations` if the request has the beta thinki
 signatures and containers of cases are accepted.
 
 It refuses what the real API is known to refuse: calls without results and results without calls, also of server tools,
-unless the answer that ends with such a call is the last message; ids that do not match the API's patterns or are not
-unique; thinking without its signature; texts of white space; types of pictures and documents; a prefill, sampling
-parameters and forced tools where the model does not take them; and, under `anthropic-version: 2026-10-21`, what that
-version has removed. It accepts some requests that the real API refuses: two tools of one name, a tool name like `a b`,
-an image at an http URL, and a `budget_tokens` that is not below `max_tokens`.
+unless the answer that ends with such a call is the last message, or nothing but results of the client's tools follows
+it; a failed result without a reason, or with anything but texts; an answer that ends with thinking; a system message
+with content that does not stand directly before an answer or at the end, or that follows no question; ids that do not
+match the API's patterns or are not unique; thinking without its signature; texts of white space; types of pictures and
+documents; a prefill, sampling parameters and forced tools where the model does not take them; and, under
+`anthropic-version: 2026-10-21`, what that version has removed. It accepts some requests that the real API refuses: two
+tools of one name, a tool name like `a b`, an image at an http URL, and a `budget_tokens` that is not below
+`max_tokens`.
 """
 LINE = re.compile(r"^[ \t]*#sim\b(.*)$", re.MULTILINE)
 NAME = re.compile(r"\s*([a-z_]+)=")

@@ -25,6 +25,7 @@ MEDIA_TYPES = {"image": ("image/jpeg", "image/png", "image/gif", "image/webp"), 
 # anomalyco/opencode#1279 and tingly-dev/tingly-box#1401 quote the messages with these patterns.
 CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 SERVER_CALL_ID = re.compile(r"srvtoolu_[a-zA-Z0-9_]+")
+DIRECTIVE_ONLY = "the directive-only form (content: [] with output_config) is accepted at any position"
 OPEN_OBJECT = "For 'object' type, 'additionalProperties' must be explicitly set to false"
 
 
@@ -66,6 +67,9 @@ class Block(msgspec.Struct, frozen=True):
     """The signature of a block of thinking."""
     citations: Any = None
     cache_control: CacheControl | None = None
+    content: Any = None
+    """The content of a tool's result."""
+    is_error: bool | None = None
 
     @property
     def is_server_call(self) -> bool:
@@ -114,6 +118,7 @@ class Message(msgspec.Struct, frozen=True):
     role: Role
     content: str | list[Block] = []
     """Only a system message, which sets the effort for example, may have none."""
+    output_config: Any = None
 
     @property
     def text(self) -> str:
@@ -201,7 +206,9 @@ def decode(body: bytes, version: str = OLD_VERSION) -> Request:
     except DECODE_ERRORS as error:
         raise Refusal(INVALID, str(error)) from error
     refuse_messages(request.messages)
+    refuse_system_messages(request.messages)
     refuse_blocks(request.messages)
+    refuse_last_thinking(request.messages)
     refuse_version(request, version)
     refuse_tool_messages(request.messages)
     refuse_server_calls(request.messages)
@@ -228,6 +235,11 @@ def refuse_messages(messages: list[Message]) -> None:
     """Raises Refusal for messages that Anthropic's API refuses: none, a wrong first role, or empty content."""
     if not messages:
         raise Refusal(INVALID, "messages: at least one message is required")
+    if messages[0].role == "system" and messages[0].content:
+        # LeenHawk/gproxy#209 quotes the message.
+        raise Refusal(
+            INVALID, f"messages.0: use the top-level 'system' parameter for the initial system prompt; {DIRECTIVE_ONLY}"
+        )
     if messages[0].role != "user":
         raise Refusal(INVALID, "messages: first message must use the `user` role")
     for number, message in enumerate(messages):
@@ -236,6 +248,47 @@ def refuse_messages(messages: list[Message]) -> None:
             raise Refusal(INVALID, f"messages.{number}: all messages must have non-empty content")
         if isinstance(message.content, list) and any(b.type == "text" and not b.text for b in message.content):
             raise Refusal(INVALID, f"messages.{number}: text content blocks must be non-empty")
+
+
+def refuse_system_messages(messages: list[Message]) -> None:
+    """Raises Refusal for a system message with content that stands in a wrong place.
+
+    Anthropic's page "Mid-conversation system messages", "Limitations"; anthropics/claude-code#73821 and
+    diillson/chatcli#1523 quote the second message, which two system messages in a row get, too.
+    """
+    for number, message in enumerate(messages):
+        if message.role != "system" or not message.content:
+            continue
+        before = messages[number - 1]
+        follows_result = before.role == "assistant" and before.blocks[-1:] != [] and is_server_result(before.blocks[-1])
+        if before.role != "user" and not follows_result:
+            raise Refusal(
+                INVALID,
+                f"messages.{number}: role 'system' must follow a 'user' message or an 'assistant' message ending in a "
+                f"server tool result; {DIRECTIVE_ONLY}",
+            )
+        if number + 1 < len(messages) and messages[number + 1].role != "assistant":
+            raise Refusal(
+                INVALID,
+                f"messages.{number}: role 'system' must precede an 'assistant' message or end the array; "
+                f"{DIRECTIVE_ONLY}",
+            )
+
+
+def is_server_result(block: Block) -> bool:
+    return bool(block.tool_use_id) and block.type != "tool_result"
+
+
+def refuse_last_thinking(messages: list[Message]) -> None:
+    """Raises Refusal for an answer that ends with thinking.
+
+    NousResearch/hermes-agent#13010 and tailcallhq/forgecode#3073 quote the message. router-for-me/CLIProxyAPI#5321 has
+    seen it only for the last message; here, no answer may end so.
+    """
+    for number, message in enumerate(messages):
+        is_whole = number + 1 == len(messages) or messages[number + 1].role != "assistant"
+        if message.role == "assistant" and is_whole and message.blocks[-1:] and message.blocks[-1].type in THOUGHTS:
+            raise Refusal(INVALID, f"messages.{number}: The final block in an assistant message cannot be `thinking`.")
 
 
 def refuse_blocks(messages: list[Message]) -> None:
@@ -249,10 +302,26 @@ def refuse_blocks(messages: list[Message]) -> None:
             if block.type == "text" and block.text.isspace():
                 # anthropics/claude-code#23440 quotes the message.
                 raise Refusal(INVALID, "messages: text content blocks must contain non-whitespace text")
+            refuse_result(where, block)
             if block.type == "tool_use" and block.id in ids:
                 # anthropics/claude-code#20901 quotes the message.
                 raise Refusal(INVALID, f"{where}: `tool_use` ids must be unique")
             ids |= {block.id} if block.id else set()
+
+
+def refuse_result(where: str, block: Block) -> None:
+    """Raises Refusal for the result of a failed tool without a reason, or with anything but texts.
+
+    jlevy/markform#153, vellum-ai/vellum-assistant#18387 and caozhiyuan/copilot-api#196 quote the messages.
+    """
+    if block.type != "tool_result":
+        return
+    parts = block.content if isinstance(block.content, list) else []
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
+    if block.is_error and not block.content:
+        raise Refusal(INVALID, f"{where}.tool_result: content cannot be empty if `is_error` is true")
+    if block.is_error and any(kind != "text" for kind in kinds):
+        raise Refusal(INVALID, f"{where}.tool_result: all content must be type `text` if `is_error` is true")
 
 
 def find_wrong_value(block: Block) -> str | None:
@@ -348,18 +417,20 @@ def refuse_results(number: int, calls: list[str], blocks: list[Block]) -> None:
 
 
 def refuse_server_calls(messages: list[Message]) -> None:
-    """Raises Refusal for a call of a server tool without its result, except in a last message of the assistant.
+    """Raises Refusal for a call of a server tool without its result, and for a result without its call before it.
 
-    Anthropic's docs, "Server tools" (`pause_turn`); the wording is from anthropic-sdk-python#1339. Code that has called
-    a tool of the client gets its result in a later answer: docs, "Programmatic tool calling".
+    A call may stand without its result in a last message of the assistant (docs, "Server tools", `pause_turn`). The
+    result may be in a later answer: that of code that has called a tool of the client (docs, "Programmatic tool
+    calling"), and that of a call beside one of the client's tools, which the API runs when it has the client's results
+    and nothing else (docs, "Server tools"; anthropic-sdk-typescript#1090: what follows the results ends the answer).
 
-    Also raises Refusal for a result without its call before it; anthropics/claude-code#64383 quotes the message.
+    anthropic-sdk-python#1339 and anthropics/claude-code#64383 quote the messages.
     """
     calls: set[str] = set()
     for place, message in enumerate(messages):
         for index, block in enumerate(message.blocks):
             calls |= {block.id} if block.is_server_call else set()
-            if block.tool_use_id and block.type != "tool_result" and block.tool_use_id not in calls:
+            if is_server_result(block) and block.tool_use_id not in calls:
                 kind = "mcp_tool_use" if block.type == "mcp_tool_result" else "server_tool_use"
                 raise Refusal(
                     INVALID,
@@ -368,20 +439,27 @@ def refuse_server_calls(messages: list[Message]) -> None:
                     "it.",
                 )
     number = 0
+    pending: dict[str, Block] = {}
     for role, of_role in itertools.groupby(messages, lambda message: message.role):
         joined = list(of_role)
-        number += len(joined)
-        if role != "assistant" or number == len(messages):
-            continue
         blocks = [block for message in joined for block in message.blocks]
-        results = {block.tool_use_id for block in blocks} | {block.caller.tool_id for block in blocks if block.caller}
-        for block in blocks:
-            if block.is_server_call and block.id not in results:
-                raise Refusal(
-                    INVALID,
-                    f"messages.{number - 1}: `{block.name}` tool use with id `{block.id}` was found without a "
-                    f"corresponding `{block.name}_tool_result` block",
-                )
+        if role == "assistant":
+            pending |= {block.id: block for block in blocks if block.is_server_call}
+            for block in blocks:
+                pending.pop(block.tool_use_id, None)
+            waits = any(block.type == "tool_use" for block in blocks)
+            is_over = not waits and number + len(joined) < len(messages)
+        else:
+            # Whether a system message behind the results ends the answer, too, is not written.
+            is_over = role == "user" and any(block.type != "tool_result" for block in blocks)
+        if is_over and pending:
+            lost = next(iter(pending.values()))
+            raise Refusal(
+                INVALID,
+                f"messages.{number - 1 if role != 'assistant' else number + len(joined) - 1}: `{lost.name}` tool use "
+                f"with id `{lost.id}` was found without a corresponding `{lost.name}_tool_result` block",
+            )
+        number += len(joined)
 
 
 def refuse_schema(schema: Any) -> None:

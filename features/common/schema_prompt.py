@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 
 from tailrace.generators.backends import Call
+from tailrace.proto.conversation import has_results
 from tailrace.proto.entries import Message
 from tailrace.proto.schema import schema_of
+from tailrace.proto.server_tools import is_call
 
 SCHEMA_PROMPT = (
     "Your whole answer is one JSON value that fits this JSON Schema, and nothing else: "
@@ -27,16 +29,30 @@ def move_schema_to_prompt(call: Call) -> Call:
 
 
 def append_to_question(call: Call, text: str) -> Call:
-    """Returns `call` with `text` as a paragraph after its last message.
+    """Returns `call` with `text` as a paragraph after its last question, or after its system prompt.
 
-    A change of the system prompt would cost the thinking of all earlier answers (PROTOCOL R140).
+    A change of the system prompt would cost the thinking of all earlier answers (PROTOCOL R140). But what follows the
+    results of the client's tools ends an answer that has an open call of a server tool, and the API refuses that.
     """
     *before, last = call.messages
+    if last.role == "system":
+        # A system message with content stands directly before the answer.
+        shorter = append_to_question(msgspec.structs.replace(call, messages=before), text)
+        return msgspec.structs.replace(shorter, messages=[*shorter.messages, last])
+    if has_results(last) and has_open_server_call(before):
+        return msgspec.structs.replace(call, system=append_to_system(call.system, text))
     if last.role != "user":
         return msgspec.structs.replace(call, messages=[*call.messages, Message("user", text)])
     blocks = [{"type": "text", "text": last.content}] if isinstance(last.content, str) else last.content
     question = msgspec.structs.replace(last, content=[*blocks, {"type": "text", "text": f"\n\n{text}"}])
     return msgspec.structs.replace(call, messages=[*before, question])
+
+
+def has_open_server_call(messages: list[Message]) -> bool:
+    """Returns whether a call of a server tool in `messages` has no result yet."""
+    blocks = [block for one in messages if isinstance(one.content, list) for block in one.content]
+    results = {block.get("tool_use_id") for block in blocks}
+    return any(is_call(block) and block.get("id") not in results for block in blocks)
 
 
 def append_to_system(system: str | list[dict[str, Any]] | None, text: str) -> str | list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from tailrace.generators.backends import Call
 from tailrace.generators.feature import Feature, Hooks
 from tailrace.generators.planner import AnswerCheck
 from tailrace.proto import events
+from tailrace.proto.conversation import without_lost_calls
 from tailrace.proto.entries import Message, Request
 from tailrace.proto.errors import SandboxFailed
 from tailrace.proto.fold import Turn
@@ -59,7 +60,9 @@ def add_correction(call: Call, _request: Request, turn: Turn) -> Call:
         return call
     prompt = Message("user", CORRECTION_PROMPT.format(misfit=turn.misfit[:MISFIT_CHARS_MAX]))
     rejected = [Message("assistant", turn.rejected)] if turn.rejected.strip() else []
-    return msgspec.structs.replace(call, messages=[*call.messages, *rejected, prompt])
+    # The rejected text has no results of server tools, which the API would want for their calls.
+    messages = without_lost_calls([*call.messages, *rejected], [prompt])
+    return msgspec.structs.replace(call, messages=[*messages, prompt])
 
 
 def find_schema_obstacle(request: Request) -> str | None:

@@ -1,4 +1,7 @@
-"""A session ends as docs/CLAUDE_API.md says where its client, or Tailrace, would break a rule of requests."""
+"""A session ends as docs/CLAUDE_API.md says where its client, or Tailrace, would break a rule of requests.
+
+The model gets the same of an odd history in each way in which a client can send it.
+"""
 
 from pathlib import Path
 
@@ -6,13 +9,17 @@ import httpx2
 import pytest
 
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
+from tests.conformance import history_ways
 from tests.conformance.case import read_cases
+from tests.conformance.history_case import read_histories
 from tests.conformance.rule_case import WAYS, read_rules
 from tests.conformance.rule_ways import PLAYERS, play_verbatim
 from tests.harness import processes
 from tests.harness.system import System
 from tools.api_surface import read_table
 
+# Histories times the ways that can express them.
+CELLS_MIN = 700
 ROWS = read_table()["request_rules"].rows
 
 
@@ -51,3 +58,22 @@ async def test_each_session_ends_in_each_way_as_the_table_says(tmp_path: Path) -
                 if ended != getattr(ROWS[name], way):
                     differences.append(f"{name} {way}: {ended[:300]}")
     assert not differences, "\n".join(differences)
+
+
+@pytest.mark.rule("R111")
+@pytest.mark.timeout(120)
+async def test_the_model_gets_the_same_of_a_history_in_each_way() -> None:
+    """Except where a way has a rule of its own, which the case names with its source."""
+    count, differences = await history_ways.find_differences(read_histories())
+    assert not differences, "\n".join(differences)
+    assert count > CELLS_MIN
+
+
+def test_each_own_rule_of_a_way_is_for_a_way() -> None:
+    """And has its source."""
+    for name, case in read_histories().items():
+        assert case.source, name
+        for names, own in case.own.items():
+            assert own.why, name
+            for one in names.split(", "):
+                assert any(way == one or way.startswith(f"{one}-") for way in history_ways.WAYS), (name, one)

@@ -39,7 +39,8 @@ CHECKOUT = Path(__file__).parents[2]
 # /readyz names a silent nats-server, and a full disk, before what follows from them: 11.
 # Blocks of a stored answer as events, once for every dialect (protocols has 80 fewer): 19. Rows of one line: -14.
 # The free space of the disk as a gauge: 6.
-CORE_LINES_MAX = 18_508
+# System messages where the API takes them (R132): 29.
+CORE_LINES_MAX = 18_537
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3

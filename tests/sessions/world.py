@@ -17,6 +17,7 @@ from tailrace.features.limits.limiter import Limiter
 from tailrace.features.queued_turns.generator import prepare_queued
 from tailrace.gateway.auth.limits import Limits
 from tailrace.gateway.auth.principal import Principal
+from tailrace.gateway.http.read_body import convert
 from tailrace.gateway.models.offer import Offer
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.gateway.turns.conversation import Conversations
@@ -190,7 +191,10 @@ class World:
 
     async def post(self, sent: Sent) -> TurnKey:
         """Stores a turn as the gateway does. Raises Refused."""
-        new_turn = parse(sent)
+        return await self.store(parse(sent))
+
+    async def store(self, new_turn: NewTurn) -> TurnKey:
+        """Like `post`, for the turn that the gateway makes of a request."""
         check_turn(new_turn)
 
         async def may_interrupt() -> bool:
@@ -286,23 +290,25 @@ def parse(sent: Sent) -> NewTurn:
     body = sent.body
     match sent.path:
         case "/v1/messages":
-            fields = msgspec.convert(body, anthropic.MessagesRequest)
+            fields = convert(body, anthropic.MessagesRequest)
             return anthropic.build_turn(fields, body, Headers(sent.headers or {}))
         case "/v1/chat/completions":
-            chat = msgspec.convert(body, chat_request.ChatCompletionRequest)
+            chat = convert(body, chat_request.ChatCompletionRequest)
             return chat_request.build_turn(chat, model_of(body), body).turn
         case "/v1/responses":
-            response = msgspec.convert(body, responses_request.ResponseRequest)
+            response = convert(body, responses_request.ResponseRequest)
             return responses_request.build_turn(response, model_of(body)).turn
         case "/api/agui":
-            run = msgspec.convert(body, ag_ui.RunAgentInput)
+            run = convert(body, ag_ui.RunAgentInput)
+            if run.resume:
+                run = ag_ui.with_results(run)
             turn = ag_ui.build_turn(run, None)
             messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run.context))
             return msgspec.structs.replace(turn, messages=messages)
         case "/api/chat":
-            return ai_sdk.build_turn(msgspec.convert(body, ai_sdk.UIChatRequest))
+            return ai_sdk.build_turn(convert(body, ai_sdk.UIChatRequest))
         case _:
-            return msgspec.convert(body, NewTurn)
+            return convert(body, NewTurn)
 
 
 def model_of(body: Json) -> Model:

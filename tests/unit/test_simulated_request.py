@@ -143,6 +143,19 @@ def question(*content: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": list(content)}
 
 
+CALL: Any = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+THOUGHT: Any = {"type": "thinking", "thinking": "x", "signature": "y"}
+
+
+def system(content: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def failed(content: Any) -> dict[str, Any]:
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": content, "is_error": True}
+    return {"role": "user", "content": [result]}
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -155,6 +168,24 @@ def question(*content: dict[str, Any]) -> dict[str, Any]:
         ([ASK, answered(FOUND), ASK], "unexpected `tool_use_id` found in `web_search_tool_result` blocks"),
         ([ASK, answered(CODE, BY_CODE), tool_result("c1"), answered(RAN, TEXT), ASK], None),
         ([ASK, answered(CODE), ASK], "without a corresponding `code_execution_tool_result` block"),
+        ([ASK, answered(SEARCH, CALL), tool_result("c1")], None),
+        ([ASK, answered(SEARCH, CALL), tool_result("c1"), answered(FOUND, TEXT), ASK], None),
+        ([ASK, answered(SEARCH, CALL), tool_result("c1"), ASK], "without a corresponding `web_search_tool_result`"),
+        ([ASK, answered(SEARCH, CALL), tool_result("c1"), answered(TEXT), ASK], "without a corresponding `web_search"),
+        ([ASK, answered(SEARCH, CALL), tool_result("c1"), system("x")], None),
+        ([system("x"), ASK], "messages.0: use the top-level 'system' parameter for the initial system prompt"),
+        ([ASK, system("x")], None),
+        ([ASK, system("x"), answered(TEXT), ASK], None),
+        ([ASK, answered(TEXT), system([]), ASK], None),
+        ([ASK, system("x"), ASK], "messages.1: role 'system' must precede an 'assistant' message or end the array"),
+        ([ASK, system("x"), system("y")], "messages.1: role 'system' must precede an 'assistant' message"),
+        ([ASK, answered(TEXT), system("x"), ASK], "messages.2: role 'system' must follow a 'user' message"),
+        ([ASK, answered(SEARCH, FOUND), system("x"), answered(TEXT), ASK], None),
+        ([ASK, answered(TEXT, THOUGHT), ASK], "messages.1: The final block in an assistant message cannot be"),
+        ([ASK, answered(THOUGHT), answered(TEXT), ASK], None),
+        ([ASK, tool_use("c1"), failed("")], "content cannot be empty if `is_error` is true"),
+        ([ASK, tool_use("c1"), failed([TEXT, picture("image/png")])], "all content must be type `text` if `is_error`"),
+        ([ASK, tool_use("c1"), failed([TEXT])], None),
         ([ASK, answered({**SEARCH, "id": "call_1"})], "server_tool_use.id: String should match pattern '^srvtoolu_"),
         ([ASK, tool_use("c.1"), tool_result("c.1")], "messages.1.content.0.tool_use.id: String should match pattern"),
         ([ASK, tool_use("c1"), tool_result("c1"), tool_use("c1"), tool_result("c1")], "`tool_use` ids must be unique"),

@@ -136,3 +136,33 @@ def test_a_call_has_the_betas_that_its_messages_need(message: Message, betas: li
     call = build_call(request(messages=[USER, message, ANSWER, message, USER], betas=["a", CLEAR_AT]))
     assert call.betas == ["a", CLEAR_AT, *(beta for beta in betas if beta != CLEAR_AT)]
     assert build_call(request(messages=[USER, message])).betas == (betas or None)
+
+
+KIND = Message("system", "be kind")
+FOUND = Message("assistant", [{"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}])
+BOTH = Message("system", [{"type": "text", "text": "be kind"}, {"type": "text", "text": "be kind"}])
+SETS_EFFORT = Message("system", [], output_config=EFFORT)
+RESULT = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}])
+
+
+@pytest.mark.rule("R132")
+@pytest.mark.parametrize(
+    ("messages", "placed"),
+    [
+        ([USER, KIND, ANSWER, USER, KIND], [USER, KIND, ANSWER, USER, KIND]),
+        ([USER, KIND, USER], [USER, USER, KIND]),
+        ([USER, CLEARED, USER], [USER, USER]),
+        ([USER, CLEARED, ANSWER, USER], [USER, CLEARED, ANSWER, USER]),
+        ([USER, KIND, USER, KIND, ANSWER, USER], [USER, USER, BOTH, ANSWER, USER]),
+        ([USER, ANSWER, KIND, USER], [USER, ANSWER, USER, KIND]),
+        ([USER, ANSWER, KIND, RESULT], [USER, ANSWER, RESULT, KIND]),
+        ([USER, ANSWER, KIND, ANSWER, USER], [USER, KIND, ANSWER, ANSWER, USER]),
+        ([USER, KIND, ANSWER, KIND, ANSWER, USER], [USER, BOTH, ANSWER, ANSWER, USER]),
+        ([USER, FOUND, KIND, ANSWER, USER], [USER, FOUND, KIND, ANSWER, USER]),
+        ([USER, ANSWER, SETS_EFFORT, USER], [USER, ANSWER, SETS_EFFORT, USER]),
+        ([KIND, USER, ANSWER, USER], [USER, KIND, ANSWER, USER]),
+    ],
+)
+def test_a_call_has_a_system_message_where_the_api_takes_it(messages: list[Message], placed: list[Message]) -> None:
+    """Directly before an answer or at the end, behind the user's message or the result of a server tool."""
+    assert build_call(request(messages=messages)).messages == placed

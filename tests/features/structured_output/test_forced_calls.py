@@ -22,7 +22,9 @@ from tailrace.generators.backends.model_event import ModelEvent, from_event
 from tailrace.generators.continuation import build_call, prepare_call
 from tailrace.generators.plan import Complete, MakeAttempt, plan, plan_after_check
 from tailrace.proto import events
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
+from tailrace.proto.fold import EMPTY_TURN
 from tailrace.proto.forced_tools import answer_schema, call_schema, forced_functions, require_offered
 from tailrace.proto.schema import with_schema
 from tests.golden.requests import build_turn, read_cases
@@ -243,6 +245,23 @@ def test_a_rejected_call_is_shown_to_the_model() -> None:
     call, _ = prepare_call(log.turn, "restart", FILTERS)
     assert [message.content for message in call.messages[1:2]] == ['{"day": 1}']
     assert "wrong day" in str(call.messages[2].content)
+
+
+@pytest.mark.rule("R77")
+def test_a_correction_has_no_call_of_code_whose_result_was_in_the_rejected_answer() -> None:
+    code = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "code_execution", "input": {}}
+    caller = {"type": "code_execution_20260521", "tool_id": "srvtoolu_1"}
+    by_code = {"type": "tool_use", "id": "c1", "name": "look", "input": {}, "caller": caller}
+    results = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}])
+    begun = [
+        Message("user", "Hi."),
+        Message("assistant", [{"type": "text", "text": "I look."}, code, by_code]),
+        results,
+    ]
+    asked = request(messages=begun, options=with_schema(None, {"type": "object"}))
+    turn = msgspec.structs.replace(EMPTY_TURN, misfit="no JSON", rejected="It is 1.")
+    call = add_correction(build_call(asked), asked, turn)
+    assert [message.content for message in call.messages[:3]] == ["Hi.", "I look.", "It is 1."]
 
 
 @pytest.mark.rule("R77")

@@ -102,7 +102,6 @@ SAID = {"type": "text", "text": "Why?"}
     [
         (Message("user", "Why?"), [SAID]),
         (Message("user", [SAID]), [SAID]),
-        (Message("system", "Hurry."), []),
     ],
 )
 def test_another_model_gets_the_schema_after_the_question(last: Message, before: list[dict[str, Any]]) -> None:
@@ -144,6 +143,27 @@ def test_move_schema_to_prompt_moves_it_for_any_model(options: dict[str, Any]) -
     assert call.system == "Be brief."
     assert '"required":["n"]' in call.messages[-1].content[-1]["text"]  # type: ignore[index]
     assert move_schema_to_prompt(call) == call
+
+
+def test_a_schema_stands_before_a_system_message() -> None:
+    """The API takes that only at the end."""
+    reminder = Message("system", "Be kind.", clear_at="next_user_message")
+    asked = request(messages=[Message("user", "Hi."), reminder], options=with_schema(None, OPEN))
+    call = move_schema_to_prompt(build_call(asked))
+    assert '"required":["n"]' in call.messages[0].content[-1]["text"]  # type: ignore[index]
+    assert call.messages[1:] == [reminder]
+
+
+def test_nothing_follows_the_results_of_an_answer_with_an_open_search() -> None:
+    """It would end the answer, and the API refuses that. The schema follows the system prompt."""
+    search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+    tool_call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+    results = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}])
+    messages = [Message("user", "Hi."), Message("assistant", [search, tool_call]), results]
+    asked = request(messages=messages, system="Be brief.", options=with_schema(None, OPEN))
+    call = move_schema_to_prompt(build_call(asked))
+    assert call.messages == messages
+    assert str(call.system).startswith("Be brief.\n\nYour whole answer is one JSON value")
 
 
 def test_two_schemas_are_refused() -> None:
