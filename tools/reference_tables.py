@@ -48,7 +48,7 @@ INCOMPLETE_REASONS = {
 # The help text indents words by two columns and the kinds of faults by 19.
 HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
-# The module of their `render` is that of the field `cursor`.
+# The module of their `render` is that of the field `cursor`, or of all text dialects.
 VARIANTS = {"delta": delta_stream, "content": content_stream, "html": html_stream}
 # Modules that are imported when the table is made: traces need optional packages.
 METRICS = {

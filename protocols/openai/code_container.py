@@ -3,9 +3,8 @@
 A `container_id` names a response. Claude's own id of the container, and when it expires, are in the stored answer.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
 
 from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.turns.read_turn import TurnReader
@@ -15,37 +14,26 @@ from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, TurnRecord
 from tailrace.protocols.openai.builtin_tools import turn_of_container
-from tailrace.protocols.openai.responses_input import InputItem
+from tailrace.protocols.openai.responses_request import ResponseRequest, parent_of, session_of
 
 # How many turns before the new one may have run the code.
 TURNS_MAX = 8
 NOT_FOUND = ("turn_not_found", "session_not_found")
 
 
-async def find_container(
-    tools: Sequence[dict[str, Any]] | None,
-    items: str | Sequence[InputItem],
-    parent: str | None,
-    session: str | None,
-    scope: Scope,
-    turns: TurnReader,
-    history: HistoryClient,
-) -> str | None:
+async def find_container(body: ResponseRequest, scope: Scope, turns: TurnReader, history: HistoryClient) -> str | None:
     """Returns Claude's id of the container; None: a new one, or no code can run.
 
     Raises Refused if the request names a container that does not exist or has expired; LogUnavailable.
     """
-    given = next((tool.get("container") for tool in tools or () if tool.get("type") == "code_interpreter"), None)
+    given = next((tool.get("container") for tool in body.tools or () if tool.get("type") == "code_interpreter"), None)
     if isinstance(given, str):
         return await _named(given, scope, turns)
     if given is None:
         return None
-    used = (
-        [turn for one in items if (turn := turn_of_container(one.container_id or ""))]
-        if not isinstance(items, str)
-        else []
-    )
-    async for record in _branch(used[-1] if used else parent, session, scope, turns, history):
+    items = [] if isinstance(body.input, str) else body.input
+    used = [turn for one in items if (turn := turn_of_container(one.container_id or ""))]
+    async for record in _branch(used[-1] if used else parent_of(body), session_of(body), scope, turns, history):
         if (container := container_of(record.envelope)) is not None:
             return container if is_usable(record) else None
     return None

@@ -79,7 +79,7 @@ async def post_response(
     name = body.model or await read_session_model(history, request.access, session, parent)
     offer = await catalogue.offer(request.access.tenant)
     model = offer.model(name)
-    container = await find_container(body.tools, items, parent, session, request.access, turns, history)
+    container = await find_container(body, request.access, turns, history)
     if body.stream and idempotency_key_of(request) == AUTO and (received := find_received(body.input)) is not None:
         asked = msgspec.structs.replace(body, input=received.question)
         build = partial(build_turn, asked, model, offer.models, container)

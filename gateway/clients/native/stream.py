@@ -93,16 +93,11 @@ def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceSt
     return Frame((*map(sse.Event, others), sse.Event(last, stored.seq))), state
 
 
-def render_record(record: TurnRecord, _: int) -> Frame:
-    """Renders `reset`, the answer and the end.
+def render_record(record: TurnRecord, names: dict[str, Any]) -> Frame:
+    """Renders `reset`, the answer and the end, with `names` as the first fields of each event.
 
     Only the end has an `id:`; a request with that cursor is answered 204.
     """
-    return _render_record(record, {})
-
-
-def _render_record(record: TurnRecord, names: dict[str, Any]) -> Frame:
-    """See `render_record`; `names` are the first fields of each event."""
     answer = (event for index, block in enumerate(record.content) for event in _block_events(index, block))
     *others, end = [RESET, *answer, _end(record, *text_proof(record.text))]
     rendered = tuple(sse.Event(_encode(names | event)) for event in others)
@@ -206,7 +201,7 @@ TAILRACE = Dialect(
     name="tailrace",
     start=TailraceState,
     render=render,
-    render_record=render_record,
+    render_record=lambda record, _: render_record(record, {}),
     is_self_delimited=True,
     can_reset=True,
     sends_retry=True,
@@ -214,6 +209,6 @@ TAILRACE = Dialect(
 OF_SESSION = TAILRACE._replace(
     name="session",
     start=lambda key: TailraceState(key, is_of_session=True),
-    render_record=lambda record, _: _render_record(record, {"turn": record.turn}),
+    render_record=lambda record, _: render_record(record, {"turn": record.turn}),
 )
 """`tailrace` for the stream of a session: each event names its turn in the field `turn`."""
