@@ -24,7 +24,6 @@ from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy
 from tailrace.proto.conversation import simplify, without_trailing_thinking
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import decode_input
 from tailrace.protocols.ag_ui.blocks import CUT, NO_RESULT, REDACTED
@@ -33,6 +32,7 @@ from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
+from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
 from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
@@ -116,11 +116,9 @@ class ResumeEntry(msgspec.Struct, frozen=True, rename="camel"):
     """The result of the tool, or an object with `result`, `approved`, `reason`."""
 
 
-class ForwardedProps(msgspec.Struct, frozen=True, kw_only=True):
+class ForwardedProps(TurnSettings, frozen=True, kw_only=True):
     """The fields of a turn that AG-UI has no field for. Unknown ones are ignored."""
 
-    model: str | None = None
-    """The model that answers; if it is left out, the session's model, else the operator's default."""
     system: str | None = None
     """The system prompt, after the system messages at the beginning."""
     max_tokens: int | None = None
@@ -131,21 +129,9 @@ class ForwardedProps(msgspec.Struct, frozen=True, kw_only=True):
     """Further tools, in Anthropic's format: those that the model's API runs."""
     options: dict[str, Any] | None = None
     """Further fields of Anthropic's Messages API."""
-    metadata: dict[str, str] | None = None
-    """Labels of the turn, by which it can be found."""
-    project_id: str | None = None
-    """The project of the session."""
-    on_interrupt: OnInterrupt = "continue"
-    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
-    on_pause: OnPause = "continue"
-    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
-    on_disconnect: str = "continue"
-    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "interrupt"
     """Clients send a question only when no answer runs for them. If one runs here, the user has stopped it in the page,
     and `abortRun()` of HttpAgent sends no request."""
-    max_cost: float | None = None
-    """The most that the answer may cost, in dollars."""
     approve: bool | list[str] = False
     """The tools whose calls are interrupts, which `resume` decides; true: all."""
 
@@ -218,13 +204,8 @@ def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
         session=run.thread_id,
         create_session=True,
         full_history=True,
-        project=props.project_id,
+        **settings_of(props),
         metadata=metadata,
-        on_interrupt=props.on_interrupt,
-        on_pause=props.on_pause,
-        on_disconnect=props.on_disconnect,
-        on_busy=props.on_busy,
-        max_cost=props.max_cost,
     )
 
 

@@ -26,13 +26,13 @@ from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
 from tailrace.proto.conversation import simplify, without_trailing_thinking
 from tailrace.proto.depth import is_deeper
-from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
 from tailrace.protocols.common.file_block import build_file_block
 from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
+from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
 from tailrace.protocols.common.unsupported import plain_names
 
 # The API refuses a failed call without a reason.
@@ -111,7 +111,7 @@ class UITool(msgspec.Struct, frozen=True):
     """The description of the tool, which the model receives."""
 
 
-class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class UIChatRequest(TurnSettings, frozen=True, kw_only=True):
     """The body of `POST /api/chat`: the fields of `useChat`, and those that an app may add with its option `body`.
 
     `trigger` and `messageId` are not used: `messages` contain what they say.
@@ -129,10 +129,6 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The session of the chat, if it is not `id`."""
     thread_id: str | None = msgspec.field(default=None, name="threadId")
     """The same as `id`, as assistant-ui's `useDataStreamRuntime` sends it."""
-    project_id: str | None = None
-    """The project of the session."""
-    model: str | None = None
-    """The model that answers; if it is left out, the session's model, else the operator's default."""
     system: str | list[Block] | None = None
     """The system prompt."""
     max_tokens: int | None = None
@@ -141,19 +137,9 @@ class UIChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The tools that the model may call, in Anthropic's format, or assistant-ui's tools by their names."""
     options: dict[str, Any] | None = None
     """Further fields of Anthropic's Messages API."""
-    metadata: dict[str, str] | None = None
-    """Labels of the turn, by which it can be found."""
-    on_interrupt: OnInterrupt = "continue"
-    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
-    on_pause: OnPause = "continue"
-    """The reaction to a pause for tools of the model's API: continue the answer, or return it."""
-    on_disconnect: str = "continue"
-    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
     on_busy: OnBusy = "interrupt"
     """`useChat` sends a question only when no answer runs. If one runs here, the user has stopped it in the page, and
     `stop()` sends no request."""
-    max_cost: float | None = None
-    """The most that the answer may cost, in dollars."""
     store: bool = True
     """Whether the turn is kept. False: it belongs to no chat, and is erased some minutes after its end."""
     idempotency_key: Annotated[str, Meta(pattern=IDEMPOTENCY_KEY.pattern)] | None = None
@@ -189,13 +175,8 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         session=session,
         create_session=session is not None,
         full_history=session is not None,
-        project=chat.project_id,
+        **settings_of(chat),
         metadata=metadata or None,
-        on_interrupt=chat.on_interrupt,
-        on_pause=chat.on_pause,
-        on_disconnect=chat.on_disconnect,
-        on_busy=chat.on_busy,
-        max_cost=chat.max_cost,
         store=chat.store,
     )
 

@@ -14,6 +14,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.common.tool_definition import tool_definition
+from tailrace.protocols.common.turn_settings import settings_of
 from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import UserLocation, refuse_without, web_search
@@ -174,14 +175,9 @@ def build_turn(
         options=sampling | _options(chat, model) or None,
         session=chat.session_id,
         create_session=chat.session_id is not None,
-        project=chat.project_id,
+        **settings_of(chat),
         metadata=chat.metadata,
         user=chat.safety_identifier or chat.user or None,
-        on_busy=chat.on_busy,
-        max_cost=chat.max_cost,
-        on_interrupt=chat.on_interrupt,
-        on_pause=chat.on_pause,
-        on_disconnect=chat.on_disconnect,
     )
     ignored = [
         *ignored_sampling,

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import OnBusy
 from tailrace.proto.decoding import DECODE_ERRORS
-from tailrace.proto.entries import OnInterrupt, OnPause
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import decode_input
 from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
 from tailrace.protocols.common.media_types import PDF, PLAIN, accepted_type
+from tailrace.protocols.common.turn_settings import TurnSettings
 from tailrace.protocols.common.unsupported import ignored, refused
 
 Fields = dict[str, Any]
@@ -34,15 +33,14 @@ NO_PROBABILITIES = "Claude does not return probabilities"
 TRUNCATED = "truncated"
 
 
-class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields that the bodies of both protocols have. Null means absent, as in OpenAI's API.
 
+    The headers `X-Project-ID` and `Tailrace-On-Pause` have the same effect as `project_id` and `on_pause`.
     The second group is what Tailrace and other OpenAI-compatible servers of Claude add. The last group is not
     supported.
     """
 
-    model: str | None = None
-    """The model that answers; if it is left out, the session's model, else the operator's default."""
     stream: bool | None = None
     """Whether the response is a stream of events."""
     temperature: float | None = None
@@ -54,8 +52,6 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
     parallel_tool_calls: bool | None = None
     """Whether the model may call several functions at once."""
-    metadata: dict[str, str] | None = None
-    """Your own labels of the turn, which are returned with it, and by which it can be found."""
     user: str | None = None
     """The end user who receives the answer, and the `user_id` that Anthropic receives.
 
@@ -68,21 +64,6 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Anthropic's field `thinking`, passed on to the model. It takes precedence over the effort of reasoning."""
     session_id: str | None = None
     """The session to continue or create; also as header `X-Session-ID`."""
-    project_id: str | None = None
-    """The project of the session; also as header `X-Project-ID`."""
-    on_busy: OnBusy = "reject"
-    """The reaction while the turn to continue still runs."""
-    max_cost: float | None = None
-    """The most that the answer may cost, in dollars."""
-    on_interrupt: OnInterrupt = "continue"
-    """The reaction to a model call that breaks off: continue the answer, restart it, or fail."""
-    on_pause: OnPause = "continue"
-    """The reaction to a pause for tools of the model's API: continue the answer, or return it.
-
-    Also as header `Tailrace-On-Pause`.
-    """
-    on_disconnect: str = "continue"
-    """The reaction when the last reader leaves: `continue`, `cancel` or `grace:SECONDS`."""
 
     moderation: Annotated[Any, refused("there is no moderation")] = None
     top_logprobs: Annotated[Any, refused(NO_PROBABILITIES, 0)] = None

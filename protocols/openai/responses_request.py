@@ -14,6 +14,7 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.turn_settings import settings_of
 from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import MCP_BETA, TOOLS, BuiltTools, build_tools, turn_of_container
@@ -162,14 +163,9 @@ def build_turn(
         create_session=session is not None,
         full_history=is_whole,
         parent=msgspec.UNSET if parent is None else parent,
-        project=body.project_id,
+        **settings_of(body),
         metadata=body.metadata,
         user=body.safety_identifier or body.user or None,
-        on_busy=body.on_busy,
-        max_cost=body.max_cost,
-        on_interrupt=body.on_interrupt,
-        on_pause=body.on_pause,
-        on_disconnect=body.on_disconnect,
         store=body.store is not False,
     )
     return BuiltTurn(turn, names, _client_names(body))
