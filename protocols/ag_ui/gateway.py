@@ -57,6 +57,7 @@ from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run
 from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, make_dialect
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
+from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.common.unsupported import ignored_header
 
 # The messages of a larger request are not kept for the case of a restart: the stream would hold them.
@@ -219,12 +220,7 @@ async def add_context(
     Models that do not check what stood before their thinking may refuse a message with `clear_at`: they get the context
     with the system prompt.
     """
-    session = None
-    try:
-        session = await history.query(request.access, GetSession(new_turn.session or ""))
-    except Refused as refused:
-        if refused.code != "session_not_found":
-            raise
+    session = await read_or_none(history.query(request.access, GetSession(new_turn.session or "")))
     name = new_turn.model or (None if session is None else session.model)
     if checks_thinking((await catalogue.offer(request.access.tenant)).model(name).id):
         return msgspec.structs.replace(new_turn, messages=with_context(new_turn.messages or [], text))

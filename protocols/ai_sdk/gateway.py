@@ -43,6 +43,7 @@ from tailrace.protocols.common.event_count import count_data_events, count_event
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.newest_branch import newest_branch
+from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.common.stored_messages import read_texts
 from tailrace.protocols.common.unsupported import ignored_header
 
@@ -172,23 +173,15 @@ async def find_turn_or_chat(log: TurnLog, history: HistoryClient, scope: Scope, 
     turn = ScopedKey(scope, TurnId(name))
     if is_token(name) and await is_logged(log, turn):
         return turn
-    try:
-        return ScopedKey(scope, (await history.query(scope, GetLastTurn(name))).turn)
-    except Refused as refused:
-        if refused.code != "session_not_found":
-            raise
-        return ScopedKey(scope, (await history.query(scope, GetTurn(TurnId(name)))).turn)
+    last = await read_or_none(history.query(scope, GetLastTurn(name)))
+    return ScopedKey(scope, (last or await history.query(scope, GetTurn(TurnId(name)))).turn)
 
 
 async def find_resumable(streams: StreamContext, turns: TurnReader, scope: Scope, name: str) -> ScopedKey | None:
     """Returns `name`'s turn; None if the turn is over or does not exist, which `useChat` does not treat as an error."""
-    try:
-        key = await find_turn_or_chat(streams.log, streams.history, scope, name)
-        return None if is_over(await turns.read(key), datetime.now(UTC)) else key
-    except Refused as refused:
-        if refused.code != "turn_not_found":
-            raise
-        return None
+    key = await read_or_none(find_turn_or_chat(streams.log, streams.history, scope, name))
+    turn = None if key is None else await read_or_none(turns.read(key))
+    return None if turn is None or is_over(turn, datetime.now(UTC)) else key
 
 
 def is_over(turn: TurnRecord, now: datetime) -> bool:

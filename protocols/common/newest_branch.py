@@ -14,6 +14,7 @@ from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.ownership import Scope
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
+from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.common.stored_messages import read_texts, resolve
 
 PAGE_TURNS = 200
@@ -46,10 +47,7 @@ async def newest_branch(
 
 async def last_turn(history: HistoryClient, scope: Scope, chat: str) -> TurnId | None:
     """Returns the chat's newest turn, None if it has none yet. Raises Refused for an unknown chat."""
-    try:
-        return (await history.query(scope, GetLastTurn(chat))).turn
-    except Refused as refused:
-        if refused.code != "session_not_found":
-            raise
+    last = await read_or_none(history.query(scope, GetLastTurn(chat)))
+    if last is None:
         await history.query(scope, GetSession(chat))
-        return None
+    return None if last is None else last.turn

@@ -13,12 +13,12 @@ from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, TurnRecord
+from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.openai.builtin_tools import turn_of_container
 from tailrace.protocols.openai.responses_request import ResponseRequest, parent_of, session_of
 
 # How many turns before the new one may have run the code.
 TURNS_MAX = 8
-NOT_FOUND = ("turn_not_found", "session_not_found")
 
 
 async def find_container(body: ResponseRequest, scope: Scope, turns: TurnReader, history: HistoryClient) -> str | None:
@@ -69,11 +69,8 @@ async def _branch(
 ) -> AsyncIterator[TurnRecord]:
     """Yields the turn `parent`, or the newest of the session, and turns before it."""
     if parent is None and session is not None:
-        try:
-            parent = (await history.query(scope, GetLastTurn(session))).turn
-        except Refused as refused:
-            if refused.code not in NOT_FOUND:
-                raise
+        last = await read_or_none(history.query(scope, GetLastTurn(session)))
+        parent = None if last is None else last.turn
     for _ in range(TURNS_MAX):
         record = None if parent is None else await _read(parent, scope, turns)
         if record is None:
@@ -83,9 +80,4 @@ async def _branch(
 
 
 async def _read(turn: str, scope: Scope, turns: TurnReader) -> TurnRecord | None:
-    try:
-        return await turns.read(ScopedKey(scope, TurnId(turn))) if is_token(turn) else None
-    except Refused as refused:
-        if refused.code not in NOT_FOUND:
-            raise
-        return None
+    return await read_or_none(turns.read(ScopedKey(scope, TurnId(turn)))) if is_token(turn) else None

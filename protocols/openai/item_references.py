@@ -16,6 +16,7 @@ from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
+from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES, LISTING, pair_results
 from tailrace.protocols.openai.responses_input import InputItem, StoredItem, invalid_item
 from tailrace.protocols.openai.responses_object import ITEM_ID
@@ -104,11 +105,8 @@ def block_of_item(item: InputItem) -> int:
 
 async def _read_items(scope: Scope, turn: str, turns: TurnReader) -> dict[str, _Read]:
     """Returns the output items of a response by id; none if there is no such response. Raises LogUnavailable."""
-    try:
-        record = await turns.read(ScopedKey(scope, TurnId(turn)))
-    except Refused as refused:
-        if refused.code != "turn_not_found":
-            raise
+    record = await read_or_none(turns.read(ScopedKey(scope, TurnId(turn))))
+    if record is None:
         return {}
     results = pair_results(record.content)
     found: dict[str, _Read] = {}

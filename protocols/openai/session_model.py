@@ -1,10 +1,10 @@
 """Finds the model for a request that names none: OpenAI's parameters are checked for this model."""
 
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId
 from tailrace.proto.ownership import Scope
 from tailrace.proto.records import GetSession, GetTurn
+from tailrace.protocols.common.read_or_none import read_or_none
 
 
 async def read_session_model(
@@ -14,11 +14,8 @@ async def read_session_model(
 
     None if no model was set, or if the session or turn does not exist. Raises Refused if persistence does not answer.
     """
-    try:
-        if session is None and parent is not None:
-            session = (await history.query(scope, GetTurn(TurnId(parent)))).session
-        return None if session is None else (await history.query(scope, GetSession(session))).model
-    except Refused as refused:
-        if refused.code not in ("session_not_found", "turn_not_found"):
-            raise
-        return None
+    if session is None and parent is not None:
+        turn = await read_or_none(history.query(scope, GetTurn(TurnId(parent))))
+        session = None if turn is None else turn.session
+    found = None if session is None else await read_or_none(history.query(scope, GetSession(session)))
+    return None if found is None else found.model
