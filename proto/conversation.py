@@ -363,11 +363,8 @@ def without_trailing_thinking(blocks: list[Block]) -> list[Block]:
 
 def simplify(blocks: list[Block]) -> str | list[Block]:
     """Returns a single text block without further fields as a string, the form that the log has for it."""
-    match blocks:
-        case [{"type": "text", "text": str(text), **rest}] if not rest:
-            return text
-        case _:
-            return blocks
+    is_text = len(blocks) == 1 and len(blocks[0]) == 2 and blocks[0].get("type") == "text"
+    return blocks[0]["text"] if is_text and isinstance(blocks[0]["text"], str) else blocks
 
 
 def _escape_references(value: Any) -> Any:

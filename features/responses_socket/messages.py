@@ -17,7 +17,7 @@ from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import CODES, Refused
 from tailrace.proto.ids import is_token
-from tailrace.protocols.openai.responses_input import InputItem, messages_of, system_of
+from tailrace.protocols.openai.responses_input import InputItem, conversation_of
 from tailrace.protocols.openai.responses_object import PREFIX
 
 T = TypeVar("T")
@@ -164,8 +164,8 @@ def refusal_event(refused: Refused, **more: Any) -> bytes:
 def steered_message(steer: Steer) -> bytes:
     """Returns the body of `POST /v1/turns/{turn}/steer` for `input`. Raises Refused."""
     given = _decode("input", steer.given, str | list[InputItem])
-    messages = messages_of(given)
-    if not messages or any(message.role != "user" for message in messages) or system_of(given, None) is not None:
+    system, messages = conversation_of(given)
+    if system or not messages or any(message.role != "user" for message in messages):
         raise Refused("request_invalid", "`input` is a text, or messages of the role `user`")
     contents = [message.content for message in messages]
     if len(contents) > 1:

@@ -15,9 +15,8 @@ from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.protocols.ag_ui.events import Json, custom, deltas, tool_result
+from tailrace.protocols.common.history_items import REDACTED, SIGNED
 
-# Precedes the data of encrypted thinking, where a reasoning message has the signature.
-REDACTED = "redacted:"
 CUT = "not run: the answer ended within this call"
 NO_RESULT = "the answer ended before the result of this call"
 
@@ -231,7 +230,8 @@ def _end_block(answer: Answer, index: int) -> tuple[list[Json], Answer]:
             # The message stays open for the next text.
             return _further(part.block), answer
         case {"type": "thinking"}:
-            return [*_end_reasoning(part.id, part.signature), *_further(part.block)], answer
+            secret = SIGNED + part.signature if part.signature else ""
+            return [*_end_reasoning(part.id, secret), *_further(part.block)], answer
         case {"type": "redacted_thinking", "data": str(data)}:
             return _end_reasoning(part.id, REDACTED + data), answer
         case block if is_call(block):

@@ -145,7 +145,7 @@ async def post_run(
                     run = with_results(run)
                 model = None if agent == DEFAULT_AGENT else agent
                 new_turn = await convert_body(len(raw), build_turn, run, model)
-                if text := context_text(run.context):
+                if text := context_text(run):
                     new_turn = await add_context(new_turn, text, streams.history, request, catalogue)
                 draft = draft_turn(request, new_turn, raw, default_key=default_key, is_followed=True)
                 stored = await submitter.submit(draft)

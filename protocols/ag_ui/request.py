@@ -11,9 +11,11 @@
 | `tools` | tools, which the client runs |
 | `context` | a system message behind the newest question, until the next one |
 | `forwardedProps` | the fields of `ForwardedProps` |
+
+The rules of the model's API are in protocols/common/history_items.py.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,14 +24,20 @@ from msgspec.structs import replace
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy
-from tailrace.proto.conversation import simplify, without_trailing_thinking
-from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.conversation import simplify
 from tailrace.proto.errors import Refused
-from tailrace.proto.fold import decode_input
-from tailrace.protocols.ag_ui.blocks import CUT, NO_RESULT, REDACTED
+from tailrace.protocols.ag_ui.blocks import CUT, NO_RESULT
 from tailrace.protocols.ag_ui.messages import text_of
 from tailrace.protocols.ag_ui.stream import ALL_TOOLS, APPROVE, RUN
-from tailrace.protocols.common.file_block import build_file_block
+from tailrace.protocols.common.file_block import build_file, refused_part, uploaded_file
+from tailrace.protocols.common.history_items import (
+    Item,
+    build_call,
+    build_messages,
+    build_result,
+    build_text,
+    build_thinking,
+)
 from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
 from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
@@ -37,9 +45,6 @@ from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
 
-# The API refuses a failed call without a reason.
-FAILED = "the tool failed"
-NO_CALL = "`messages[{number}]` has the result of {call!r}, and no message before it has this call: send the call, too"
 UNDECIDED = (
     "`resume`: the payload of {call!r} has no result: Tailrace runs no tools. Run it, and send "
     '{{"result": "…"}}; or deny it with {{"approved": false, "reason": "…"}}'
@@ -184,9 +189,8 @@ def ignored_fields(fields: Mapping[str, Any]) -> list[str]:
 def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
     """Returns the turn for `run`, without its context. `model` answers if the run names none. Raises Refused."""
     props = run.forwarded_props or ForwardedProps()
-    system = [text for one in _leading(run.messages) if (text := text_of(one.content).strip())]
-    if props.system:
-        system.append(props.system)
+    system, messages = build_messages(_items(run.messages), is_page=True)
+    system += build_text(props.system or "")
     options = dict(props.options or {})
     if props.thinking is not None:
         options["thinking"] = props.thinking
@@ -195,9 +199,9 @@ def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
     if approved:
         metadata[APPROVE] = " ".join(approved)
     return NewTurn(
-        messages=convert_messages(run.messages),
+        messages=messages,
         model=props.model or model,
-        system="\n\n".join(system) or None,
+        system=simplify(system) or None,
         max_tokens=props.max_tokens,
         tools=[*map(_tool, run.tools), *(props.tools or [])] or None,
         options=options or None,
@@ -209,9 +213,17 @@ def build_turn(run: RunAgentInput, model: str | None) -> NewTurn:
     )
 
 
-def context_text(context: Iterable[AgentContext]) -> str:
-    """Returns the text of a run's context; an empty one without a context."""
-    facts = [f"{one.description}:\n{one.value}" if one.description else one.value for one in context if one.value]
+def context_text(run: RunAgentInput) -> str:
+    """Returns the text of a run's context; an empty one without a context, or while a server tool's call is open.
+
+    The API executes such a call when the request ends with the results of the client's tools.
+    """
+    if run.messages and run.messages[-1].role == "tool":
+        answered = {one.tool_call_id for one in run.messages if one.content not in (CUT, NO_RESULT)}
+        answer = next((one.tool_calls or [] for one in reversed(run.messages) if one.role == "assistant"), [])
+        if any(call.id.startswith(SERVER_CALLS) and call.id not in answered for call in answer):
+            return ""
+    facts = [f"{one.description}:\n{one.value}" if one.description else one.value for one in run.context if one.value]
     return "\n\n".join(["Context of this message:", *facts]) if facts else ""
 
 
@@ -224,144 +236,55 @@ def with_context(messages: list[MessageParam], text: str) -> list[MessageParam]:
     return [*messages, MessageParam("system", text, clear_at="next_user_message")] if text else messages
 
 
-def convert_messages(messages: list[AgentMessage]) -> list[MessageParam]:
-    """Returns the messages for the model, without the system messages at the beginning. Raises Refused.
-
-    An answer of the model is one message, also if AG-UI has several messages for it. The results of its calls follow it
-    in the order of the calls, wherever they stand in `messages`: the API takes them nowhere else, and the session has
-    them in this order. The first result of a call counts.
-    """
-    found: list[MessageParam] = []
-    blocks: list[Block] = []
-    calls: set[str] = set()
-    results = {
-        one.tool_call_id: (one, number)
-        for number, one in reversed([*enumerate(messages)])
-        if one.role == "tool" and one.content not in (CUT, NO_RESULT)
-    }
-
-    def own_calls() -> list[str]:
-        return [block["id"] for block in blocks if block["type"] == "tool_use"]
-
-    has_result = False
-
-    def end_answer() -> None:
-        nonlocal blocks, has_result
-        own = [_tool_result(*results[call]) for call in own_calls()]
-        if not own:
-            blocks = without_trailing_thinking(blocks)
-        if blocks:
-            found.append(MessageParam("assistant", simplify(blocks)))
-        if own:
-            found.append(MessageParam("user", own))
-        blocks, has_result = [], False
-
-    first = len(_leading(messages))
-    for number, message in enumerate(messages[first:], first):
-        match message.role:
-            case "assistant" | "reasoning":
-                if has_result:
-                    end_answer()
-                blocks += _answer_blocks(message, results.keys(), calls)
-            case "tool":
-                if message.tool_call_id not in calls:
-                    raise Refused("request_invalid", NO_CALL.format(number=number, call=message.tool_call_id[:100]))
-                has_result = has_result or message.tool_call_id in own_calls()
+def _items(messages: Iterable[AgentMessage], first: int = 0) -> Iterator[Item]:
+    """Yields the items of messages, the first of which has the number `first`."""
+    for number, one in enumerate(messages, first):
+        match one.role:
             case "user":
-                end_answer()
-                found.append(MessageParam("user", simplify(_content_blocks(message, number))))
+                yield Item("user", _parts(one.content, number), number)
             case "system" | "developer":
-                end_answer()
-                found.append(MessageParam("system", text_of(message.content).strip()))
-            case _:
-                pass
-    end_answer()
-    if found and not found[-1].content:
-        raise Refused("request_invalid", "the last message has no text and no file")
-    # An empty message was refused, and the client repeats it with the next one.
-    return [message for message in found if message.content]
-
-
-def _leading(messages: list[AgentMessage]) -> list[AgentMessage]:
-    """Returns the system messages at the beginning."""
-    count = next((at for at, one in enumerate(messages) if one.role not in ("system", "developer")), len(messages))
-    return messages[:count]
-
-
-def _answer_blocks(message: AgentMessage, answered: Container[str], calls: set[str]) -> list[Block]:
-    """Returns the blocks of a message of the assistant. Adds its calls to `calls`."""
-    if message.role == "reasoning":
-        secret, text = message.encrypted_value, text_of(message.content)
-        if not secret:
-            return []
-        if secret.startswith(REDACTED):
-            return [{"type": "redacted_thinking", "data": secret.removeprefix(REDACTED)}]
-        return [{"type": "thinking", "thinking": text, "signature": secret}]
-    text = text_of(message.content)
-    blocks: list[Block] = [{"type": "text", "text": text}] if text.strip() else []
-    for call in message.tool_calls or []:
-        given = None if call.id.startswith(SERVER_CALLS) or call.id not in answered else _input(call.function.arguments)
-        calls.add(call.id)
-        if given is not None:
-            blocks.append({"type": "tool_use", "id": call.id, "name": call.function.name, "input": given})
-    return blocks
-
-
-def _input(arguments: str) -> Block | None:
-    """Returns the input of a call; None for one that was cut or is not an object, which the API refuses."""
-    try:
-        return decode_input(arguments or "{}")
-    except DECODE_ERRORS:
-        return None
+                yield Item("system", build_text(text_of(one.content)), number)
+            case "reasoning":
+                yield Item("assistant", build_thinking(text_of(one.content), one.encrypted_value or "", one.id), number)
+            case "assistant":
+                calls = [build_call(c.id, c.function.name, c.function.arguments) for c in one.tool_calls or ()]
+                yield Item("assistant", [*build_text(text_of(one.content)), *calls], number)
+            case "tool" if one.content not in (CUT, NO_RESULT):
+                yield Item("result", [_tool_result(one, number)], number)
 
 
 def _tool_result(message: AgentMessage, number: int) -> Block:
-    block: Block = {"type": "tool_result", "tool_use_id": message.tool_call_id}
     if message.error is not None:
-        return {**block, "content": message.error or text_of(message.content) or FAILED, "is_error": True}
-    if isinstance(message.content, str | None):
-        return {**block, "content": message.content or ""}
-    return {**block, "content": _content_blocks(message, number)}
+        return build_result(message.tool_call_id, message.error or text_of(message.content), is_error=True)
+    is_text = isinstance(message.content, str | None)
+    return build_result(message.tool_call_id, message.content or "" if is_text else _parts(message.content, number))
 
 
-def _content_blocks(message: AgentMessage, number: int) -> list[Block]:
+def _parts(content: object, number: int) -> list[Block]:
     """Returns the blocks of the content of a message. Raises Refused."""
-    parts = message.content if isinstance(message.content, list) else [_text_part(message.content)]
-    return [block for part in parts for block in _user_blocks(part, number)]
+    parts = content if isinstance(content, list) else [{"type": "text", "text": "" if content is None else content}]
+    return [block for part in parts for block in _blocks(part, number)]
 
 
-def _user_blocks(part: object, number: int) -> list[Block]:
-    """Returns the block of a part, none for an empty text. Raises Refused for a part that Claude does not take."""
-    where = f"messages[{number}]"
+def _blocks(part: object, number: int) -> list[Block]:
     match part:
         case {"type": "text", "text": str(text)}:
-            return [{"type": "text", "text": text}] if text.strip() else []
+            return build_text(text)
         case {"type": "image" | "document" as kind, "source": {"type": "file", "value": str(file)}}:
-            return [{"type": kind, "source": {"type": "file", "file_id": file}}]
-        case {"type": "image" | "document", "source": {"type": "data", "value": str(data), "mimeType": str(media)}}:
-            return [build_file_block(media, f"data:{media};base64,{data}", None, where)]
-        case {"type": "image" | "document" as kind, "source": {"type": "url", "value": str(url), **rest}}:
-            return [build_file_block(_media_type(kind, rest.get("mimeType")), url, None, where)]
+            return [uploaded_file(kind, file)]
+        case {"type": "image" | "document" as kind, "source": {"type": "data" | "url", "value": str(url), **more}}:
+            # The type of an image at an address is not sent to the model.
+            return build_file(str(more.get("mimeType") or ("image/*" if kind == "image" else PDF)), url)
         # The part of clients before 1.0.
-        case {"type": "binary", "mimeType": str(media), "data": str(data)}:
-            return [build_file_block(media, f"data:{media};base64,{data}", None, where)]
+        case {"type": "binary", "mimeType": str(media), "data": str(url)}:
+            return build_file(media, url)
         case {"type": "binary", "mimeType": str(media), "url": str(url)}:
-            return [build_file_block(media, url, None, where)]
+            return build_file(media, url)
         case {"type": str(kind)} if kind != "text":
-            raise Refused("request_invalid", f"`{where}` has a part of the type {kind[:40]!r}: Claude does not take it")
+            return [refused_part(f"has a part of the type {kind[:40]!r}: Claude does not take it", kind)]
         case _:
-            raise Refused("request_invalid", f"`{where}.content` must be a string or a list of parts with a `type`")
-
-
-def _media_type(kind: str, media: object) -> str:
-    if isinstance(media, str) and media:
-        return media
-    # The type of an image at an address is not sent to the model.
-    return "image/*" if kind == "image" else PDF
-
-
-def _text_part(content: object) -> object:
-    return {"type": "text", "text": "" if content is None else content}
+            why = f"`messages[{number}].content` must be a string or a list of parts with a `type`"
+            raise Refused("request_invalid", why)
 
 
 def _tool(tool: AgentTool) -> Block:
@@ -374,13 +297,14 @@ def decisions_of(run: RunAgentInput) -> dict[str, Block]:
 
     The decisions are in `resume`, and in the results of tools behind the last answer. Raises Refused.
     """
-    found: dict[str, Block] = {}
-    for number, message in reversed([*enumerate(run.messages)]):
-        if message.role != "tool":
-            break
-        if not message.tool_call_id.startswith(SERVER_CALLS):
-            result = _tool_result(message, number)
-            found[message.tool_call_id] = {"result": result["content"], "is_error": "is_error" in result}
+    behind = max((at + 1 for at, one in enumerate(run.messages) if one.role != "tool"), default=0)
+    _, messages = build_messages(_items(run.messages[behind:], behind))
+    found = {
+        block["tool_use_id"]: {"result": block["content"], "is_error": "is_error" in block}
+        for message in messages
+        for block in message.content
+        if isinstance(block, dict) and not block["tool_use_id"].startswith(SERVER_CALLS)
+    }
     return found | {entry.interrupt_id: _decision(entry) for entry in run.resume or ()}
 
 
@@ -395,9 +319,14 @@ def has_question(run: RunAgentInput) -> bool:
 
 
 def with_results(run: RunAgentInput) -> RunAgentInput:
-    """Returns the run with its decisions as results of tools. Raises Refused."""
+    """Returns the run with its decisions as results of tools, in place of those behind the last answer. Raises Refused.
+
+    An earlier call may have the same id.
+    """
     decided = {entry.interrupt_id: _decision(entry) for entry in run.resume or ()}
-    others = [one for one in run.messages if one.role != "tool" or one.tool_call_id not in decided]
+    answer = max((at for at, one in enumerate(run.messages) if one.role == "assistant"), default=0)
+    behind = [one for one in run.messages[answer:] if one.role != "tool" or one.tool_call_id not in decided]
+    others = [*run.messages[:answer], *behind]
     return replace(run, messages=[*others, *(_result_message(call, one) for call, one in decided.items())])
 
 

@@ -3,7 +3,7 @@
 | part of a UI message | what the model gets |
 |---|---|
 | `text` | text |
-| `file` | an image, a PDF or a text, from a `data:` or `https:` URL |
+| `file` | an image, a PDF or a text, from a `data:` or `https:` URL; for another file in an older message, its name |
 | `reasoning` | thinking, if it has the model's signature: the API refuses it otherwise |
 | `tool-*`, `dynamic-tool` with a result, or denied | a tool call and its result |
 | `tool-*`, `dynamic-tool` without a result | nothing: the API refuses a call without a result |
@@ -11,38 +11,44 @@
 | `data-*`, `step-start`, `custom` and others | nothing: they are for the page |
 
 Messages with the role `system` at the beginning become the system prompt. Messages with a list as `content`, which
-assistant-ui's `useDataStreamRuntime` sends, are read as UI messages (`with_parts`).
+assistant-ui's `useDataStreamRuntime` sends, are read like UI messages; `tool` messages have the results of their calls.
+The rules of the model's API are in protocols/common/history_items.py.
 """
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
-from tailrace.gateway.turns.request_body import MessageParam, NewTurn, OnBusy, refuse_fields
-from tailrace.proto.conversation import simplify, without_trailing_thinking
+from tailrace.gateway.turns.request_body import NewTurn, OnBusy, refuse_fields
+from tailrace.proto.conversation import simplify
 from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
-from tailrace.protocols.common.file_block import build_file_block
-from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
+from tailrace.protocols.common.file_block import build_file
+from tailrace.protocols.common.history_items import (
+    REDACTED,
+    SIGNED,
+    Item,
+    build_call,
+    build_messages,
+    build_result,
+    build_text,
+    build_thinking,
+)
+from tailrace.protocols.common.tool_definition import DENIED, tool_definition
 from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
 from tailrace.protocols.common.unsupported import plain_names
 
-# The API refuses a failed call without a reason.
-FAILED = "the tool failed"
 UNRUN = "`{name}` is approved, but has no output: Tailrace runs no tools. Run it, and send its output (`addToolOutput`)"
 TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
 )
-NO_CALL = "`messages` have the result of {call!r}, and no message has this call: send the call, too"
 
 Block = dict[str, Any]
 
@@ -151,7 +157,6 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
     # AI SDK 5 and newer send `trigger`, and may send messages that an app has stored with an older version.
     if chat.trigger is None and any(_is_old(one) for one in chat.messages):
         raise Refused("request_invalid", TOO_OLD)
-    chat = replace(chat, messages=with_parts(chat.messages))
     names = {one for one in (chat.id, chat.session_id, chat.thread_id) if one is not None}
     if len(names) > 1:
         raise Refused("request_invalid", "`id`, `session_id` and `threadId` differ: send one of them")
@@ -165,10 +170,12 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         _refuse_approved(chat.messages[-1])
         # The message has tool results: the client appends the answer to it.
         metadata[MESSAGE] = chat.messages[-1].id
+    system, messages = build_messages(_items(chat.messages), is_page=True)
+    system += build_text(chat.system) if isinstance(chat.system, str) else chat.system or []
     return NewTurn(
-        messages=messages_of(chat),
+        messages=messages,
         model=chat.model,
-        system=system_of(chat),
+        system=simplify(system) or None,
         max_tokens=chat.max_tokens,
         tools=tools_of(chat.tools),
         options=chat.options,
@@ -183,40 +190,6 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
 
 def _is_old(message: UIMessageParam) -> bool:
     return message.role == "data" or (message.role != "system" and isinstance(message.content, str))
-
-
-def with_parts(messages: list[UIMessageParam]) -> list[UIMessageParam]:
-    """Returns the messages with `parts` in place of their `content`. Raises Refused for a result without its call."""
-    results = {part.tool_call_id: part for one in messages if one.role == "tool" for part in _content(one)}
-    found = [
-        one
-        if one.parts or one.role == "tool"
-        else replace(one, parts=[_with_result(part, results) for part in _content(one)])
-        for one in messages
-    ]
-    for call in results.keys() - {part.tool_call_id for one in found for part in one.parts}:
-        raise Refused("request_invalid", NO_CALL.format(call=call[:100]))
-    return found
-
-
-def _content(message: UIMessageParam) -> list[UIPart]:
-    if isinstance(message.content, str):
-        return [UIPart(type="text", text=message.content)] if message.role == "system" else []
-    return message.content or []
-
-
-def _with_result(part: UIPart, results: dict[str, UIPart]) -> UIPart:
-    """Returns a part of a `content` as a part of a UI message: a file with a URL, a call with its result."""
-    match part.type, part.data, results.get(part.tool_call_id):
-        case "file", str(data), _:
-            return replace(part, url=data if ":" in data else f"data:{part.media_type};base64,{data}")
-        case "tool-call", _, UIPart(output={"type": str(kind), **output}):
-            state = "output-error" if kind.startswith("error") else "output-available"
-            is_server = part.tool_call_id.startswith(SERVER_CALLS)
-            call = replace(part, type="dynamic-tool", state=state, output=output.get("value"))
-            return replace(call, provider_executed=is_server)
-        case _:
-            return part
 
 
 def _refuse_approved(message: UIMessageParam) -> None:
@@ -247,115 +220,87 @@ def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | Non
     return [tool_definition(name, one.description, one.parameters, strict=None) for name, one in named] or None
 
 
-def system_of(chat: UIChatRequest) -> str | list[Block] | None:
-    """Returns the texts of the system messages before the first other message, and then `chat.system`."""
-    leading = itertools.takewhile(_is_system, chat.messages)
-    texts = [text for one in leading if (text := _text(one).strip())]
-    if not texts:
-        return chat.system
-    if isinstance(chat.system, list):
-        return [*({"type": "text", "text": text} for text in texts), *chat.system]
-    return "\n\n".join([*texts, *([chat.system] if chat.system else [])])
+def _items(messages: Iterable[UIMessageParam]) -> Iterator[Item]:
+    for number, one in enumerate(messages):
+        parts = one.parts or _content(one)
+        match one.role:
+            case "assistant":
+                yield from _answer(parts, number)
+            case "tool":
+                yield Item("result", [block for part in parts for block in _result(part)], number)
+            case "user":
+                yield Item("user", [block for part in parts for block in _question(part)], number)
+            case "system":
+                yield Item("system", [block for part in parts for block in build_text(part.text)], number)
 
 
-def messages_of(chat: UIChatRequest) -> list[MessageParam]:
-    """Returns the messages for the model, except the messages that `system_of` returns. Raises Refused.
-
-    Leaves out an empty message before the last message: it was refused, and the page repeats it with the next message.
-    """
-    numbered = itertools.dropwhile(lambda pair: _is_system(pair[1]), enumerate(chat.messages))
-    found = [(number, message) for number, one in numbered for message in convert_message(one, number)]
-    if found and not found[-1][1].content:
-        raise Refused("request_invalid", f"`messages[{found[-1][0]}].parts` has no text and no file")
-    return [message for _, message in found if message.content]
+def _content(message: UIMessageParam) -> list[UIPart]:
+    if isinstance(message.content, str):
+        return [UIPart(type="text", text=message.content)] if message.role == "system" else []
+    return message.content or []
 
 
-def _is_system(message: UIMessageParam) -> bool:
-    return message.role == "system"
-
-
-def _text(message: UIMessageParam) -> str:
-    return "\n\n".join(part.text for part in message.parts if part.type == "text")
-
-
-def convert_message(message: UIMessageParam, number: int) -> list[MessageParam]:
-    """Returns a UI message as messages for the model, several if it has tool results. Raises Refused."""
-    match message.role:
-        case "assistant":
-            return _assistant_messages(message.parts)
-        case "user":
-            blocks = [block for part in message.parts for block in _user_blocks(part, number)]
-            return [MessageParam("user", simplify(blocks))]
-        case "tool":
-            return []
-        case _:
-            return [MessageParam("system", _text(message).strip())]
-
-
-def _assistant_messages(parts: list[UIPart]) -> list[MessageParam]:
-    """Returns the assistant's messages with the tool results between them, as user messages."""
-    found: list[MessageParam] = []
+def _answer(parts: Iterable[UIPart], number: int) -> Iterator[Item]:
+    """Yields each step of an answer, and then the results of its calls. Raises Refused."""
     blocks: list[Block] = []
     results: list[Block] = []
-    for part in [*parts, UIPart(type="step-start")]:
-        call = _tool_call(part)
-        if call is not None:
-            blocks.append(call[0])
-            results.append(call[1])
-            continue
-        if results:
-            found += [MessageParam("assistant", blocks), MessageParam("user", results)]
+    for part in parts:
+        kind = part.type
+        if kind == "text":
+            blocks += build_text(part.text)
+        elif kind == "reasoning":
+            blocks += _thinking(part)
+        elif kind == "step-start" and results:
+            yield Item("assistant", blocks, number)
+            yield Item("result", results, number)
             blocks, results = [], []
-        blocks += _assistant_blocks(part)
-    blocks = without_trailing_thinking(blocks)
-    return [*found, MessageParam("assistant", simplify(blocks))] if blocks else found
+        elif part.tool_call_id and not part.provider_executed:
+            name = part.tool_name if kind in ("dynamic-tool", "tool-call") else kind.removeprefix("tool-")
+            if name and name != kind:
+                blocks.append(build_call(part.tool_call_id, name, part.input))
+                results += _results(part, name)
+    yield Item("assistant", blocks, number)
+    yield Item("result", results, number)
 
 
-def _user_blocks(part: UIPart, number: int) -> list[Block]:
-    match part.type:
-        case "text":
-            return [{"type": "text", "text": part.text}] if part.text.strip() else []
-        case "file":
-            block = build_file_block(part.media_type, part.url, part.filename, f"messages[{number}]")
-            # The history leaves an empty file out, too: the messages of a page that sends it again are the same.
-            return [block] if block["source"].get("data") != "" else []
+def _question(part: UIPart) -> list[Block]:
+    if part.type == "text":
+        return build_text(part.text)
+    url = part.url if part.data is None else str(part.data)
+    return build_file(part.media_type, url, part.filename) if part.type == "file" else []
+
+
+def _thinking(part: UIPart) -> list[Block]:
+    match (part.provider_metadata or {}).get("anthropic"):
+        case {"signature": str(signature)}:
+            return build_thinking(part.text, SIGNED + signature)
+        case {"redactedData": str(hidden)}:
+            return build_thinking("", REDACTED + hidden)
         case _:
             return []
 
 
-def _assistant_blocks(part: UIPart) -> list[Block]:
-    match part.type, (part.provider_metadata or {}).get("anthropic", {}):
-        case "text", _:
-            return _user_blocks(part, 0)
-        case "reasoning", {"signature": str(signature)}:
-            return [{"type": "thinking", "thinking": part.text, "signature": signature}]
-        case "reasoning", {"redactedData": str(hidden)}:
-            return [{"type": "redacted_thinking", "data": hidden}]
-        case _:
-            return []
-
-
-def _tool_call(part: UIPart) -> tuple[Block, Block] | None:
-    """Returns a call of a client's tool and its result; None for other parts and unfinished calls. Raises Refused."""
-    name = part.tool_name if part.type == "dynamic-tool" else part.type.removeprefix("tool-")
-    if not (name and part.tool_call_id) or name == part.type or part.provider_executed:
-        return None
-    call = {"type": "tool_use", "id": part.tool_call_id, "name": name, "input": part.input or {}}
-    result = {"type": "tool_result", "tool_use_id": part.tool_call_id}
-    if is_deeper(part.output, INPUT_LEVELS_MAX):
+def _results(part: UIPart, name: str) -> list[Block]:
+    """Returns the result of a call of a client's tool; none for a call that is not finished. Raises Refused."""
+    call, output, approval = part.tool_call_id, part.output, part.approval or UIApproval()
+    if is_deeper(output, INPUT_LEVELS_MAX):
         raise Refused("request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep")
-    match part.state:
-        case "output-available":
-            return call, {**result, "content": encode_output(part.output)}
-        case "output-error":
-            reason = part.error_text or (FAILED if part.output is None else encode_output(part.output))
-            return call, {**result, "content": reason, "is_error": True}
-        case "output-denied" | "approval-responded" if part.state == "output-denied" or _is_denied(part.approval):
-            reason = f": {part.approval.reason}" if part.approval is not None and part.approval.reason else ""
-            return call, {**result, "content": f"{DENIED}{reason}", "is_error": True}
+    if part.state == "output-available":
+        return [build_result(call, encode_output(output))]
+    if part.state == "output-error":
+        reason = part.error_text or ("" if output is None else encode_output(output))
+        return [build_result(call, reason, is_error=True)]
+    if part.state == "output-denied" or (part.state == "approval-responded" and approval.approved is False):
+        reason = f": {approval.reason}" if approval.reason else ""
+        return [build_result(call, DENIED + reason, is_error=True)]
+    return []
+
+
+def _result(part: UIPart) -> list[Block]:
+    """Returns the result in a message of the role `tool`."""
+    match part.output:
+        case {"type": str(kind), **output}:
+            content = encode_output(output.get("value")) if "value" in output else ""
+            return [build_result(part.tool_call_id, content, is_error=kind.startswith("error"))]
         case _:
-            return None
-
-
-def _is_denied(approval: UIApproval | None) -> bool:
-    return approval is not None and approval.approved is False
+            return []

@@ -1,48 +1,70 @@
-"""The content block of a file that a client sends as a URL with its content, or with its address."""
+"""The content block of a file that a client sends as a URL with its content, with its address, or by its id."""
 
 import base64
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tailrace.gateway.turns.image_types import image_type
-from tailrace.proto.errors import Refused
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
-from tailrace.protocols.common.media_types import IMAGES, PDF, accepted_type
+from tailrace.protocols.common.media_types import IMAGES, PDF, PLAIN, accepted_type
 
 Block = dict[str, Any]
 
+REFUSED = "refused_part"
+TYPES = f"{', '.join(IMAGES)} or {PDF}"
+UNSUPPORTED = (
+    f"has a file of an unsupported type: send {TYPES} as a `data:` or `https:` URL, or a text as a `data:` URL"
+)
 
-def build_file_block(media_type: str, url: str, filename: str | None, where: str) -> Block:
-    """Returns the content block of an image, a PDF or a text.
 
-    Raises Refused for a type or URL that the model does not support.
+def refused_part(reason: str, name: str) -> Block:
+    """Returns what stands in place of the block of a part that Claude does not take, until `build_messages` reads it.
+
+    `reason`: the end of a sentence that begins with the name of the message. `name`: that of the file, or its type.
     """
-    kind, content = accepted_type(media_type), _decode_data_url(url, where) if url.startswith("data:") else None
-    if content is not None:
-        kind = image_type(content) or kind
-    block = "image" if kind.partition("/")[0] == "image" else "document"
-    title = {"title": filename} if filename and block == "document" else {}
-    if url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image"):
-        return {"type": block, "source": {"type": "url", "url": url}, **title}
-    if content is not None and kind in (*IMAGES, PDF):
-        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(content).decode()}
-        return {"type": block, "source": source, **title}
-    if content is not None and kind.startswith("text/"):
-        text = content.decode("utf-8", "replace")
-        return {"type": block, "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
-    supported = f"{', '.join(IMAGES)} or {PDF} as a `data:` or `https:` URL, or a text as a `data:` URL"
-    raise Refused("request_invalid", f"`{where}` has a file of an unsupported type: send {supported}")
+    return {"type": REFUSED, "reason": reason, "name": name}
 
 
-def _decode_data_url(url: str, where: str) -> bytes:
-    """Returns the content of a `data:` URL (RFC 2397). Raises Refused."""
-    head, comma, content = url.partition(",")
-    try:
+def build_file(media_type: str, url: str, filename: str | None = None) -> list[Block]:
+    """Returns the block of an image, a PDF or a text; none for an empty file, which the history leaves out, too.
+
+    `url`: the address of the file, or its content as a `data:` URL, or in base64. Without a `media_type`, it is that of
+    the `data:` URL, or that of an image.
+    """
+    if url and ":" not in url:
+        media_type = media_type or (PDF if (filename or "").lower().endswith(".pdf") else "")
+        url = f"data:{media_type};base64,{url}"
+    head, comma, text = url.partition(",") if url.startswith("data:") else ("", "", "")
+    kind = accepted_type(media_type or head.removeprefix("data:") or "image/*")
+    source: Block = {"type": "url", "url": url}
+    is_taken = url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image")
+    if head:
+        try:
+            content = decode_base64(text) if head.endswith(";base64") else _decode_percent(text)
+        except ValueError:
+            content, comma = b"", ""
         if not comma:
-            raise ValueError("no comma")
-        return decode_base64(content) if head.endswith(";base64") else _decode_percent(content)
-    except ValueError as error:
-        raise Refused("request_invalid", f"`{where}` has a file with an invalid `data:` URL") from error
+            return [refused_part("has a file with an invalid `data:` URL", filename or kind)]
+        if not content:
+            return []
+        kind = image_type(content) or kind
+        is_taken = kind in (*IMAGES, PDF)
+        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(content).decode()}
+        if kind.startswith("text/"):
+            is_taken, source = True, {"type": "text", "media_type": PLAIN, "data": content.decode("utf-8", "replace")}
+    if not is_taken:
+        return [refused_part(UNSUPPORTED, filename or kind)]
+    return [_block("image" if kind.partition("/")[0] == "image" else "document", source, filename)]
+
+
+def uploaded_file(kind: str, file: str, filename: str | None = None) -> Block:
+    """Returns the block of an uploaded file, whose content later replaces the id."""
+    return _block(kind, {"type": "file", "file_id": file}, filename)
+
+
+def _block(kind: str, source: Block, filename: str | None) -> Block:
+    title = {"title": filename} if filename and kind == "document" else {}
+    return {"type": kind, "source": source, **title}
 
 
 def _decode_percent(text: str) -> bytes:

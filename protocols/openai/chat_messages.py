@@ -4,16 +4,22 @@ All system messages move to the beginning, as in Anthropic's own OpenAI-compatib
 accept them in mid-conversation, and only directly before the answer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.file_block import build_file, refused_part, uploaded_file
+from tailrace.protocols.common.history_items import (
+    Conversation,
+    Item,
+    build_call,
+    build_messages,
+    build_result,
+    build_text,
+)
 from tailrace.protocols.common.unsupported import plain_names
-from tailrace.protocols.openai import common
 
 Block = dict[str, Any]
 
@@ -54,6 +60,11 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FilePart(_Part, frozen=True, tag="file"):
     file: File
     """The file."""
+
+
+class AudioPart(_Part, frozen=True, tag="input_audio"):
+    input_audio: Any
+    """Audio, which Claude does not take: refused behind the last answer; before it, a text stands in its place."""
 
 
 class RefusalPart(_Part, frozen=True, tag="refusal"):
@@ -107,7 +118,7 @@ class DeveloperMessage(_Message, frozen=True, tag="developer"):
 
 
 class UserMessage(_Message, frozen=True, tag="user"):
-    content: str | list[TextPart | ImagePart | FilePart]
+    content: str | list[TextPart | ImagePart | AudioPart | FilePart]
     """The text of the user, or parts with text, images and files."""
 
 
@@ -137,36 +148,13 @@ class ToolMessage(_Message, frozen=True, tag="tool"):
     """The id of the tool call that this message answers."""
 
 
+Part = TextPart | ImagePart | AudioPart | FilePart | RefusalPart
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-def system_of(messages: Iterable[ChatMessage]) -> str | list[Block] | None:
-    """Returns the system and developer messages in their order, as a text if possible; None if there are none."""
-    return common.system_prompt(
-        [
-            block
-            for one in messages
-            if isinstance(one, SystemMessage | DeveloperMessage)
-            for block in _with_cache_control(_blocks(one.content, "a system message"), one)
-        ]
-    )
-
-
-def conversation_of(messages: Sequence[ChatMessage]) -> list[MessageParam]:
-    """Returns all messages but those of `system_of`. Consecutive tool messages become one. Raises Refused.
-
-    An empty message of the assistant is left out: clients send back an answer without text in this form.
-    """
-    spoken = [(n, one) for n, one in enumerate(messages) if not isinstance(one, SystemMessage | DeveloperMessage)]
-    converted: list[MessageParam] = []
-    for is_tools, run in groupby(spoken, lambda pair: isinstance(pair[1], ToolMessage)):
-        if is_tools:
-            results = [_result(one, f"messages[{n}]") for n, one in run if isinstance(one, ToolMessage)]
-            converted.append(MessageParam("user", results))
-        else:
-            each = (_message(one, f"messages[{n}]") for n, one in run)
-            converted += [one for one in each if one.content or one.role == "user"]
-    return converted
+def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
+    """Returns the conversation of the messages; system and developer messages are at its beginning. Raises Refused."""
+    return build_messages(_item(one, number) for number, one in enumerate(messages))
 
 
 def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> list[str]:
@@ -197,62 +185,51 @@ def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Itera
                     yield from _find_unknown(one, next(same, kinds[0]), inner)
 
 
-def _message(message: ChatMessage, where: str) -> MessageParam:
+def _item(message: ChatMessage, number: int) -> Item:
+    blocks = _blocks(message.content or "", number)
     match message:
-        case UserMessage(content=content):
-            # `where` has the index in the client's list, which includes the system messages.
-            if not (blocks := _with_cache_control(_blocks(content, where), message)):
-                raise Refused("request_invalid", f"`{where}.content` is empty")
-            return MessageParam("user", content if isinstance(content, str) and not message.cache_control else blocks)
+        case AssistantMessage(audio=None, function_call=None, refusal=refusal, tool_calls=calls):
+            called = [build_call(call.id, call.function.name, call.function.arguments) for call in calls or ()]
+            return Item("assistant", _marked([*blocks, *build_text(refusal or ""), *called], message), number)
         case AssistantMessage():
-            return MessageParam("assistant", _with_cache_control(_assistant_blocks(message, where), message))
+            why = f"`messages[{number}]`: `audio` and `function_call` are not supported: send `tool_calls`"
+            raise Refused("request_invalid", why)
+        case ToolMessage(content=content, tool_call_id=call):
+            result = build_result(call, content if isinstance(content, str) else blocks)
+            return Item("result", _marked([result], message), number)
         case _:
-            raise AssertionError(message)
+            return Item("user" if isinstance(message, UserMessage) else "system", _marked(blocks, message), number)
 
 
-def _assistant_blocks(message: AssistantMessage, where: str) -> list[Block]:
-    if message.audio is not None or message.function_call is not None:
-        raise Refused("request_invalid", f"`{where}`: `audio` and `function_call` are not supported: send `tool_calls`")
-    blocks = [*_blocks(message.content or [], where), *_blocks(message.refusal or [], where)]
-    return blocks + [_tool_use(call, where) for call in message.tool_calls or ()]
-
-
-def _tool_use(call: ToolCall, where: str) -> Block:
-    return common.tool_use_block(call.id, call.function.name, call.function.arguments, f"{where}.tool_calls")
-
-
-def _result(message: ToolMessage, where: str) -> Block:
-    content = message.content if isinstance(message.content, str) else _blocks(message.content, where)
-    block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
-    return _with_cache_control([block], message)[0]
-
-
-def _with_cache_control(blocks: list[Block], message: ChatMessage) -> list[Block]:
+def _marked(blocks: list[Block], message: ChatMessage) -> list[Block]:
     """Returns the blocks of a message; the last one gets the message's `cache_control`."""
     if message.cache_control is None or not blocks:
         return blocks
     return [*blocks[:-1], {**blocks[-1], "cache_control": message.cache_control}]
 
 
-def _blocks(content: str | Sequence[TextPart | ImagePart | FilePart | RefusalPart], where: str) -> list[Block]:
+def _blocks(content: str | Sequence[Part], number: int) -> list[Block]:
     if isinstance(content, str):
-        return common.drop_blank_texts([common.text_block(content)])
-    blocks = ((part, _block(part, where)) for part in content)
-    return common.drop_blank_texts(
-        block if part.cache_control is None else {**block, "cache_control": part.cache_control}
-        for part, block in blocks
-    )
+        return build_text(content)
+    return [block for part in content for block in _part_blocks(part, number)]
 
 
-def _block(part: TextPart | ImagePart | FilePart | RefusalPart, where: str) -> Block:
+def _part_blocks(part: Part, number: int) -> list[Block]:
+    blocks = _bare_blocks(part, number)
+    return blocks if part.cache_control is None else [{**one, "cache_control": part.cache_control} for one in blocks]
+
+
+def _bare_blocks(part: Part, number: int) -> list[Block]:
     match part:
         case TextPart(text=text) | RefusalPart(refusal=text):
-            return common.text_block(text)
+            return build_text(text)
         case ImagePart(image_url=image):
-            return common.image_block(image.url, where)
+            return build_file("", image.url)
         case FilePart(file=File(file_data=str(data), filename=filename)):
-            return common.document_block(data, filename, where)
+            return build_file("", data, filename)
         case FilePart(file=File(file_id=str(file), filename=filename)):
-            return common.file_block("document", file, filename)
+            return [uploaded_file("document", file, filename)]
         case FilePart():
-            raise Refused("request_invalid", f"`{where}`: a file needs its `file_data` or its `file_id`")
+            raise Refused("request_invalid", f"`messages[{number}]`: a file needs its `file_data` or its `file_id`")
+        case AudioPart():
+            return [refused_part("has audio, which Claude does not take: send its text", "audio")]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
+from tailrace.proto.conversation import simplify
 from tailrace.proto.errors import Refused
 from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
@@ -22,7 +23,6 @@ from tailrace.protocols.openai.chat_messages import (
     AssistantMessage,
     ChatMessage,
     conversation_of,
-    system_of,
     unknown_fields,
 )
 from tailrace.protocols.openai.common import Choice, Effort, RequestBody
@@ -165,10 +165,11 @@ def build_turn(
     sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
     # A body with an answer in it is the whole conversation; one without an answer adds to the session.
     is_whole = any(isinstance(message, AssistantMessage) for message in chat.messages)
+    system, messages = conversation_of(chat.messages)
     turn = (NewTurn if is_whole else AppendedTurn)(
-        messages=conversation_of(chat.messages),
+        messages=messages,
         full_history=is_whole,
-        system=system_of(chat.messages),
+        system=simplify(system) or None,
         model=model.id,
         max_tokens=_max_tokens(chat.max_completion_tokens, chat.max_tokens),
         tools=tools or None,

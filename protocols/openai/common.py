@@ -4,17 +4,10 @@ A parameter that the model does not support is refused with its name, or removed
 Sources: OpenAI's API reference; Anthropic's docs, "Vision", "Tool use", "Effort", "Adaptive thinking".
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-import msgspec
-
-from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.errors import Refused
-from tailrace.proto.fold import decode_input
-from tailrace.proto.long_strings import decode_base64
 from tailrace.proto.models import Model
-from tailrace.protocols.common.media_types import PDF, PLAIN, accepted_type
 from tailrace.protocols.common.turn_settings import TurnSettings
 from tailrace.protocols.common.unsupported import ignored, refused
 
@@ -29,8 +22,6 @@ NoCaching = Annotated[Any, ignored("use `cache_control` of `/v1/chat/completions
 ANY_OBJECT: Fields = {"type": "json_schema", "schema": {"type": "object"}}
 ALWAYS_STORED = "every turn is stored; `/v1/responses` and `/v1/turns` have `store: false`"
 NO_PROBABILITIES = "Claude does not return probabilities"
-# The message of msgspec's error for JSON that ends too early.
-TRUNCATED = "truncated"
 
 
 class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,97 +67,6 @@ class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
 def text_block(text: str) -> Fields:
     return {"type": "text", "text": text}
-
-
-def system_prompt(blocks: list[Fields]) -> str | list[Fields] | None:
-    """Returns the blocks of a system prompt, as a text if possible; None if there are none."""
-    match blocks:
-        case [{"type": "text", "text": str(text), **rest}] if not rest:
-            return text
-        case _:
-            return blocks or None
-
-
-def drop_blank_texts(blocks: Iterable[Fields]) -> list[Fields]:
-    """Leaves out texts of whitespace only: Claude refuses them, and many clients send one with a tool call."""
-    return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
-
-
-def image_block(url: str, where: str) -> Fields:
-    """Returns the content block of an image at a web address or in a data URL. Raises Refused."""
-    if url.startswith(("https://", "http://")):
-        return {"type": "image", "source": {"type": "url", "url": url}}
-    media_type, encoded = _parse_data_url(url)
-    if encoded is None:
-        raise Refused("request_invalid", f"`{where}`: an image must be an https URL or `data:TYPE;base64,…`")
-    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": encoded}}
-
-
-def document_block(file: str, filename: str | None, where: str) -> Fields:
-    """Returns the content block of a PDF or a plain text in a data URL, or of a PDF in bare base64 with a `.pdf` name.
-
-    Raises Refused.
-    """
-    title = {} if filename is None else {"title": filename}
-    return {"type": "document", "source": _document_source(file, filename, where), **title}
-
-
-def file_block(kind: Literal["document", "image"], file: str, filename: str | None = None) -> Fields:
-    """Returns the content block of an uploaded file, whose content later replaces the id."""
-    title = {} if filename is None else {"title": filename}
-    return {"type": kind, "source": {"type": "file", "file_id": file}, **title}
-
-
-def _document_source(file: str, filename: str | None, where: str) -> Fields:
-    media_type, encoded = _parse_data_url(file)
-    if encoded is None:
-        media_type, encoded = PDF if (filename or "").lower().endswith(".pdf") else "", file
-    if media_type == PDF:
-        return {"type": "base64", "media_type": PDF, "data": encoded}
-    if media_type != PLAIN:
-        raise Refused("request_invalid", f"`{where}`: a file must be a PDF or plain text, as `data:TYPE;base64,…`")
-    try:
-        return {"type": "text", "media_type": PLAIN, "data": decode_base64(encoded).decode()}
-    except ValueError as error:
-        # Includes binascii.Error, UnicodeDecodeError, and the error for non-ASCII characters in base64.
-        raise Refused("request_invalid", f"`{where}`: the file is not base64 of UTF-8 text") from error
-
-
-def _parse_data_url(url: str) -> tuple[str, str | None]:
-    """Returns the media type and the base64 text of a data URL (RFC 2397), or None for another string.
-
-    The type has the name that Claude accepts.
-    """
-    head, comma, encoded = url.partition(",")
-    media_type, *parameters = head.removeprefix("data:").split(";")
-    if not (comma and head.startswith("data:") and parameters and parameters[-1] == "base64"):
-        return "", None
-    return accepted_type(media_type), encoded
-
-
-def tool_use_block(call_id: str, name: str, arguments: str, where: str) -> Fields:
-    """Returns the content block of a tool call that the assistant has made. Raises Refused.
-
-    A call that was cut has incomplete arguments, which clients send back. Claude accepts only an object: it gets `{}`.
-    """
-    try:
-        parsed = decode_input(arguments or "{}")
-    except DECODE_ERRORS as error:
-        if arguments.lstrip().startswith("{") and _is_cut(arguments):
-            return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
-        raise Refused("request_invalid", f"`{where}`: the `arguments` of a call must be a JSON object") from error
-    return {"type": "tool_use", "id": call_id, "name": name, "input": parsed}
-
-
-def _is_cut(text: str) -> bool:
-    """Returns whether JSON ends too early. A cut number counts as invalid, so the text is tried with a digit, too."""
-    for tried in (text, f"{text}0"):
-        try:
-            msgspec.json.decode(tried)
-        except DECODE_ERRORS as error:
-            if TRUNCATED in str(error):
-                return True
-    return False
 
 
 def tool_choice(choice: Choice | None, name: str | None, *, parallel: bool | None) -> Fields | None:

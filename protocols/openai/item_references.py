@@ -13,6 +13,7 @@ import msgspec
 
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.proto import odd_json
+from tailrace.proto.conversation import AWAITS_CLIENT
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
@@ -115,7 +116,8 @@ async def _read_items(scope: Scope, turn: str, turns: TurnReader) -> dict[str, _
         fields, struct = item, InputItem
         if item["type"] in ITEM_TYPES:
             block = record.content[index]
-            pair = [block, results[index]] if index in results else [block] if block["type"] == LISTING else []
+            is_open = record.stop_reason == AWAITS_CLIENT or block["type"] == LISTING
+            pair = [block, results[index]] if index in results else [block] if is_open else []
             fields, struct = item | {"blocks": pair}, StoredItem
         found[item["id"]] = _Read(msgspec.convert(fields, struct), len(odd_json.encode(fields)))
     return found

@@ -23,7 +23,7 @@ from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import record_from_fold
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.item_references import turn_of_item
-from tailrace.protocols.openai.responses_input import InputItem, messages_of
+from tailrace.protocols.openai.responses_input import InputItem, conversation_of
 from tailrace.protocols.openai.responses_object import Item
 from tailrace.protocols.openai.responses_stream import render_snapshot, response_of
 
@@ -88,7 +88,7 @@ def _are_equal(items: Sequence[InputItem], output: Sequence[Item]) -> bool:
 
 
 def _messages(items: Sequence[InputItem]) -> list[MessageParam]:
-    return messages_of([one for one in items if one.type not in ITEM_TYPES])
+    return conversation_of([one for one in items if one.type not in ITEM_TYPES]).messages
 
 
 async def _read_response(feed: TurnFeed, item_id: str) -> dict[str, Any]:

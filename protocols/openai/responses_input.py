@@ -1,31 +1,34 @@
 """Converts the input items of OpenAI's Responses API to Anthropic's messages, and back.
 
-Consecutive items of the assistant (messages, reasoning, calls) become one message, and so do the outputs of its calls.
-Claude's thinking comes back as reasoning items; Claude accepts it only with its signature.
+All system and developer messages move to the beginning.
 """
 
 import base64
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, count
 from typing import Any, Literal
 
 import msgspec
 
-from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
+from tailrace.protocols.common.file_block import build_file, refused_part, uploaded_file
+from tailrace.protocols.common.history_items import (
+    Conversation,
+    Item,
+    build_call,
+    build_messages,
+    build_result,
+    build_text,
+    build_thinking,
+)
+from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
-from tailrace.protocols.openai.responses_object import REDACTED, SIGNED, Item
+from tailrace.protocols.openai.responses_object import Item as OutputItem
 from tailrace.protocols.openai.responses_stream import output_items
 
 Block = dict[str, Any]
-Role = Literal["user", "assistant", "system"]
-# The id of a reasoning item of Tailrace: `rs_{turn}_{index}`.
-OWN_ID = re.compile(r"rs_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}_[0-9]+")
-# How Claude's signatures begin, for items without an id: a protobuf message in base64, whose first field is number 2.
-LIKE_CLAUDE = "E"
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,64 +88,66 @@ class StoredItem(InputItem, frozen=True, kw_only=True):
     """The call and its result, in Anthropic's format."""
 
 
-def system_of(items: str | Sequence[InputItem], instructions: str | None) -> str | list[Block] | None:
-    """Returns the instructions and all system and developer messages, as a text if possible; None if there are none."""
-    blocks = _blocks(instructions or "", "instructions")
-    for index, one in enumerate(() if isinstance(items, str) else items):
-        if _role(one, index) == "system":
-            blocks += _blocks(one.content or "", f"input[{index}]")
-    return common.system_prompt(blocks)
+def conversation_of(items: str | Sequence[InputItem], instructions: str | None = None) -> Conversation:
+    """Returns the conversation of `input`. Its system messages follow the instructions. Raises Refused."""
+    given = [InputItem(role="user", content=items)] if isinstance(items, str) else items
+    prompt = Item("system", build_text(instructions or ""))
+    return build_messages(chain([prompt], map(_item, given, count())), "input")
 
 
-def messages_of(items: str | Sequence[InputItem]) -> list[MessageParam]:
-    """Returns all items but those of `system_of` as messages. Raises Refused."""
-    if isinstance(items, str):
-        return [MessageParam("user", items)]
-    with_roles = [(_role(one, index), index, one) for index, one in enumerate(items)]
-    others = [one for one in with_roles if one[0] != "system"]
-    messages = []
-    for (role, _), run in groupby(others, _group_key):
-        group = list(run)
-        blocks = [block for _, index, one in group for block in _item_blocks(one, f"input[{index}]")]
-        if blocks:
-            messages.append(MessageParam(role, _plain_text(group[0][2]) or blocks))
-    return messages
-
-
-def _group_key(with_role: tuple[Role, int, InputItem]) -> tuple[Role, int | None]:
-    """Returns what the items of one message have in common. User messages stay separate: each has its own index."""
-    role, index, one = with_role
-    return role, index if role == "user" and is_message(one) else None
-
-
-def is_message(one: InputItem) -> bool:
-    return one.type in (None, "message")
-
-
-def _plain_text(one: InputItem) -> str | None:
-    """Returns the content of a user message that is a plain string."""
-    return one.content if one.role == "user" and isinstance(one.content, str) else None
-
-
-def _role(one: InputItem, index: int) -> Role:
-    match one:
-        case InputItem(type=None | "message", role="user"):
-            return "user"
-        case InputItem(type=None | "message", role="system" | "developer"):
-            return "system"
-        case InputItem(type=None | "message", role="assistant") | InputItem(type="function_call" | "reasoning"):
-            return "assistant"
-        case InputItem(type=kind) if kind in ITEM_TYPES:
-            return "assistant"
-        case InputItem(type="function_call_output"):
-            return "user"
-        case InputItem(type="item_reference"):
+def _item(one: InputItem, number: int) -> Item:
+    match one.type:
+        case None | "message" if one.role is not None:
+            role = "system" if one.role == "developer" else one.role
+            return Item(role, _blocks(one.content or "", number), number)
+        case None | "message":
+            raise invalid_item(number, "`role` is missing: send user, assistant, system or developer")
+        case "function_call":
+            if one.call_id is None or one.name is None:
+                raise invalid_item(number, "a function_call needs `call_id`, `name` and `arguments`")
+            return Item("assistant", [build_call(one.call_id, one.name, one.arguments or "")], number)
+        case "function_call_output":
+            if one.call_id is None or one.output is None:
+                raise invalid_item(number, "a function_call_output needs `call_id` and `output`")
+            content = one.output if isinstance(one.output, str) else _blocks(one.output, number)
+            return Item("result", [build_result(one.call_id, content)], number)
+        case "reasoning":
+            thinking = "".join(part.text for part in one.summary)
+            return Item("assistant", build_thinking(thinking, one.encrypted_content or "", one.id), number)
+        case kind if kind in ITEM_TYPES:
+            return Item("assistant", one.blocks if isinstance(one, StoredItem) else [], number)
+        case "item_reference":
             # References in POST /v1/responses were replaced earlier.
-            raise invalid_item(index, "items cannot be referenced in a batch: send the item itself")
-        case InputItem(type=None | "message"):
-            raise invalid_item(index, "`role` is missing: send user, assistant, system or developer")
+            raise invalid_item(number, "items cannot be referenced in a batch: send the item itself")
+        case kind:
+            raise invalid_item(number, f"`{kind[:64]}` is an item of a tool that is not supported")
+
+
+def _blocks(content: str | Iterable[Part], number: int) -> list[Block]:
+    if isinstance(content, str):
+        return build_text(content)
+    return [block for part in content for block in _part_blocks(part, number)]
+
+
+def _part_blocks(part: Part, number: int) -> list[Block]:
+    match part:
+        case Part(type="input_text" | "output_text" | "text"):
+            return build_text(part.text)
+        case Part(type="refusal"):
+            return build_text(part.refusal)
+        case Part(type="input_image", image_url=str(url)):
+            return build_file("", url)
+        case Part(type="input_file", file_data=str(data)):
+            return build_file("", data, part.filename)
+        case Part(type="input_file", file_url=str(url)):
+            return build_file(PDF, url)
+        case Part(type="input_image" | "input_file" as kind, file_id=str(file)):
+            return [uploaded_file("image" if kind == "input_image" else "document", file, part.filename)]
+        case Part(type="input_image" | "input_file"):
+            raise invalid_item(number, "an image or a file needs its URL, its data or its `file_id`")
         case _:
-            raise invalid_item(index, f"`{(one.type or '')[:64]}` is an item of a tool that is not supported")
+            why = f"has content of the type `{part.type[:64]}`: send input_text, input_image or input_file"
+            return [refused_part(why, part.filename or part.type)]
 
 
 def lost_calls(items: str | Sequence[InputItem]) -> list[str]:
@@ -155,83 +160,18 @@ def invalid_item(index: int, reason: str) -> Refused:
     return Refused("request_invalid", f"`input[{index}]`: {reason}")
 
 
-def _item_blocks(one: InputItem, where: str) -> list[Block]:
-    match one.type:
-        case "function_call":
-            if one.call_id is None or one.name is None:
-                raise Refused("request_invalid", f"`{where}`: a function_call needs `call_id`, `name` and `arguments`")
-            return [common.tool_use_block(one.call_id, one.name, one.arguments or "", where)]
-        case "function_call_output":
-            if one.call_id is None or one.output is None:
-                raise Refused("request_invalid", f"`{where}`: a function_call_output needs `call_id` and `output`")
-            output = one.output if isinstance(one.output, str) else _blocks(one.output, where)
-            return [{"type": "tool_result", "tool_use_id": one.call_id, "content": output}]
-        case "reasoning":
-            return _thinking_blocks(one)
-        case kind if kind in ITEM_TYPES:
-            return one.blocks if isinstance(one, StoredItem) else []
-        case _:
-            return _blocks(one.content or "", where)
-
-
-def _thinking_blocks(one: InputItem) -> list[Block]:
-    """Returns the thinking of a reasoning item; nothing for reasoning without a signature of Claude's.
-
-    Another vendor's encrypted reasoning, which a chat may have begun with, is not a signature: Claude's API would
-    refuse every later request of the chat.
-    """
-    encrypted = one.encrypted_content or ""
-    if encrypted.startswith(REDACTED):
-        return [{"type": "redacted_thinking", "data": encrypted.removeprefix(REDACTED)}]
-    # Earlier releases sent the signature alone. Some clients (Codex) send items back without their ids.
-    is_earlier = OWN_ID.fullmatch(one.id) if one.id else encrypted.startswith(LIKE_CLAUDE)
-    if not encrypted.startswith(SIGNED) and not (encrypted and is_earlier):
-        return []
-    thinking = "".join(part.text for part in one.summary)
-    return [{"type": "thinking", "thinking": thinking, "signature": encrypted.removeprefix(SIGNED)}]
-
-
-def _blocks(content: str | Iterable[Part], where: str) -> list[Block]:
-    if isinstance(content, str):
-        return common.drop_blank_texts([common.text_block(content)])
-    return common.drop_blank_texts(_block(part, where) for part in content)
-
-
-def _block(part: Part, where: str) -> Block:
-    match part:
-        case Part(type="input_text" | "output_text" | "text"):
-            return common.text_block(part.text)
-        case Part(type="refusal"):
-            return common.text_block(part.refusal)
-        case Part(type="input_image", image_url=str(url)):
-            return common.image_block(url, where)
-        case Part(type="input_file", file_data=str(data)):
-            return common.document_block(data, part.filename, where)
-        case Part(type="input_file", file_url=str(url)):
-            return {"type": "document", "source": {"type": "url", "url": url}}
-        case Part(type="input_image", file_id=str(file)):
-            return common.file_block("image", file)
-        case Part(type="input_file", file_id=str(file)):
-            return common.file_block("document", file, part.filename)
-        case Part(type="input_image" | "input_file"):
-            raise Refused("request_invalid", f"`{where}`: an image or a file needs its URL, its data or its `file_id`")
-        case _:
-            why = f"content of type `{part.type[:64]}` is not supported: send input_text, input_image or input_file"
-            raise Refused("request_invalid", f"`{where}`: {why}")
-
-
-def items_of(turn: str, messages: Sequence[Message]) -> list[Item]:
+def items_of(turn: str, messages: Sequence[Message]) -> list[OutputItem]:
     """Returns stored messages as items, oldest first."""
     return list(_items(turn, messages))
 
 
-def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
+def _items(turn: str, messages: Sequence[Message]) -> Iterator[OutputItem]:
     for number, message in enumerate(messages):
         blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
         if message.role == "assistant":
             yield from output_items(f"{turn}_in{number}", blocks)
             continue
-        parts: list[Item] = []
+        parts: list[OutputItem] = []
         for index, block in enumerate(blocks):
             match block:
                 case {"type": "tool_result", "tool_use_id": call}:
@@ -254,7 +194,7 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[Item]:
             }
 
 
-def _output(content: object) -> str | list[Item]:
+def _output(content: object) -> str | list[OutputItem]:
     """Returns a tool's output as text or parts; another stored JSON value becomes its JSON text."""
     match content:
         case str():
@@ -265,7 +205,7 @@ def _output(content: object) -> str | list[Item]:
             return msgspec.json.encode(content).decode()
 
 
-def _part(block: object) -> Item:
+def _part(block: object) -> OutputItem:
     match block:
         case {"type": "text", "text": str(text)}:
             return {"type": "input_text", "text": text}
@@ -286,7 +226,7 @@ def _url(source: Block) -> str:
             return f"data:{source.get('media_type')};base64,{source.get('data')}"
 
 
-def _file(source: Block) -> Item:
+def _file(source: Block) -> OutputItem:
     match source:
         case {"type": "url", "url": str(url)}:
             return {"file_url": url}

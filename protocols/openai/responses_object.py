@@ -23,6 +23,7 @@ from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tailrace.protocols.common.answer_warnings import Shown, warnings_field, warnings_of
 from tailrace.protocols.common.failure import LOST, error_type
+from tailrace.protocols.common.history_items import REDACTED, SIGNED
 from tailrace.protocols.common.stop_reasons import is_whole
 from tailrace.protocols.openai import builtin_calls
 from tailrace.protocols.openai.annotations import Annotation, TextSpan, responses_annotations
@@ -39,8 +40,6 @@ ITEM_PREFIXES = {"text": MESSAGE_PREFIX, "thinking": "rs", "redacted_thinking": 
 ITEM_ID = re.compile(
     rf"(?:{'|'.join(sorted({*ITEM_PREFIXES.values(), *builtin_calls.ITEM_PREFIXES}))})_(.+)_(\d{{1,9}})"
 )
-# The beginnings of `encrypted_content`, which no value of another vendor has: those are base64.
-SIGNED, REDACTED = "thinking:", "redacted_thinking:"
 
 # OpenAI's reason for an answer that is not whole. Clients take a missing reason for `completed` (AI SDK's provider for
 # OpenAI). Of OpenAI's reasons, only `max_output_tokens` asks the client to continue.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn, refuse_fields
+from tailrace.proto.conversation import simplify
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import is_token
 from tailrace.proto.models import Model
@@ -19,7 +20,7 @@ from tailrace.protocols.common.unsupported import ignored, ignored_parameters, r
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import MCP_BETA, TOOLS, BuiltTools, build_tools, turn_of_container
 from tailrace.protocols.openai.common import Choice, Effort, Fields, RequestBody
-from tailrace.protocols.openai.responses_input import InputItem, lost_calls, messages_of, system_of
+from tailrace.protocols.openai.responses_input import InputItem, conversation_of, lost_calls
 from tailrace.protocols.openai.responses_object import PREFIX
 
 NO_COMPACTION = "conversations are not compacted; send what the model needs"
@@ -141,7 +142,8 @@ def build_turn(
     names += tools.ignored
     names += ["include"] if set(body.include or ()) - INCLUDED else []
     names += [f"input.{kind}" for kind in lost_calls(body.input)]
-    session, parent, messages = session_of(body), parent_of(body), messages_of(body.input)
+    session, parent = session_of(body), parent_of(body)
+    system, messages = conversation_of(body.input, body.instructions)
     if body.store is False:
         refuse_fields(body, "previous_response_id", "conversation", "session_id", "project_id")
         if not body.stream:
@@ -153,7 +155,7 @@ def build_turn(
     is_whole = is_named and parent is None and any(message.role == "assistant" for message in messages)
     turn = (AppendedTurn if is_named and not is_whole else NewTurn)(
         messages=messages,
-        system=system_of(body.input, body.instructions),
+        system=simplify(system) or None,
         model=model.id,
         max_tokens=body.max_output_tokens,
         tools=tools.tools or None,

@@ -303,7 +303,7 @@ def parse(sent: Sent) -> NewTurn:
             if run.resume:
                 run = ag_ui.with_results(run)
             turn = ag_ui.build_turn(run, None)
-            messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run.context))
+            messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run))
             return msgspec.structs.replace(turn, messages=messages)
         case "/api/chat":
             return ai_sdk.build_turn(convert(body, ai_sdk.UIChatRequest))

@@ -7,9 +7,8 @@ import pytest
 
 from tailrace.gateway.turns.image_types import image_type
 from tailrace.gateway.turns.request_body import MessageParam, NewTurn, new_messages
-from tailrace.protocols.common.file_block import build_file_block
+from tailrace.protocols.common.file_block import build_file
 from tailrace.protocols.common.media_types import IMAGES
-from tailrace.protocols.openai.common import image_block
 
 CONTENTS = {
     "image/png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -40,10 +39,8 @@ def test_an_image_has_the_type_of_its_bytes_whatever_its_label(media_type: str) 
         [message] = new_messages(NewTurn(messages=given))
         assert message.content == in_history(image(media_type, data))
         url = f"data:{label};base64,{data}"
-        assert build_file_block(label, url, None, "x")["source"]["media_type"] == media_type
-        [message] = new_messages(NewTurn(messages=[MessageParam("user", [image_block(url, "x")])]))
-        assert isinstance(message.content, list)
-        assert message.content[0]["source"]["media_type"] == media_type
+        for file in (build_file(label, url), build_file("", url)):
+            assert file[0]["source"]["media_type"] == media_type
 
 
 @pytest.mark.parametrize("data", ["", "AAAA", "not base64!", "iVBORw==", 7, {"blob": "x"}])

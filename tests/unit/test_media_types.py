@@ -1,12 +1,11 @@
-"""Media types under other names, in the three protocols whose requests are translated."""
+"""Media types under other names, in the protocols whose requests are translated."""
 
 from typing import Any
 
 import pytest
 
-from tailrace.protocols.common.file_block import build_file_block
+from tailrace.protocols.common.file_block import build_file
 from tailrace.protocols.common.media_types import ALIASES, IMAGES, PDF, accepted_type
-from tailrace.protocols.openai.common import document_block, image_block
 
 DATA = "AAECAwQFBgcICQoLDA=="
 
@@ -19,10 +18,9 @@ def test_a_media_type_has_the_name_that_claude_accepts(name: str, accepted: str)
     for given in (name, name.upper()):
         url = f"data:{given};base64,{DATA}"
         block = {"type": "document" if accepted == PDF else "image", "source": source}
-        assert (document_block(url, None, "x") if accepted == PDF else image_block(url, "x")) == block
-        assert build_file_block(given, url, None, "x") == block
+        assert build_file(given, url) == build_file("", url) == build_file(given, DATA) == [block]
 
 
 def test_an_unknown_media_type_keeps_its_name() -> None:
-    """Without parameters, and the API decides about it."""
+    """Without parameters."""
     assert accepted_type("Image/Tiff; q=1") == "image/tiff"

@@ -13,7 +13,7 @@ from tailrace.proto import odd_json
 from tailrace.proto.errors import Refused
 from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.proto.odd_json import KEY
-from tailrace.protocols.openai.common import tool_use_block
+from tailrace.protocols.common.history_items import build_call
 
 pytestmark = pytest.mark.rule("R125")
 
@@ -55,7 +55,7 @@ def test_an_object_that_msgspec_refuses_is_kept_as_its_text(text: str) -> None:
 @pytest.mark.parametrize("text", ODD_OBJECTS)
 def test_a_client_sends_arguments_back_as_it_got_them_and_no_wrapper_of_its_own(text: str) -> None:
     """A client of OpenAI's protocols sends each call of the model again, in every later request."""
-    block = tool_use_block("call_1", "f", text, "messages[1]")
+    block = build_call("call_1", "f", text)
     refuse_blob_references([[block]])
     assert odd_json.encode(block["input"]) == text.encode()
     with pytest.raises(Refused):

@@ -15,7 +15,7 @@ from tailrace.gateway.turns.request_body import MessageParam, check_turn
 from tailrace.proto.errors import Refused
 from tailrace.protocols.common.unsupported import Unsupported, unsupported_fields
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
-from tailrace.protocols.openai.responses_input import items_of, messages_of
+from tailrace.protocols.openai.responses_input import conversation_of, items_of
 from tailrace.protocols.openai.responses_request import ResponseRequest
 from tests.golden.requests import HI, build_turn
 from tests.harness.strategies import JSON, TEXTS
@@ -126,7 +126,7 @@ def test_listed_input_items_equal_the_input() -> None:
     call = {"type": "tool_use", "id": "c1", "name": "n", "input": {}}
     seen = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "seen"}]}
     messages = [
-        MessageParam("user", [{"type": "text", "text": "hi"}]),
+        MessageParam("user", "hi"),
         MessageParam("assistant", [{"type": "text", "text": "ok"}, call]),
         MessageParam("user", [seen]),
         MessageParam(
@@ -138,9 +138,9 @@ def test_listed_input_items_equal_the_input() -> None:
             ],
         ),
     ]
-    items = items_of("turn-1", [MessageParam("user", "hi"), *messages[1:]])
+    items = items_of("turn-1", messages)
     kinds = ["message", "message", "function_call", "function_call_output", "message"]
     assert [item["type"] for item in items] == kinds
     assert len({item["id"] for item in items}) == len(items)
     body = json.dumps({"model": "m", "input": items}).encode()
-    assert messages_of(read_body.decode(body, ResponseRequest).input) == messages
+    assert conversation_of(read_body.decode(body, ResponseRequest).input).messages == messages

@@ -97,8 +97,8 @@ async def test_other_requests_that_end_with_output_items_are_refused_as_before(g
     without_id = {name: value for name, value in output[1].items() if name != "id"}
     unknown = output[1] | {"id": f"msg_{new_id()}_1"}
     wrong: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-        "no key": (repeated(body, output[:1]), {}),
-        "a key of the client": (repeated(body, output[:1]), {"idempotency-key": new_id()}),
+        "no key": (repeated(body, output[:2]), {}),
+        "a key of the client": (repeated(body, output[:2]), {"idempotency-key": new_id()}),
         "another question": (repeated(question(), output[:2]), AUTO),
         "another field": (repeated(body | {"max_output_tokens": 9}, output[:2]), AUTO),
         "another text": (repeated(body, [output[0], changed]), AUTO),
@@ -213,9 +213,9 @@ async def test_a_large_request_with_items_is_converted_beside_the_event_loop(
     body |= {"input": [*large["input"], reference, *body["input"]]}
     output = output_of(await stream(gateway, body))
     note(responses_routes, "build_turn")
-    note(repeated_responses, "messages_of")
+    note(repeated_responses, "conversation_of")
     assert output_of(await stream(gateway, repeated(body, output[:2]))) == output
-    assert converted == [("build_turn", False), *[("messages_of", False)] * 2]
+    assert converted == [("build_turn", False), *[("conversation_of", False)] * 2]
 
 
 @pytest.mark.rule("R62")

@@ -94,7 +94,7 @@ def _agents(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
     """Returns the turn of a run with a model that checks its thinking."""
     run = decode(msgspec.json.encode(body), ag_ui.RunAgentInput)
     turn = ag_ui.build_turn(run, None)
-    messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run.context))
+    messages = ag_ui.with_context(turn.messages or [], ag_ui.context_text(run))
     return BuiltTurn(replace(turn, messages=messages), ag_ui.ignored_fields(body), {})
 
 

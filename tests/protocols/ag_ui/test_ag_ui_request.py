@@ -8,11 +8,11 @@ import pytest
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.errors import Refused
 from tailrace.protocols.ag_ui.blocks import CUT as NOT_RUN
+from tailrace.protocols.ag_ui.blocks import NO_RESULT
 from tailrace.protocols.ag_ui.request import (
     RunAgentInput,
     build_turn,
     context_text,
-    convert_messages,
     decisions_of,
     ignored_fields,
     with_context,
@@ -21,6 +21,7 @@ from tailrace.protocols.ag_ui.request import (
 Json = dict[str, Any]
 CALL = {"id": "toolu_1", "type": "function", "function": {"name": "look", "arguments": '{"q": 1}'}}
 SERVER = {"id": "srvtoolu_1", "type": "function", "function": {"name": "web_search", "arguments": "{}"}}
+CONTEXT = [{"description": "page", "value": "cart"}, {"value": ""}]
 CUT = {"id": "toolu_2", "type": "function", "function": {"name": "look", "arguments": '{"q'}}
 
 
@@ -34,14 +35,14 @@ def user(content: Any = "Why?") -> Json:
 
 
 def sent(*messages: Json) -> list[tuple[str, Any]]:
-    return [(one.role, one.content) for one in convert_messages(run(*messages).messages)]
+    return [(one.role, one.content) for one in build_turn(run(*messages), None).messages or []]
 
 
 def test_an_answer_of_several_messages_is_one_message_for_the_model() -> None:
     """Thinking, text, calls, and results of server tools, which the session has."""
     answer: list[Json] = [
-        {"role": "reasoning", "content": "hm", "encryptedValue": "sig"},
-        {"role": "reasoning", "content": "", "encryptedValue": "redacted:data"},
+        {"role": "reasoning", "content": "hm", "encryptedValue": "thinking:sig"},
+        {"role": "reasoning", "content": "", "encryptedValue": "redacted_thinking:data"},
         {"role": "assistant", "content": "So.", "toolCalls": [SERVER]},
         {"role": "tool", "toolCallId": "srvtoolu_1", "content": "found"},
         {"role": "assistant", "content": "It is.", "toolCalls": [CALL]},
@@ -164,7 +165,7 @@ def test_a_part_of_a_question_is_a_block(part: Json, block: Json) -> None:
 def test_bad_messages_are_refused(messages: list[Json], said: str) -> None:
     """The error names the message."""
     with pytest.raises(Refused, match=said) as error:
-        convert_messages(run(*messages).messages)
+        build_turn(run(*messages), None)
     assert error.value.code == "request_invalid"
 
 
@@ -191,13 +192,26 @@ def test_empty_fields_of_stock_clients_are_not_named() -> None:
 
 def test_the_context_is_a_reminder_behind_the_question() -> None:
     """Before the question, this question would be the next message, and the model would not see it."""
-    text = context_text(run(context=[{"description": "page", "value": "cart"}, {"value": ""}]).context)
+    text = context_text(run(context=CONTEXT))
     question = MessageParam("user", "Why?")
     assert with_context([question], text) == [
         question,
         MessageParam("system", "Context of this message:\n\npage:\ncart", clear_at="next_user_message"),
     ]
-    assert context_text([]) == ""
+    assert context_text(run()) == ""
+
+
+def test_no_context_follows_results_while_the_call_of_a_server_tool_is_open() -> None:
+    """The API executes it only in a request that ends with results; a text there would end the answer."""
+    answer: list[Json] = [
+        {"role": "assistant", "content": "So.", "toolCalls": [SERVER, CALL]},
+        {"role": "tool", "toolCallId": "toolu_1", "content": "blue"},
+    ]
+    found = {"role": "tool", "toolCallId": "srvtoolu_1", "content": "found"}
+    assert context_text(run(user(), *answer, context=CONTEXT)) == ""
+    assert context_text(run(user(), *answer, {**found, "content": NO_RESULT}, context=CONTEXT)) == ""
+    assert context_text(run(user(), *answer, found, context=CONTEXT)).endswith("cart")
+    assert context_text(run(user(), *answer, user("Why?"), context=CONTEXT)).endswith("cart")
 
 
 def test_decisions_are_those_of_resume_and_of_the_newest_results() -> None:
