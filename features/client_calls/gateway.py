@@ -9,7 +9,15 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from tailrace.features.client_calls.continuations import PATH, Continuations
-from tailrace.features.client_calls.records import Block, DecideCall, Decision, ListCalls, ListParked, SessionCalls
+from tailrace.features.client_calls.records import (
+    Block,
+    DecideCall,
+    Decision,
+    ListCalls,
+    ListParked,
+    SessionCalls,
+    result_block,
+)
 from tailrace.features.client_calls.result_content import check_result, without_marks
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.auth.authenticate import Authenticator
@@ -25,9 +33,10 @@ from tailrace.gateway.services import Gateway
 from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.gateway.turns.request_body import BODY_LEVELS_MAX, refuse_blob_references
 from tailrace.proto.depth import is_deeper
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import LogError, Refused
 from tailrace.proto.ids import TurnId
-from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.runtime.settings import NoSettings
 
 logger = structlog.get_logger()
@@ -122,6 +131,12 @@ class Decisions:
                 raise
             # The session waits no more: another request or process has started the turn meanwhile.
             return (await self._history.query(principal.access, ListCalls(found.session, found.turn))).next
+
+    async def read_decided(self, scope: Scope, session: str) -> list[Message]:
+        """See OptionalSteps."""
+        calls = (await self._history.query(scope, ListCalls(session))).calls
+        results = [result_block(one.call, one.decision) for one in calls if one.decision is not None]
+        return [Message("user", results)] if results else []
 
     async def decide_call(
         self, principal: Principal, session: str, call: str, fields: dict[str, Any]
@@ -236,7 +251,7 @@ def start(gateway: Gateway, _settings: NoSettings) -> Parts:
     """Makes the service that starts decided turns, at once and, after a failure, in the background."""
     continuations = Continuations(gateway)
     decisions = Decisions(gateway, continuations)
-    steps = OptionalSteps(decide_call=decisions.decide_call)
+    steps = OptionalSteps(decide_call=decisions.decide_call, read_decided=decisions.read_decided)
     return Parts(services=(decisions,), background=(continuations.run,), steps=steps)
 
 

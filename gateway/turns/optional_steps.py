@@ -13,7 +13,7 @@ from tailrace.proto import entries
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import Tenant, TurnKey
 from tailrace.proto.nats import Claim
-from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.ownership import Scope, ScopedKey
 
 Check = Callable[[NewTurn], None]
 RenderPrompts = Callable[[Sequence[Params], Tenant, int], Awaitable[Sequence[Params | Refused]]]
@@ -64,6 +64,8 @@ class OptionalSteps(NamedTuple):
     and gives the entry at that place. Raises LogUnavailable at the end if another turn has the place."""
     decide_call: Callable[[Principal, str, str, dict[str, Any]], Awaitable[ScopedKey | None]] = absent("resume")
     """Stores the decision about a call of a session. Returns the turn that follows; None while other calls wait."""
+    read_decided: Callable[[Scope, str], Awaitable[list[entries.Message]]] | None = None
+    """Returns the results of the decided calls for which a session waits: the next turn begins with them."""
     add_trace: Callable[[TurnKey, entries.Request], entries.Request] | None = None
     """Returns the entry with the trace that other processes continue. Raises nothing."""
 

@@ -14,6 +14,7 @@ from tailrace.gateway.clients.block_start import further_fields, split_block, sp
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.server_tools import is_result
 from tailrace.protocols.ag_ui.events import Json, custom, deltas, tool_result
 from tailrace.protocols.common.history_items import REDACTED, SIGNED
 
@@ -135,15 +136,18 @@ def close_blocks(answer: Answer) -> tuple[list[Json], Answer, list[str]]:
     return [*shown, *more], answer, unfinished
 
 
-def close_answer(answer: Answer, *, is_cut: bool) -> tuple[list[Json], Answer]:
-    """Ends all that is open, and gives each call that no client should run a result that says why."""
+def close_answer(answer: Answer, *, is_cut: bool, waits: bool) -> tuple[list[Json], Answer]:
+    """Ends all that is open, and gives each call that will not be run a result that says why.
+
+    `waits`: the next answer has the results of the API's own calls.
+    """
     shown, answer, unfinished = close_blocks(answer)
     last = answer.last
     cut = [call for call in unfinished if is_cut and call in answer.calls]
     if is_cut and last is not None and last.id in answer.calls and last.id not in cut and not _has_input(last):
         cut.append(last.id)
     shown += [tool_result(answer.name, call, CUT) for call in cut]
-    shown += [tool_result(answer.name, call, NO_RESULT) for call in answer.server_calls]
+    shown += [tool_result(answer.name, call, NO_RESULT) for call in answer.server_calls if not waits]
     calls = {call: tool for call, tool in answer.calls.items() if call not in cut}
     return shown, replace(answer, calls=calls, server_calls=())
 
@@ -189,8 +193,10 @@ def _begin_block(answer: Answer, index: int, block: Json) -> tuple[list[Json], A
             else:
                 answer = replace(answer, server_calls=(*answer.server_calls, call))
             begin = {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": owner}
-            return [*shown, begin], answer
-        case {"tool_use_id": str(call), "content": content} if call in answer.server_calls:
+            # TanStack AI waits for a result of each other call before it sends the results of its tools.
+            executed = {} if kind == "tool_use" else {"metadata": {"providerExecuted": True}}
+            return [*shown, begin | executed], answer
+        case {"tool_use_id": str(call), "content": content} if is_result(block):
             shown, answer = _end_text(answer)
             result = content if isinstance(content, str) else msgspec.json.encode(content).decode()
             waiting = tuple(one for one in answer.server_calls if one != call)

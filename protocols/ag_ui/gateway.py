@@ -24,7 +24,6 @@ from tailrace.gateway.http.last_event_id import last_event_id, split_part
 from tailrace.gateway.http.parameters import CURSOR_SCHEMA, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED
 from tailrace.gateway.http.route import SSE, Route, Section, header, query
 from tailrace.gateway.models.catalogue import Catalogue
-from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import cursor_of_post, draft_turn
@@ -54,7 +53,7 @@ from tailrace.protocols.ag_ui.request import (
     with_results,
 )
 from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run, read_thread
-from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, make_dialect
+from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, JOINED, make_dialect
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.read_or_none import read_or_none
@@ -230,11 +229,7 @@ async def add_context(
 
 
 async def get_thread_or_run(
-    request: ApiRequest,
-    streams: StreamContext,
-    claims: Claims,
-    blob_store: BlobStore,
-    settings: Settings,
+    request: ApiRequest, streams: StreamContext, claims: Claims, submitter: TurnSubmitter, blob_store: BlobStore
 ) -> ASGIApp:
     """`GET /api/agui`: with `threadId`, the messages of a thread, its active run and its interrupts; with `runId`, the
     events of a run.
@@ -246,7 +241,7 @@ async def get_thread_or_run(
     if (thread is None) == (run is None):
         raise Refused("request_invalid", "either `threadId` or `runId` is required")
     if thread is not None:
-        found = await read_thread(streams.history, blob_store, request.access, thread, settings.body_bytes_max)
+        found = await read_thread(streams, submitter.steps, blob_store, request.access, thread)
         run = "" if found.newest is None else await name_run(claims, request.access, found.newest)
         return await large_json_response(await asyncio.to_thread(found.page, run))
     assert run is not None  # noqa: S101
@@ -256,12 +251,12 @@ async def get_thread_or_run(
 
     key = await find_run(streams.log, claims, streams.history, request.access, run)
     if cursor:
-        if (again := await end_again(streams.log, key, cursor, reader.part, AG_UI)) is not None:
+        if (again := await end_again(streams.log, key, cursor, reader.part, JOINED)) is not None:
             return again
         # TanStack AI treats every status but 200 as final, so it waits inside the stream.
-        return HeldStream(reader, key, AG_UI, cursor)
+        return HeldStream(reader, key, JOINED, cursor)
     refuse_when_draining(streams.draining)
-    return EventStream(reader, key, AG_UI)
+    return EventStream(reader, key, JOINED)
 
 
 async def get_info(request: ApiRequest, catalogue: Catalogue) -> Response:
@@ -273,7 +268,7 @@ async def get_info(request: ApiRequest, catalogue: Catalogue) -> Response:
 
 
 async def post_connect(
-    request: ApiRequest, streams: StreamContext, blob_store: BlobStore, settings: Settings
+    request: ApiRequest, streams: StreamContext, submitter: TurnSubmitter, blob_store: BlobStore
 ) -> ASGIApp:
     """`POST /api/copilotkit/agent/{agent}/connect`: streams all runs of a thread, and follows the newest one.
 
@@ -282,7 +277,7 @@ async def post_connect(
     fields, _ = await request.read(dict[str, Any], has_model_output=True)
     run = read_body.convert(fields, RunAgentInput)
     refuse_when_draining(streams.draining)
-    thread = await read_thread(streams.history, blob_store, request.access, run.thread_id, settings.body_bytes_max)
+    thread = await read_thread(streams, submitter.steps, blob_store, request.access, run.thread_id)
     has_reasoning = any(message.role == "reasoning" for message in run.messages)
     start = await connect(thread, request.access, is_1=run.is_1, has_reasoning=has_reasoning)
     if start is None:

@@ -57,9 +57,9 @@ def add_events(messages: list[Json], shown: Iterable[Json]) -> None:
                 by_id[name]["content"] += delta
             case {"type": "REASONING_ENCRYPTED_VALUE", "entityId": name, "encryptedValue": secret}:
                 by_id[name]["encryptedValue"] = secret
-            case {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": name}:
+            case {"type": "TOOL_CALL_START", "toolCallId": call, "toolCallName": tool, "parentMessageId": name, **rest}:
                 owner = by_id.get(name) or add({"id": name, "role": "assistant"})
-                calls[call] = {"id": call, "type": "function", "function": {"name": tool, "arguments": ""}}
+                calls[call] = {"id": call, "type": "function", "function": {"name": tool, "arguments": ""}, **rest}
                 owner.setdefault("toolCalls", []).append(calls[call])
             case {"type": "TOOL_CALL_ARGS", "toolCallId": call, "delta": delta}:
                 calls[call]["function"]["arguments"] += delta
@@ -134,6 +134,7 @@ def _answer_parts(message: Json) -> list[Json]:
                     "name": call["function"]["name"],
                     "arguments": call["function"]["arguments"],
                     "state": "input-complete",
+                    **{name: call[name] for name in call if name == "metadata"},
                     **({} if (given := _json_of(call["function"]["arguments"])) is None else {"input": given}),
                 }
                 for call in message.get("toolCalls", [])

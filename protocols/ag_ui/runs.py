@@ -7,8 +7,10 @@ from starlette.responses import Response
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.response import Start
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
+from tailrace.gateway.turns.optional_steps import OptionalSteps
 from tailrace.proto.errors import Refused, TurnUnknown, not_found
 from tailrace.proto.ids import Seq, TurnId, is_token
 from tailrace.proto.nats import BlobStore, Claims, TurnLog
@@ -17,8 +19,8 @@ from tailrace.proto.records import ListTurns, TurnRecord, record_from_fold
 from tailrace.protocols.ag_ui.blocks import Answer
 from tailrace.protocols.ag_ui.events import Json
 from tailrace.protocols.ag_ui.messages import add_events, build_messages, build_page
-from tailrace.protocols.ag_ui.stream import RUN, RunState, make_dialect, record_events, run_of
-from tailrace.protocols.common.newest_branch import newest_branch
+from tailrace.protocols.ag_ui.stream import RUN, RunState, make_dialect, record_events, result_events, run_of
+from tailrace.protocols.common.newest_branch import Branch, newest_branch
 
 # The number in the id of the last event of a run that is sent again: no entry has so many events.
 AGAIN = 1_000_000
@@ -30,9 +32,10 @@ BEHIND_WAIT_S = 0.5
 class Thread:
     """The newest branch of a thread, oldest turn first."""
 
-    def __init__(self, turns: list[TurnRecord]) -> None:
-        self.past = [close_record(turn) for turn in turns[:-1]]
-        self.newest = turns[-1] if turns else None
+    def __init__(self, branch: Branch) -> None:
+        self.past = [close_record(turn) for turn in branch.turns[:-1]]
+        self.newest = branch.turns[-1] if branch.turns else None
+        self.decided = tuple(result_events(self.newest.turn, branch.decided)) if self.newest is not None else ()
 
     def page(self, run: str) -> Json:
         """Returns the thread as a client of TanStack AI loads it. It streams the run that is active: `run`."""
@@ -42,7 +45,9 @@ class Thread:
             messages += build_messages(turn.input, turn.turn)
             # A client streams the answer of a running turn.
             is_running = turn.outcome == "running"
-            events = [] if is_running else record_events(RunState(turn.turn, Answer(turn.turn)), turn)
+            decided = self.decided if turn is self.newest else ()
+            state = RunState(turn.turn, Answer(turn.turn), decided=decided)
+            events = [] if is_running else record_events(state, turn)
             add_events(messages, events)
         active = {"runId": run} if self.newest is not None and not events else None
         pending = events[-1].get("outcome", {}).get("interrupts") if events else None
@@ -58,7 +63,8 @@ class Thread:
         for turn in self.past:
             shown += record_events(RunState(turn.turn, Answer(turn.turn), is_1, ()), turn)
         reset = ({"id": "reasoning", "role": "reasoning", "content": ""},) if has_reasoning else ()
-        return make_dialect(f"thread {has_reasoning}", is_1=is_1, reset=reset, before=tuple(shown))
+        variant = " ".join(["thread", str(has_reasoning), *(one["toolCallId"] for one in self.decided)])
+        return make_dialect(variant, is_1=is_1, reset=reset, before=tuple(shown), decided=self.decided)
 
 
 async def name_run(claims: Claims, scope: Scope, turn: TurnRecord) -> str:
@@ -70,7 +76,7 @@ async def name_run(claims: Claims, scope: Scope, turn: TurnRecord) -> str:
 
 
 async def read_thread(
-    history: HistoryClient, blob_store: BlobStore, scope: Scope, thread: str, bytes_max: int
+    streams: StreamContext, steps: OptionalSteps, blob_store: BlobStore, scope: Scope, thread: str
 ) -> Thread:
     """Returns the newest branch of a thread; an unknown thread has no turns yet. Waits for the database.
 
@@ -80,10 +86,10 @@ async def read_thread(
     deadline = loop.time() + BEHIND_S_MAX
     while True:
         try:
-            return Thread(await newest_branch(history, blob_store, scope, thread, bytes_max))
+            return Thread(await newest_branch(streams, steps, blob_store, scope, thread))
         except Refused as refused:
             if refused.code == "session_not_found":
-                return Thread([])
+                return Thread(Branch([], []))
             if refused.code != "persistence_unavailable" or loop.time() > deadline:
                 raise
         await asyncio.sleep(BEHIND_WAIT_S)

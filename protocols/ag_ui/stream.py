@@ -13,7 +13,7 @@ from msgspec.structs import asdict, replace
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Message, Request, StoredEntry
-from tailrace.proto.ids import TurnId, TurnKey
+from tailrace.proto.ids import LOCAL, TurnId, TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close_answer, close_blocks
@@ -21,7 +21,7 @@ from tailrace.protocols.ag_ui.events import Json, custom, encode_events, tool_re
 from tailrace.protocols.ag_ui.messages import build_messages
 from tailrace.protocols.common.answer_warnings import warnings_of
 from tailrace.protocols.common.failure import LOST
-from tailrace.protocols.common.stop_reasons import is_whole
+from tailrace.protocols.common.stop_reasons import has_waiting_calls, is_whole
 
 # The keys in a request's metadata for the id of the run, and for the names of the tools whose calls are interrupts.
 RUN = "agui_run"
@@ -53,8 +53,10 @@ class RunState(msgspec.Struct, frozen=True):
     """The messages of the client's request, as JSON."""
     run: str = ""
     """The id of the run, if it is not in the turn's metadata: it has decided interrupts."""
-    known: frozenset[str] = frozenset()
-    """The calls whose results the client of such a run has."""
+    known: frozenset[str] | None = None
+    """The calls whose results in the turn's own messages the client has. None: all of them."""
+    decided: tuple[Json, ...] = ()
+    """The results of this turn's calls, while others wait for a decision."""
     request: Request | None = None
 
 
@@ -67,9 +69,9 @@ def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
     match entry:
         case Request() as request:
             # Without the input, so that it is small: a client resumes only after its first id.
-            own = None if state.before is None else request.messages[request.history :]
+            own = request.messages[request.history :]
             started = _started(state, request.session, request.metadata, own)
-            shown = [*(state.before or ()), started, *_decided(state, request.messages[request.history :])]
+            shown = [*(state.before or ()), started, *_results(state, own)]
             return _with_reset(shown, state.reset), replace(state, request=request, before=None, reset=None)
         case Attempt(mode="restart", attempt=attempt):
             closing, before, _ = close_blocks(state.answer)
@@ -97,28 +99,30 @@ def _messages_before(state: RunState) -> list[Json]:
     if state.own is not None:
         found: list[Json] = msgspec.json.decode(state.own)
         asked = state.request.messages[state.request.history :] if state.request else []
-        results = [{"id": one["messageId"], **one} for one in _decided(state, asked)]
+        results = [{"id": one["messageId"], **one} for one in _results(state, asked)]
         return found + [{name: one[name] for name in ("id", "role", "toolCallId", "content")} for one in results]
     return build_messages(state.request.messages if state.request else [], state.turn)
 
 
-def _decided(state: RunState, messages: Sequence[Message]) -> list[Json]:
-    """Returns the results of the calls that a run has decided: without them, the client would not send the calls."""
-    return [
-        tool_result(state.turn, one["toolCallId"], one["content"])
-        for one in (build_messages(messages, state.turn) if state.run else [])
-        if one["role"] == "tool" and one["toolCallId"] not in state.known
-    ]
+def _results(state: RunState, own: Sequence[Message]) -> list[Json]:
+    """Returns the results that the client does not have: without them, it would not send the calls."""
+    known = state.known
+    return [] if known is None else [one for one in result_events(state.turn, own) if one["toolCallId"] not in known]
+
+
+def result_events(turn: TurnId, messages: Sequence[Message]) -> list[Json]:
+    """Returns the events of the results of tools in messages."""
+    found = [one for one in build_messages(messages, turn) if one["role"] == "tool"]
+    return [tool_result(turn, one["toolCallId"], one["content"]) for one in found]
 
 
 def record_events(state: RunState, record: TurnRecord) -> list[Json]:
     """Returns the events of a whole turn. The state is that before its first entry."""
-    messages = None if state.before is None else record.input
-    started = _started(state, record.session, record.metadata, messages)
+    started = _started(state, record.session, record.metadata, record.input)
     shown, answer = add_blocks(state.answer, record.content)
     ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
-    decided = _decided(state, record.input)
-    return _with_reset([*(state.before or ()), started, *decided, *shown, *ended], state.reset)
+    results = _results(state, record.input)
+    return _with_reset([*(state.before or ()), started, *results, *shown, *ended], state.reset)
 
 
 def run_of(turn: TurnId, metadata: Mapping[str, str] | None) -> str:
@@ -142,15 +146,13 @@ def find_interrupts(calls: Mapping[str, str], metadata: Mapping[str, str] | None
     ]
 
 
-def _started(
-    state: RunState, session: str, metadata: Mapping[str, str] | None, messages: Sequence[Message] | None
-) -> Json:
-    """Returns the first event. `messages` are the run's own, for a client that does not have them."""
+def _started(state: RunState, session: str, metadata: Mapping[str, str] | None, own: Sequence[Message]) -> Json:
+    """Returns the first event. It has the turn's own messages for a client that gets the whole thread."""
     names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
     version = {"protocolVersion": VERSION} if state.is_1 else {}
     given: Json = {}
-    if messages is not None:
-        built = build_messages(messages, state.turn)
+    if state.before is not None:
+        built = build_messages(own, state.turn)
         given = {"input": {**names, "messages": built, "tools": [], "context": [], "state": {}, "forwardedProps": {}}}
     return {"type": "RUN_STARTED", **names, **version, **given}
 
@@ -171,7 +173,10 @@ def _end(
     state: RunState, session: str, metadata: Mapping[str, str] | None, model: str, ended: End | TurnRecord
 ) -> list[Json]:
     is_cut = ended.outcome != "completed" or not is_whole(ended.stop_reason)
-    closing, answer = close_answer(state.answer, is_cut=is_cut)
+    closing, answer = close_answer(state.answer, is_cut=is_cut, waits=has_waiting_calls(ended))
+    decided = {one["toolCallId"] for one in state.decided}
+    calls = {call: tool for call, tool in answer.calls.items() if call not in decided}
+    closing += state.decided
     facts = custom(
         "end",
         {
@@ -190,10 +195,13 @@ def _end(
         return [*closing, facts, {"type": "RUN_ERROR", "message": failure.message, "code": failure.code, **usage}]
     outcome: Json = {}
     if ended.outcome == "completed":
-        interrupts = find_interrupts(answer.calls, metadata)
-        pending = {"pendingToolCallIds": list(answer.calls)} if state.is_1 and answer.calls else {}
-        found = {"type": "interrupt", "interrupts": interrupts} if interrupts else {"type": "success", **pending}
-        outcome = {"outcome": found}
+        if interrupts := find_interrupts(calls, metadata):
+            outcome = {"outcome": {"type": "interrupt", "interrupts": interrupts}}
+        elif not calls:
+            outcome = {"outcome": {"type": "success"}}
+        elif state.is_1:
+            outcome = {"outcome": {"type": "success", "pendingToolCallIds": list(calls)}}
+        # For clients before 1.0, a success has no open calls: assistant-ui would not run its tools.
     elif state.is_1:
         outcome = {"outcome": {"type": "cancelled"}}
     names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
@@ -219,24 +227,15 @@ def _usage(ended: End | TurnRecord, model: str) -> list[Json]:
     ]
 
 
-def make_dialect(
-    variant: str = "",
-    *,
-    is_1: bool,
-    before: tuple[Json, ...] | None = None,
-    reset: tuple[Json, ...] | None = None,
-    own: bytes | None = None,
-    run: str = "",
-    known: frozenset[str] = frozenset(),
-) -> Dialect:
-    """Returns a dialect. `variant` names the values of the further fields (see RunState) for a turn."""
+def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
+    """Returns a dialect. `given` are further fields of RunState, and `variant` names their values for a turn."""
 
     def start(key: TurnKey) -> RunState:
-        return RunState(key.turn, Answer(key.turn), is_1, before, reset, own, run, known)
+        return RunState(key.turn, Answer(key.turn), is_1, **given)
 
     def render_record(record: TurnRecord, _: int) -> Frame:
-        state = RunState(record.turn, Answer(record.turn), is_1, before, reset, run=run, known=known)
-        return Frame(encode_events(record_events(state, record), record.cursor, record.turn))
+        shown = record_events(start(TurnKey(LOCAL, record.turn)), record)
+        return Frame(encode_events(shown, record.cursor, record.turn))
 
     return Dialect(
         name="ag-ui-1" if is_1 else "ag-ui",
@@ -252,3 +251,5 @@ def make_dialect(
 
 AG_UI = make_dialect(is_1=False)
 AG_UI_1 = make_dialect(is_1=True)
+# Of a client that may have the messages of the thread as they were before another one has sent results.
+JOINED = make_dialect("joined", is_1=False, known=frozenset())

@@ -23,14 +23,14 @@ from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import GONE, KEY, RESUMING
 from tailrace.gateway.http.query_parameters import is_true
 from tailrace.gateway.http.route import SSE, Route, Section, query
-from tailrace.gateway.settings import Settings
 from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream, Start
 from tailrace.gateway.turns.read_turn import TurnReader
 from tailrace.gateway.turns.respond import Responder
+from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto.errors import Refused, TurnUnknown
-from tailrace.proto.ids import BEFORE_FIRST, TurnId, is_token
+from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
@@ -38,13 +38,14 @@ from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.ai_sdk.absent_routes import advise
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
-from tailrace.protocols.ai_sdk.stream import UI, earlier_messages, replay_dialect
+from tailrace.protocols.ai_sdk.stream import UI, Earlier, message_id, replay_dialect, step_chunks
+from tailrace.protocols.common.earlier_steps import goes_on, read_steps
 from tailrace.protocols.common.event_count import count_data_events, count_events
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.newest_branch import newest_branch
 from tailrace.protocols.common.read_or_none import read_or_none
-from tailrace.protocols.common.stored_messages import read_texts
+from tailrace.protocols.common.stored_messages import read_texts, resolve
 from tailrace.protocols.common.unsupported import ignored_header
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
@@ -93,22 +94,23 @@ async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnRea
     """
     scope, name = request.access, request.path_params["chat"]
     if cursor := cursor_of(request):
-        turn = await find_turn_or_chat(streams.log, streams.history, scope, name)
-        return stream_of(Reader(streams, request), request, turn, cursor, UI)
+        of_cursor = await find_turn_or_chat(streams.log, streams.history, scope, name)
+        return stream_of(Reader(streams, request), request, of_cursor, cursor, UI)
     index = start_index(request)
-    is_replay = is_true(request, "replay")
     if index is not None and index > 0 and request.method == "GET":
         # The workflow transport treats every status but 200 as final, so it waits inside the stream.
-        find = partial(find_chunk, streams, blob_store, scope, name, index, is_replay=is_replay)
+        find = partial(find_chunk, streams, turns, blob_store, request, index)
         return HeldStream(Reader(streams, request), find, UI)
     refuse_when_draining(streams.draining)
     if index is not None:
-        start = await find_chunk(streams, blob_store, scope, name, index, is_replay=is_replay)
+        start = await find_chunk(streams, turns, blob_store, request, index)
         return EventStream(Reader(streams, request), start, UI)
-    key = await find_resumable(streams, turns, scope, name)
-    if key is None:
+    # `useChat` asks on each load, and treats an unknown chat and an answer that is over the same.
+    key = await read_or_none(find_turn_or_chat(streams.log, streams.history, scope, name))
+    turn = None if key is None else await read_or_none(turns.read(key))
+    if key is None or turn is None or is_over(turn, datetime.now(UTC)):
         return Response(status_code=204)
-    return EventStream(Reader(streams, request), key, await replay_of(streams, blob_store, key))
+    return EventStream(Reader(streams, request), key, await replay_of(streams, blob_store, key, turn))
 
 
 async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, turns: TurnReader) -> Response:
@@ -122,25 +124,26 @@ async def post_stop(request: ApiRequest, log: TurnLog, history: HistoryClient, t
 
 
 async def get_messages(
-    request: ApiRequest, history: HistoryClient, blob_store: BlobStore, settings: Settings
+    request: ApiRequest, streams: StreamContext, submitter: TurnSubmitter, blob_store: BlobStore
 ) -> Response:
     """`GET /api/chat/{chat}/messages`: returns the newest branch as UI messages, the initial messages of a page.
 
     A running answer is not included: `resume: true` streams it.
     """
-    scope, name = request.access, request.path_params["chat"]
-    turns = await newest_branch(history, blob_store, scope, name, settings.body_bytes_max)
+    branch = await newest_branch(streams, submitter.steps, blob_store, request.access, request.path_params["chat"])
     # In a thread, like the steps of `newest_branch`: 24,000 messages take 100 ms, in which the loop would serve no
     # stream.
-    return await large_json_response(await asyncio.to_thread(build_messages, turns))
+    return await large_json_response(await asyncio.to_thread(build_messages, *branch))
 
 
 async def find_chunk(
-    streams: StreamContext, blob_store: BlobStore, scope: Scope, name: str, index: int, *, is_replay: bool
+    streams: StreamContext, turns: TurnReader, blob_store: BlobStore, request: ApiRequest, index: int
 ) -> Start:
     """Returns the start of a stream from chunk `index` on; negative: from the end. Raises Refused, LogUnavailable."""
-    key = await find_turn_or_chat(streams.log, streams.history, scope, name)
-    dialect = await replay_of(streams, blob_store, key) if is_replay else UI
+    key = await find_turn_or_chat(streams.log, streams.history, request.access, request.path_params["chat"])
+    dialect = UI
+    if is_true(request, "replay"):
+        dialect = await replay_of(streams, blob_store, key, await turns.read(key))
     try:
         count, is_ended = await count_events(streams, key, dialect, index)
         most = count - is_ended
@@ -156,16 +159,19 @@ async def find_chunk(
     return Start(key, seen, headers, dialect)
 
 
-async def replay_of(streams: StreamContext, blob_store: BlobStore, key: ScopedKey) -> Dialect:
-    """Returns the dialect with the earlier steps of the message, or UI if they are too long. Raises LogUnavailable."""
-    try:
-        async with streams.fan_out.subscribe(key, BEFORE_FIRST) as feed:
-            earlier = [] if feed.request is None else earlier_messages(feed.request.messages)
-    except TurnUnknown:
-        # A turn from the database is rendered without earlier steps.
+async def replay_of(streams: StreamContext, blob_store: BlobStore, key: ScopedKey, turn: TurnRecord) -> Dialect:
+    """Returns the dialect with the earlier steps of the message, or UI if they are too long or there are none.
+
+    Raises Refused, LogUnavailable.
+    """
+    if not goes_on(turn):
         return UI
-    texts = await read_texts(blob_store, key.tenant, earlier, EARLIER_BYTES_MAX)
-    return UI if texts is None else replay_dialect(texts)
+    first, steps = await read_steps(streams.history, key.scope, turn)
+    texts = await read_texts(blob_store, key.tenant, steps, EARLIER_BYTES_MAX)
+    if texts is None:
+        return UI
+    name = message_id(first.turn, {**first.metadata, **turn.metadata})
+    return replay_dialect(Earlier(name, step_chunks(resolve(steps, texts))))
 
 
 async def find_turn_or_chat(log: TurnLog, history: HistoryClient, scope: Scope, name: str) -> ScopedKey:
@@ -175,13 +181,6 @@ async def find_turn_or_chat(log: TurnLog, history: HistoryClient, scope: Scope, 
         return turn
     last = await read_or_none(history.query(scope, GetLastTurn(name)))
     return ScopedKey(scope, (last or await history.query(scope, GetTurn(TurnId(name)))).turn)
-
-
-async def find_resumable(streams: StreamContext, turns: TurnReader, scope: Scope, name: str) -> ScopedKey | None:
-    """Returns `name`'s turn; None if the turn is over or does not exist, which `useChat` does not treat as an error."""
-    key = await read_or_none(find_turn_or_chat(streams.log, streams.history, scope, name))
-    turn = None if key is None else await read_or_none(turns.read(key))
-    return None if turn is None or is_over(turn, datetime.now(UTC)) else key
 
 
 def is_over(turn: TurnRecord, now: datetime) -> bool:

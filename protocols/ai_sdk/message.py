@@ -13,7 +13,8 @@ import msgspec
 from tailrace.proto.entries import Message
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.ai_sdk.part import Chunk, content_chunks
-from tailrace.protocols.ai_sdk.stream import MESSAGE, message_id, record_chunks, tool_results
+from tailrace.protocols.ai_sdk.stream import Earlier, message_id, record_chunks, tool_results
+from tailrace.protocols.common.earlier_steps import goes_on
 
 Part = dict[str, Any]
 
@@ -30,8 +31,11 @@ class UIMessage(msgspec.Struct, omit_defaults=True):
     parts: list[Part] = msgspec.field(default_factory=list)
 
 
-def build_messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
-    """Returns the turns of a conversation as UI messages. Tool results become parts of the message with their call."""
+def build_messages(turns: Iterable[TurnRecord], decided: Iterable[Message] = ()) -> list[UIMessage]:
+    """Returns the turns of a conversation as UI messages. Tool results become parts of the message with their call.
+
+    `decided`: see Branch.
+    """
     built: list[UIMessage] = []
     # The parts of tool calls by id: a conversation may hold twenty thousand.
     calls: dict[str, Part] = {}
@@ -39,10 +43,13 @@ def build_messages(turns: Iterable[TurnRecord]) -> list[UIMessage]:
         for number, message in enumerate(turn.input):
             _add_input(built, calls, message, f"{turn.turn}_{number}")
         if turn.outcome != "running":
-            if MESSAGE not in turn.metadata or not built or built[-1].role != "assistant":
+            is_new = not (goes_on(turn) and built and built[-1].role == "assistant")
+            if is_new:
                 built.append(UIMessage(message_id(turn.turn, turn.metadata), "assistant"))
-            for chunk in record_chunks(turn):
+            for chunk in record_chunks(turn, Earlier("" if is_new else built[-1].id)):
                 add_chunk(built[-1], calls, chunk)
+    for message in decided:
+        _add_input(built, calls, message, "")
     return built
 
 
@@ -56,7 +63,7 @@ def _add_input(built: list[UIMessage], calls: dict[str, Part], message: Message,
         return
     built.append(UIMessage(name, message.role))
     if message.role == "assistant":
-        for chunk in content_chunks(blocks):
+        for chunk in content_chunks(blocks, None):
             add_chunk(built[-1], calls, chunk)
     else:
         built[-1].parts += [part for block in blocks for part in _user_parts(block)]

@@ -3,7 +3,7 @@
 Source: `ai` 7, ui-message-chunks.ts. Its schema does not accept null, so absent fields are left out.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,6 +18,8 @@ from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
 from tailrace.protocols.ai_sdk.tool_result import decode_output
 
 Chunk = dict[str, Any]
+Calls = frozenset[str] | None
+"""The ids of the tool calls that may get a result. None: all of them, as the answer goes on with an earlier one."""
 
 INPUT_INVALID = "the input of this call is not a JSON object, or is nested too deeply"
 
@@ -38,8 +40,8 @@ class OpenPart(msgspec.Struct, frozen=True):
     """Whether the block has ended. Its last chunk waits: see `may_be_cut`."""
 
 
-def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tuple[list[Chunk], OpenPart]:
-    """Returns the chunks that begin a part of the message, and the part. `calls`: the ids of the answer's tool calls.
+def open_part(index: int, block: dict[str, Any], calls: Calls) -> tuple[list[Chunk], OpenPart]:
+    """Returns the chunks that begin a part of the message, and the part.
 
     A block without a chunk of its own becomes a data part, when it ends.
     """
@@ -56,9 +58,8 @@ def open_part(index: int, block: dict[str, Any], calls: Collection[str]) -> tupl
             return [{"type": "reasoning-start", "id": part.id, **_metadata(redactedData=hidden)}], part
         case {"type": str(kind), "id": str(), "name": str()} if events.is_tool_use(kind):
             return [{"type": "tool-input-start", **_tool_call(block)}], part
-        case {"tool_use_id": str(call), "content": content} if call in calls:
-            # The result of a tool that the provider runs. The package `ai` raises an error for a result without a call,
-            # which an answer after a pause may have.
+        case {"tool_use_id": str(call), "content": content} if calls is None or call in calls:
+            # The result of a tool that the provider runs. The package `ai` raises an error for a result without a call.
             is_error = block.get("is_error") is True or _is_error(content)
             dynamic = {"dynamic": True} if block.get("type") == "mcp_tool_result" else {}
             return [tool_output(call, content, is_error=is_error, is_provider=True) | dynamic], replace(
@@ -131,14 +132,13 @@ def add_other_delta(part: OpenPart, delta: dict[str, Any]) -> OpenPart | None:
     return replace(part, block=events.merge_fields(part.block, delta))
 
 
-def content_chunks(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
+def content_chunks(blocks: Iterable[dict[str, Any]], calls: Calls = frozenset()) -> list[Chunk]:
     """Returns the chunks of whole blocks, each with one delta."""
     chunks: list[Chunk] = []
-    calls: set[str] = set()
     for index, block in enumerate(blocks):
         start, deltas = split_block(block)
         more, part = open_part(index, start, calls)
-        calls |= call_ids(block)
+        calls = None if calls is None else calls | call_ids(block)
         chunks += more
         for delta in deltas:
             more, part = add_delta(part, delta)

@@ -1,12 +1,12 @@
 """The dialect `ui`: AI SDK's UI message stream, for `useChat` and WorkflowChatTransport.
 
-A turn is one step of a message. A turn that answers a tool's result continues the message with the tool call: its
-`start` chunk has no message id, and `useChat` appends to its last message. A reloaded page does not have that message,
-so `replay_dialect` also renders the earlier steps, which are in the request.
+A turn is one step of a message. A turn that answers a tool's result continues the message with the tool call. If the
+page has sent the result, the `start` chunk has no message id, and `useChat` appends to its last message. Another page
+may not have that message, or not as it is now, so `replay_dialect` also renders the earlier steps.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -19,6 +19,7 @@ from tailrace.proto.entries import Attempt, End, Event, Message, Request, Stored
 from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.ai_sdk.part import (
+    Calls,
     Chunk,
     OpenPart,
     add_delta,
@@ -33,7 +34,6 @@ from tailrace.protocols.ai_sdk.part import (
 )
 from tailrace.protocols.common.event_count import DONE
 from tailrace.protocols.common.failure import LOST
-from tailrace.protocols.common.stored_messages import resolve
 
 # The key in a request's metadata for the id of the message that the answer continues.
 MESSAGE = "ui_message"
@@ -56,6 +56,17 @@ _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, Any])
 
 
+class Earlier(NamedTuple):
+    """The message that an answer continues, if the page has not sent it with the request."""
+
+    message: str = ""
+    """The id of the message; empty: there is none."""
+    steps: tuple[Chunk, ...] = ()
+
+
+EMPTY = Earlier()
+
+
 class UiState(msgspec.Struct, frozen=True):
     """`open`: the parts without their last chunk, by block index."""
 
@@ -63,10 +74,8 @@ class UiState(msgspec.Struct, frozen=True):
     open: Mapping[int, OpenPart] = {}
     last: int = -1
     """The block that was opened last: a limit cuts no other call."""
-    calls: frozenset[str] = frozenset()
-    """The ids of the answer's tool calls."""
-    earlier_texts: dict[str, str] | None = None
-    """The texts of the blobs in the earlier steps of the message; None: the reader has these steps."""
+    calls: Calls = frozenset()
+    earlier: Earlier = EMPTY
 
 
 def render(state: UiState, stored: StoredEntry) -> tuple[Frame, UiState]:
@@ -75,20 +84,21 @@ def render(state: UiState, stored: StoredEntry) -> tuple[Frame, UiState]:
     return (_frame(chunks, stored.seq, is_end=is_end) if chunks else SILENT), state
 
 
-def render_record(record: TurnRecord, seen: int) -> Frame:
+def render_record(record: TurnRecord, seen: int, earlier: Earlier = EMPTY) -> Frame:
     """Renders a whole turn after `seen` chunks. Deltas were joined, so a reset follows the opening."""
-    chunks = record_chunks(record)
-    rest = chunks[seen:] if seen <= OPENING_CHUNKS else [RESET, *chunks[OPENING_CHUNKS:]]
+    chunks = record_chunks(record, earlier)
+    opening = OPENING_CHUNKS + len(earlier.steps)
+    rest = chunks[seen:] if seen <= opening else [RESET, *chunks[opening:]]
     return _frame(rest, record.cursor, is_end=True)
 
 
-def record_chunks(record: TurnRecord) -> list[Chunk]:
+def record_chunks(record: TurnRecord, earlier: Earlier = EMPTY) -> list[Chunk]:
     """Returns the chunks of a whole turn."""
     metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
-    content = content_chunks(record.content)
+    content = content_chunks(record.content, _calls(record.metadata, earlier))
     if content and _is_input_cut(record):
         content.pop()
-    return [*_opening(record.turn, record.metadata, metadata), *content, *_finish(record)]
+    return [*_opening(record.turn, record.metadata, metadata, earlier), *content, *_finish(record)]
 
 
 def _is_input_cut(record: TurnRecord) -> bool:
@@ -115,14 +125,11 @@ def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiS
     match stored.entry:
         case Request() as request:
             metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
-            opening = _opening(state.turn, request.metadata or {}, metadata)
-            if state.earlier_texts is not None and MESSAGE in (request.metadata or {}):
-                start = {**opening[0], "messageId": message_id(state.turn, request.metadata or {})}
-                earlier = resolve(earlier_messages(request.messages), state.earlier_texts)
-                opening = [start, *_earlier_steps(earlier), *opening[1:]]
-            return opening, UiState(state.turn)
+            given = request.metadata or {}
+            opening = _opening(state.turn, given, metadata, state.earlier)
+            return opening, UiState(state.turn, calls=_calls(given, state.earlier))
         case Attempt(mode="restart"):
-            return [RESET], UiState(state.turn)
+            return [RESET], UiState(state.turn, calls=state.calls)
         case Event(event=raw, is_hidden=False):
             event = events.decode(raw)
             return (
@@ -165,7 +172,7 @@ def _event_chunks(state: UiState, event: events.Event) -> tuple[list[Chunk], UiS
             chunks, part = open_part(index, block, state.calls)
             waiting = [chunk for earlier in state.open.values() if earlier.is_stopped for chunk in close_part(earlier)]
             rest = {number: earlier for number, earlier in state.open.items() if not earlier.is_stopped}
-            calls = state.calls | call_ids(block)
+            calls = None if state.calls is None else state.calls | call_ids(block)
             return waiting + chunks, replace(state, open={**rest, index: part}, last=index, calls=calls)
         case events.BlockDelta(index, delta) if index in state.open:
             chunks, part = add_delta(state.open[index], delta)
@@ -180,33 +187,36 @@ def _event_chunks(state: UiState, event: events.Event) -> tuple[list[Chunk], UiS
             return [], state
 
 
-def _opening(turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[str, Any]) -> list[Chunk]:
-    message = {} if MESSAGE in request_metadata else {"messageId": message_id(turn, request_metadata)}
+def _calls(request_metadata: Mapping[str, str], earlier: Earlier) -> Calls:
+    """Returns the calls that may get a result before the answer has any."""
+    return None if earlier.message or MESSAGE in request_metadata else frozenset()
+
+
+def _opening(
+    turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[str, Any], earlier: Earlier
+) -> list[Chunk]:
+    name = earlier.message or (None if MESSAGE in request_metadata else message_id(turn, request_metadata))
+    message = {} if name is None else {"messageId": name}
     ids = {"turn": turn, "session": metadata.get("session")}
     return [
         {"type": "start", **message, "messageMetadata": metadata},
+        *earlier.steps,
         # Before the step, because a reset discards what follows the step's start.
         {"type": "data-tailrace", "id": turn, "data": ids},
         {"type": "start-step"},
     ]
 
 
-def earlier_messages(messages: list[Message]) -> list[Message]:
-    """Returns the messages of a request that belong to the UI message which the answer continues."""
-    return messages[_last_question(messages) + 1 :]
-
-
-def _earlier_steps(messages: list[Message]) -> list[Chunk]:
-    """Returns the chunks of `earlier_messages`; the last one is a tool's result."""
+def step_chunks(messages: Iterable[Message]) -> tuple[Chunk, ...]:
+    """Returns the chunks of the earlier steps of a message."""
     steps: list[Chunk] = []
     for message in messages:
         blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
         if message.role == "assistant":
-            content = content_chunks(blocks)
-            steps += [{"type": "start-step"}, *content, {"type": "finish-step"}]
+            steps += [{"type": "start-step"}, *content_chunks(blocks, None), {"type": "finish-step"}]
         else:
             steps += tool_results(blocks)
-    return steps
+    return tuple(steps)
 
 
 def tool_results(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
@@ -216,17 +226,6 @@ def tool_results(blocks: Iterable[dict[str, Any]]) -> list[Chunk]:
         for block in blocks
         if block.get("type") == "tool_result" and isinstance(block.get("tool_use_id"), str)
     ]
-
-
-def _last_question(messages: list[Message]) -> int:
-    """Returns the index of the last user message that is not a tool's result; -1 if there is none."""
-    indices = (
-        index
-        for index, message in enumerate(messages)
-        if message.role == "user"
-        and not (isinstance(message.content, list) and any(one.get("type") == "tool_result" for one in message.content))
-    )
-    return max(indices, default=-1)
 
 
 def _finish(ended: End | TurnRecord) -> list[Chunk]:
@@ -273,6 +272,10 @@ UI = Dialect(
 )
 
 
-def replay_dialect(earlier_texts: dict[str, str]) -> Dialect:
-    """Returns the dialect that also renders the earlier steps of the message, whose blobs have `earlier_texts`."""
-    return UI._replace(name="ui-replay", start=lambda key: UiState(key.turn, earlier_texts=earlier_texts))
+def replay_dialect(earlier: Earlier) -> Dialect:
+    """Returns the dialect that also renders the earlier steps of the message."""
+    return UI._replace(
+        name="ui-replay",
+        start=lambda key: UiState(key.turn, earlier=earlier),
+        render_record=lambda record, seen: render_record(record, seen, earlier),
+    )

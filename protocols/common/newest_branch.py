@@ -5,26 +5,40 @@ the size of a request body.
 """
 
 import asyncio
+from typing import NamedTuple
 
 import msgspec
 
 from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.streaming.reader import StreamContext
+from tailrace.gateway.turns.optional_steps import OptionalSteps
+from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.ownership import Scope
 from tailrace.proto.records import GetAncestry, GetLastTurn, GetSession, TurnRecord
 from tailrace.protocols.common.read_or_none import read_or_none
+from tailrace.protocols.common.stop_reasons import has_waiting_calls
 from tailrace.protocols.common.stored_messages import read_texts, resolve
 
 PAGE_TURNS = 200
 TOO_LARGE = "the chat is larger than {most} bytes: read /v1/sessions/{chat}/turns, which has references to its blobs"
 
 
+class Branch(NamedTuple):
+    """The turns of a chat, oldest first."""
+
+    turns: list[TurnRecord]
+    decided: list[Message]
+    """The results of calls of the newest turn, while its other calls wait for a decision."""
+
+
 async def newest_branch(
-    history: HistoryClient, blob_store: BlobStore, scope: Scope, chat: str, bytes_max: int
-) -> list[TurnRecord]:
-    """Returns the chat's turns, oldest first. Raises Refused for an unknown chat, and for a chat that is too large."""
+    streams: StreamContext, steps: OptionalSteps, blob_store: BlobStore, scope: Scope, chat: str
+) -> Branch:
+    """Returns the chat's newest branch. Raises Refused for an unknown chat, and for a chat that is too large."""
+    history, bytes_max = streams.history, streams.settings.body_bytes_max
     too_large = Refused("body_too_large", TOO_LARGE.format(most=bytes_max, chat=chat))
     found: list[TurnRecord] = []
     size, next_turn = 0, await last_turn(history, scope, chat)
@@ -42,7 +56,10 @@ async def newest_branch(
     if texts is None:
         raise too_large
     resolved = iter(await asyncio.to_thread(resolve, messages, texts))
-    return [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
+    may_wait = bool(found) and has_waiting_calls(found[-1])
+    decided = await steps.read_decided(scope, chat) if may_wait and steps.read_decided is not None else []
+    turns = [msgspec.structs.replace(turn, input=[next(resolved) for _ in turn.input]) for turn in found]
+    return Branch(turns, decided)
 
 
 async def last_turn(history: HistoryClient, scope: Scope, chat: str) -> TurnId | None:

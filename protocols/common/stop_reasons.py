@@ -28,6 +28,11 @@ def is_whole(stop_reason: str | None) -> bool:
     return stop_reason in WHOLE
 
 
+def has_waiting_calls(ended: End | TurnRecord) -> bool:
+    """Returns whether the calls without a result have it in the next answer (common/earlier_steps.py)."""
+    return ended.outcome == "completed" and ended.stop_reason in ("tool_use", "pause_turn")
+
+
 def incomplete_reason(ended: End | TurnRecord) -> str | None:
     """Returns the stop reason of a completed turn whose answer is not whole; None for all other turns."""
     return None if ended.outcome != "completed" or is_whole(ended.stop_reason) else ended.stop_reason

@@ -68,6 +68,14 @@ def kind_of(block: Block) -> CallKind | None:
             return None
 
 
+def call_before(result: Block) -> dict[str, Any] | None:
+    """Returns a call for a result whose call is in an earlier answer, which has its input; None without an item."""
+    name = str(result.get("type")).removesuffix("_tool_result")
+    tool = {"type": "mcp_tool_use", "name": ""} if name == "mcp" else {"type": "server_tool_use", "name": name}
+    call: dict[str, Any] = {**tool, "id": result.get("tool_use_id"), "input": {}}
+    return call if is_result(result) and kind_of(call) is not None else None
+
+
 def is_shown(block: Block) -> bool:
     """Returns whether items show all that a block has: a call, or a result of a call."""
     if kind_of(block) is not None:
@@ -91,7 +99,8 @@ def call_item(kind: CallKind, item_id: str, call: Call, status: str) -> Item:
 
 def ending_event(kind: CallKind, item: Item) -> str:
     """Returns the event of a call that has ended; empty if there is none."""
-    return kind.failed if item.get("status") == "failed" else "completed" if item.get("status") != "incomplete" else ""
+    status = item.get("status", "completed")
+    return kind.failed if status == "failed" else status if status == "completed" else ""
 
 
 def pair_results(blocks: Iterable[Block]) -> dict[int, Block]:

@@ -17,6 +17,7 @@ from tailrace.proto.conversation import AWAITS_CLIENT
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import TurnId, is_token
 from tailrace.proto.ownership import Scope, ScopedKey
+from tailrace.proto.server_tools import is_result
 from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES, LISTING, pair_results
 from tailrace.protocols.openai.responses_input import InputItem, StoredItem, invalid_item
@@ -116,7 +117,7 @@ async def _read_items(scope: Scope, turn: str, turns: TurnReader) -> dict[str, _
         fields, struct = item, InputItem
         if item["type"] in ITEM_TYPES:
             block = record.content[index]
-            is_open = record.stop_reason == AWAITS_CLIENT or block["type"] == LISTING
+            is_open = record.stop_reason == AWAITS_CLIENT or block["type"] == LISTING or is_result(block)
             pair = [block, results[index]] if index in results else [block] if is_open else []
             fields, struct = item | {"blocks": pair}, StoredItem
         found[item["id"]] = _Read(msgspec.convert(fields, struct), len(odd_json.encode(fields)))

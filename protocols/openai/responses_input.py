@@ -25,6 +25,7 @@ from tailrace.protocols.common.history_items import (
 from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
+from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_object import Item as OutputItem
 from tailrace.protocols.openai.responses_stream import output_items
 
@@ -169,7 +170,7 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[OutputItem]:
     for number, message in enumerate(messages):
         blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
         if message.role == "assistant":
-            yield from output_items(f"{turn}_in{number}", blocks)
+            yield from output_items(Head(f"{turn}_in{number}", goes_on=True), blocks)
             continue
         parts: list[OutputItem] = []
         for index, block in enumerate(blocks):

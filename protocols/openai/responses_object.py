@@ -22,6 +22,7 @@ from tailrace.proto.ids import TurnId
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.usage import Usage
 from tailrace.protocols.common.answer_warnings import Shown, warnings_field, warnings_of
+from tailrace.protocols.common.earlier_steps import goes_on
 from tailrace.protocols.common.failure import LOST, error_type
 from tailrace.protocols.common.history_items import REDACTED, SIGNED
 from tailrace.protocols.common.stop_reasons import is_whole
@@ -71,11 +72,14 @@ class Head(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
     created_at: int = 0
     """Unix seconds."""
+    goes_on: bool = False
+    """Whether the answer may have results of an earlier one's calls."""
 
 
 def head_of(turn: str, asked: Request | TurnRecord, at: datetime) -> Head:
     """Returns the fields of a turn that was asked at the time `at`."""
-    return Head(turn, asked.session, asked.parent, asked.model, asked.metadata or {}, int(at.timestamp()))
+    created_at = int(at.timestamp())
+    return Head(turn, asked.session, asked.parent, asked.model, asked.metadata or {}, created_at, goes_on(asked))
 
 
 def build_response(

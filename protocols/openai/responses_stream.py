@@ -24,6 +24,8 @@ from tailrace.proto.ids import TurnKey
 from tailrace.proto.records import TurnRecord
 from tailrace.proto.server_tools import is_result
 from tailrace.protocols.common.answer_warnings import NOTHING, LeftOut, types_of
+from tailrace.protocols.common.stop_reasons import has_waiting_calls
+from tailrace.protocols.openai.builtin_calls import call_before
 from tailrace.protocols.openai.responses_object import (
     SHOWN,
     Head,
@@ -99,17 +101,17 @@ def response_of(record: TurnRecord) -> dict[str, Any]:
     if record.outcome == "running":
         head = head_of(record.turn, record, record.asked_at)
         status: Status = "in_progress" if record.attempts else "queued"
-        return build_response(head, status, output_items(record.turn, record.content, "in_progress"))
+        return build_response(head, status, output_items(head, record.content, "in_progress"))
     response: dict[str, Any] = _render_whole(record)[-1]["response"]
     return response
 
 
-def output_items(turn: str, blocks: Iterable[dict[str, Any]], last: str = "completed") -> list[Item]:
+def output_items(head: Head, blocks: Iterable[dict[str, Any]], last: str = "completed") -> list[Item]:
     """Returns the output items of a stored answer. `last` is the status of the last one.
 
     A call that was cut is incomplete, and a call of a built-in tool without a result is in progress.
     """
-    state, _ = _render_answer(ResponsesState(Head(turn)), answer_events(blocks))
+    state, _ = _render_answer(ResponsesState(head), answer_events(blocks))
     state, _ = _close(state, [(one, "in_progress" if is_open_call(one) else last, None) for one in state.open])
     return _sorted_items(state)
 
@@ -176,8 +178,12 @@ def _render_in_item(state: ResponsesState, event: events.Event) -> tuple[Respons
         case events.BlockStart(index, block):
             ended = [one for one in state.open if one.is_stopped]
             state, closing = _close(state, [(one, "completed", None) for one in ended])
-            if is_result(block) and (calls := _calls_of(state, block["tool_use_id"])):
-                state, ending = _close(state, [(calls[-1], "completed", block)])
+            if is_result(block):
+                calls = _calls_of(state, block["tool_use_id"])
+                if not calls and state.head.goes_on and (call := call_before(block)) is not None:
+                    state, begun = _render_answer(state, block_events(index, call))
+                    closing, calls = [*closing, *begun], state.open[-1:]
+                state, ending = _close(state, [(one, "completed", block) for one in calls[-1:]])
                 closing += ending
             item, beginning = open_item(state.head.turn, index, state.outputs, block)
             outputs = state.outputs + bool(beginning)
@@ -190,9 +196,9 @@ def _render_in_item(state: ResponsesState, event: events.Event) -> tuple[Respons
             return state, []
 
 
-def _calls_of(state: ResponsesState, call: str) -> list[OpenItem]:
+def _calls_of(state: ResponsesState, call: str) -> tuple[OpenItem, ...]:
     """Returns the calls of built-in tools with this id that have no result."""
-    return [one for one in state.open if is_open_call(one) and one.start.get("id") == call]
+    return tuple(one for one in state.open if is_open_call(one) and one.start.get("id") == call)
 
 
 def _change(
@@ -265,7 +271,8 @@ def _render_ended(
     closed: list[tuple[OpenItem, str, dict[str, Any] | None]] = []
     for one in state.open:
         is_whole = not is_cut if one is last else one.is_stopped or not is_empty_call(one)
-        closed.append((one, "completed" if is_whole and not is_open_call(one) else "incomplete", None))
+        waiting = "in_progress" if has_waiting_calls(ended) else "incomplete"
+        closed.append((one, waiting if is_open_call(one) else "completed" if is_whole else "incomplete", None))
     state, closing = _close(state, closed)
     left_out = types_of(ended.content, SHOWN) if isinstance(ended, TurnRecord) else state.left_out.types
     response = build_response(state.head, status, _sorted_items(state), ended, ended_at, left_out)

@@ -48,24 +48,24 @@ async def test_a_call_is_approved_by_another_process_after_a_restart_of_the_gate
 async def test_a_call_in_a_chat_is_decided_once_in_tabs_that_are_opened_later(
     gateway: Gateway, new_gateway: NewGateway, system: System, version: str
 ) -> None:
-    """Each tab that decides the same shows the answer that goes on, and the chat has no branch."""
+    """Each tab that decides the same shows the answer that goes on in the message, and the chat has no branch."""
     script = ("decide-in-tabs.mjs", version, KEY)
     [asked] = await node.run(*script, gateway.url, "trip")
     assert asked["parts"] == [[words(2), ["input-available", None]]]
     assert await waiting(gateway) == ["trip"]
     other = await new_gateway(system.nats_url)
     *decided, went_on, late = await node.run(*script, other.url, "trip", "blue", "blue")
-    call = [words(2), ["output-available", "blue"]]
+    answer = [words(2), ["output-available", "blue"], words(2)]
     for tab in decided:
         assert (tab["status"], tab["error"], tab["refused"]) == ("ready", None, None)
-        assert tab["parts"] == [call, [words(2)]]
+        assert tab["parts"] == [answer]
     assert decided[0]["turns"] == decided[1]["turns"]
-    assert went_on["parts"] == [call, [words(2)], [words(3)]]
-    # It is read by its id, although the chat has a newer turn.
-    assert (late["parts"], late["turns"]) == ([[words(2)]], [went_on["turns"][1]])
-    found = await turns(other, "trip")
+    assert went_on["parts"] == [answer, [words(3)]]
+    # It is read by its id, although the chat has a newer turn, with the steps before it.
+    assert (late["parts"], late["turns"]) == ([answer], went_on["turns"][:1])
+    first, *found = await turns(other, "trip")
     assert [one["turn"] for one in found] == went_on["turns"]
-    assert [one["parent"] for one in found] == [None, *went_on["turns"][:-1]]
+    assert [one["parent"] for one in found] == [first["turn"], *went_on["turns"][:-1]]
 
 
 async def test_of_two_different_decisions_in_a_chat_one_is_refused(gateway: Gateway) -> None:
@@ -73,7 +73,8 @@ async def test_of_two_different_decisions_in_a_chat_one_is_refused(gateway: Gate
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied")
     only, went_on, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied", "denied")
     assert (only["refused"], only["parts"][0][1]) == (None, ["output-error", DENIED])
-    assert [one["parent"] for one in await turns(gateway, "denied")] == [None, *went_on["turns"][:-1]]
+    first, *found = await turns(gateway, "denied")
+    assert [one["parent"] for one in found] == [first["turn"], *went_on["turns"][:-1]]
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced")
     *tabs, _, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced", "blue", "denied")
     assert {tab["refused"] for tab in tabs} == {None, "call_decided"}

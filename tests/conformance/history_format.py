@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tailrace.features.client_calls.records import Decision, result_block
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks
 from tailrace.protocols.common.tool_definition import DENIED
+from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_stream import output_items
 from tests.conformance.history_case import REFUSED_FILES, Item, groups, kind_of
 
@@ -185,7 +186,7 @@ def _response_item(item: Item) -> Json:
             return {"type": "function_call_output", "call_id": item["result"], "output": output}
         case "thinking" if item["of"] == "claude":
             # As Tailrace itself has sent it, without the id, as Codex sends it.
-            shown = output_items("t", [thinking_block(item)])[0]
+            shown = output_items(Head("t"), [thinking_block(item)])[0]
             return {name: value for name, value in shown.items() if name != "id"}
         case "thinking":
             encrypted = ENCRYPTED.get(item["of"])

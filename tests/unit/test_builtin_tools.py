@@ -9,6 +9,7 @@ from tailrace.proto.models import Model, Supports, models
 from tailrace.protocols.openai import chat_request
 from tailrace.protocols.openai.builtin_tools import build_tools
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest
+from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_stream import output_items
 
 WITHOUT = Model(id="small", supports=Supports(server_tools=("code_execution",)))
@@ -57,7 +58,7 @@ def test_a_tool_that_the_model_has_not_got_is_refused_with_the_models_that_have_
 )
 def test_items_of_calls_and_texts(content: list[Any], expected: list[tuple[str, str]]) -> None:
     blocks = [{"type": "text", "text": one} if isinstance(one, str) else one for one in content]
-    items = output_items("turn-1", blocks)
+    items = output_items(Head("turn-1"), blocks)
     found = [(item["type"], item["content"][0]["text"] if "content" in item else item["status"]) for item in items]
     assert found == expected
 
@@ -77,5 +78,5 @@ def test_items_of_calls_and_texts(content: list[Any], expected: list[tuple[str, 
     ],
 )
 def test_code_of_a_call(name: str, given: dict[str, Any], code: str) -> None:
-    (item,) = output_items("turn-1", [{"type": "server_tool_use", "id": "c1", "name": name, "input": given}])
+    (item,) = output_items(Head("turn-1"), [{"type": "server_tool_use", "id": "c1", "name": name, "input": given}])
     assert (item["code"], item["container_id"]) == (code, "cntr_turn-1")

@@ -15,13 +15,14 @@ from tailrace.proto.entries import Event, Message, Outcome
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.protocols.ai_sdk import message
 from tailrace.protocols.ai_sdk.part import content_chunks
-from tailrace.protocols.ai_sdk.stream import UI, replay_dialect
+from tailrace.protocols.ai_sdk.stream import UI, Earlier, replay_dialect, step_chunks
+from tailrace.protocols.common.earlier_steps import steps_of
 from tests.harness.displayed_text import ui as displayed_text
 from tests.harness.sse_parser import parse
 from tests.harness.strategies import answers
 from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, opening_events, started_turn
 
-UI_REPLAY = replay_dialect({})
+UI_REPLAY = replay_dialect(Earlier())
 CALL = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 
 Chunk = dict[str, Any]
@@ -93,7 +94,7 @@ def test_a_call_without_arguments_before_another_block_is_whole() -> None:
 
 
 def answering_a_tool() -> Handwritten:
-    """A turn that goes on after a tool's result, in the message that called it."""
+    """A turn that goes on after a tool's result, in the message that called it. It has the whole conversation."""
     messages = [
         Message("user", "q"),
         Message("assistant", [{"type": "thinking", "thinking": "hm", "signature": "s"}, {**CALL, "input": {"q": 1}}]),
@@ -104,7 +105,9 @@ def answering_a_tool() -> Handwritten:
 
 def test_replay_includes_the_earlier_steps() -> None:
     """A reloaded page replaces its message by the replay, and would lose the call."""
-    start, *rest = chunks(bytes_of(answering_a_tool(), UI_REPLAY))
+    log = answering_a_tool()
+    steps = steps_of(log.turn.request.messages) if log.turn.request else []
+    start, *rest = chunks(bytes_of(log, replay_dialect(Earlier("msg_turn-0", step_chunks(steps)))))
     assert start["messageId"] == "msg_turn-0"
     assert rest[4] == {"type": "tool-input-start", "toolCallId": "c1", "toolName": "look"}
     assert [chunk["type"] for chunk in rest] == [
