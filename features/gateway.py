@@ -36,6 +36,7 @@ from tailrace.gateway.http.route import Route
 from tailrace.gateway.settings import Settings as CoreSettings
 from tailrace.gateway.streaming.dialect import Dialects
 from tailrace.proto.runtime.settings import extend
+from tailrace.protocols.absent_routes.gateway import FEATURE as ABSENT_ROUTES
 from tailrace.protocols.ag_ui.gateway import FEATURE as AG_UI
 from tailrace.protocols.ai_sdk.gateway import FEATURE as AI_SDK
 from tailrace.protocols.anthropic.gateway import FEATURE as ANTHROPIC
@@ -45,6 +46,7 @@ from tailrace.protocols.tutorials.gateway import FEATURE as TUTORIALS
 FEATURES: Features = (
     ANTHROPIC,
     OPENAI,
+    ABSENT_ROUTES,
     API_REFERENCE,
     TUTORIALS,
     AI_SDK,

@@ -39,7 +39,6 @@ from tailrace.proto.records import GetLastTurn, GetSession, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
 from tailrace.proto.thinking_prefix import checks_thinking
 from tailrace.proto.version import VERSION
-from tailrace.protocols.ag_ui.absent_routes import advise
 from tailrace.protocols.ag_ui.blocks import is_call
 from tailrace.protocols.ag_ui.request import (
     CLIENT_NAMES,
@@ -343,6 +342,4 @@ ROUTES = [
     Route("POST", f"{AGENT}/stop/{{thread}}", post_stop, "write", SECTION, body=StopBody, result=StoppedRun),
 ]
 
-FEATURE = Feature(
-    NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1), advise=advise
-)
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1))

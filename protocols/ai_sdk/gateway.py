@@ -35,7 +35,6 @@ from tailrace.proto.nats import BlobStore, TurnLog
 from tailrace.proto.ownership import Scope, ScopedKey
 from tailrace.proto.records import GetLastTurn, GetTurn, TurnRecord
 from tailrace.proto.runtime.settings import NoSettings
-from tailrace.protocols.ai_sdk.absent_routes import advise
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.protocols.ai_sdk.stream import UI, Earlier, message_id, replay_dialect, step_chunks
@@ -227,4 +226,4 @@ ROUTES = [
     Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),
 ]
 
-FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,), advise=advise)
+FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(UI,))

@@ -2,8 +2,6 @@
 
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.proto.runtime.settings import NoSettings
-from tailrace.protocols.anthropic.absent_routes import advise
-from tailrace.protocols.anthropic.managed_agents import shield
 from tailrace.protocols.anthropic.routes import ROUTES
 from tailrace.protocols.anthropic.stream import ANTHROPIC
 
@@ -12,6 +10,4 @@ FEATURE = Feature(
     lambda _, __: Parts(),
     routes=ROUTES,
     dialects=(ANTHROPIC,),
-    advise=advise,
-    shield=shield,
 )

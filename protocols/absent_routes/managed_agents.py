@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tailrace.gateway.http import error_responses
 from tailrace.gateway.http.route import Route
-from tailrace.protocols.common.absent_routes import NO_AGENTS
 
+NO_AGENTS = "there are no hosted agents: run the agent in your own program, with POST /v1/messages or /v1/responses"
 PATH = "/v1/sessions"
 BETA = "managed-agents-"
 MESSAGE = (
