@@ -8,25 +8,22 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tailrace.proto.errors import CODES, BackendError, SettingsInvalid
+from tailrace.proto.errors import CODES, REFUSED_REQUEST, BackendError, SettingsInvalid
 from tailrace.proto.models import find_model, models
 
 # The backend that calls Anthropic's own API. The others have neither message batches nor token counts.
 CLAUDE = "claude"
 # Errors that another backend may not have. Any other error, for example a deadline, would end the next attempt too.
-FAILOVER_CODES = frozenset(
-    {
-        "backend_rate_limited",
-        "backend_overloaded",
-        "backend_unreachable",
-        "backend_failed",
-        "backend_stalled",
-        "backend_broken",
-        "backend_unreadable",
-        "backend_refused_key",
-        "backend_refused_request",
-    }
-)
+FAILOVER_CODES = (REFUSED_REQUEST - {"blob_expired"}) | {
+    "backend_rate_limited",
+    "backend_overloaded",
+    "backend_unreachable",
+    "backend_failed",
+    "backend_stalled",
+    "backend_broken",
+    "backend_unreadable",
+    "backend_refused_key",
+}
 # Errors of a model that breaks the rules of its API. Each ends its attempt, so that the log counts them; the same error
 # a second time ends the turn (PROTOCOL R118): see turn_runner.is_repeated_fault.
 REPEATED_FAULTS = frozenset({"backend_unreadable"})
@@ -73,7 +70,7 @@ class BackendOrder(msgspec.Struct, frozen=True):
         `has_begun`: readers have seen the beginning of an answer. Otherwise, a request that one backend has refused is
         not sent to another, and a failed backend is not called again if the attempt has already repeated the call.
         """
-        if error.code not in FAILOVER_CODES or (error.code == "backend_refused_request" and not has_begun):
+        if error.code not in FAILOVER_CODES or (error.code in REFUSED_REQUEST and not has_begun):
             return None
         failed, *others = self.candidates
         is_kept = CODES[error.code].is_retryable and (has_begun or error.code in REPEATED_FAULTS)

@@ -281,4 +281,4 @@ def _read_codes() -> dict[str, Code]:
 CODES = _read_codes()
 
 # The codes of failed turns whose request can never succeed: the same messages would fail again in every later turn.
-REFUSED_REQUEST = frozenset({"backend_refused_request", "blob_expired"})
+REFUSED_REQUEST = frozenset({"backend_refused_request", "model_not_found", "blob_expired"})

@@ -71,7 +71,7 @@ RESULT_READS_MAX = 8
 # A turn is written at most this often while its log has entries of another writer.
 WRITES_MAX = 3
 # After these codes a creation is not repeated: it would be refused again.
-REFUSED = ("backend_refused_request", "backend_refused_key")
+REFUSED = ("backend_refused_request", "model_not_found", "backend_refused_key")
 # After these codes it is certain that no message batch was created.
 NOT_CREATED = (*REFUSED, "backend_rate_limited", "backend_overloaded")
 NO_RESULT = Failure("backend_broken", "the message batch has no result for this input")

@@ -46,7 +46,7 @@ async def model(request: ApiRequest, catalogue: Catalogue) -> Response:
     An alias or another name leads to the same model.
     """
     offer = await catalogue.offer(request.access.tenant)
-    found = offer.model(request.path_params["model"], "model_not_found")
+    found = offer.model(request.path_params["model"])
     # A dated name has the card of its model.
     return json_response(build_card(find_model(found.id) or found, offer.listed))
 

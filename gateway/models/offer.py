@@ -42,8 +42,8 @@ class Offer:
         known = [row for row in table.values() if row.id in listed or not (is_restricted and is_built_in(row))]
         return [*known, *(build_model(info) for name, info in listed.items() if name not in table)]
 
-    def model(self, name: str | None, code: str = "model_unknown") -> Model:
-        """Returns the model `name`, the default model for None or "". Raises Refused with `code` for an unknown name.
+    def model(self, name: str | None) -> Model:
+        """Returns the model `name`, the default model for None or "". Raises Refused for an unknown name.
 
         A name that looks like one of Claude's is passed on, as it may be newer than the table and the list. A dated
         name, such as `claude-sonnet-4-5-20250929`, is the id of the returned model: Anthropic's API knows this name,
@@ -64,7 +64,7 @@ class Offer:
             return Model(id=name)
         names = ", ".join(by_id)
         raise Refused(
-            code,
+            "model_not_found",
             f"unknown model `{name[:QUOTED_CHARS_MAX]}`; choose one of {names}; "
             "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE",
             param="model",

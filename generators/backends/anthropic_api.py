@@ -20,7 +20,7 @@ import msgspec
 from anthropic._models import FinalRequestOptions  # what `_build_request` receives
 
 from tailrace.generators.backends import Call
-from tailrace.generators.backends.api_errors import api_error, code_for, explain
+from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.half_pairs import HalfPairs
 from tailrace.generators.backends.http_client import HttpClient, TimedBody
@@ -394,7 +394,7 @@ def _error_of_status(error: anthropic.APIStatusError, now: float) -> BackendErro
     # A used-up monthly budget, for example, has status 429, but waiting does not help.
     code = code_for(status, kind, error.error_code)
     message = error.api_message if isinstance(error.api_message, str) else f"the model answered with status {status}"
-    return api_error(code, explain(kind, message), parse_retry_after(headers, now), details=_details(error.body))
+    return api_error(code, message, parse_retry_after(headers, now), details=_details(error.body))
 
 
 def _details(body: object) -> object:

@@ -76,6 +76,13 @@ ABOUT_ACCOUNT = re.compile(
     r"You will regain access on [0-9]{4}-[0-9]{2}-[0-9]{2} at [0-9]{2}:[0-9]{2} UTC\.|"
     r"This organization has been disabled\."
 )
+# Whole messages of a 404 for the name of a model, of Anthropic's API, Vertex AI and Claude Code. Other things that
+# are not found, such as files, have other messages.
+UNKNOWN_MODEL = re.compile(
+    r"(?:model: |Publisher [Mm]odel `\S{1,300}/models/|There's an issue with the selected model \()"
+    r"([^\s/`)]{1,200})(?:` (?:was|is) not found .*|\)\. .*)?"
+)
+UNKNOWN = "the model's API does not know the model `{name}`; GET /v1/models lists the models"
 DETAILS_BYTES_MAX = 4096
 # The refusal of thinking whose prefix has changed (PROTOCOL R140). Source: Anthropic's page "Fix a thinking block bound
 # to a different conversation". Only the beginning is compared: the API's messages may quote the client further on.
@@ -123,6 +130,8 @@ def api_error(code: str, message: str, retry_after_s: float | None = None, *, de
     """
     if code == "backend_refused_request" and ABOUT_ACCOUNT.fullmatch(message):
         code = "backend_refused_key"
+    elif code == "backend_refused_request" and (unknown := UNKNOWN_MODEL.fullmatch(message)):
+        code, message = "model_not_found", UNKNOWN.format(name=unknown[1])
     error = BackendError(code, message, retry_after_s=retry_after_s, details=details_of_request(details))
     if code != "backend_refused_key":
         return error
@@ -133,14 +142,6 @@ def api_error(code: str, message: str, retry_after_s: float | None = None, *, de
 def is_prefix_mismatch(error: BackendError) -> bool:
     """Returns whether the API has refused thinking because the prompt before it has changed."""
     return error.code == "backend_refused_request" and PREFIX_MISMATCH.match(error.message) is not None
-
-
-def explain(kind: str | None, message: str) -> str:
-    """Returns the API's message; of an unknown model, the API sends only `model: NAME`."""
-    name = message.removeprefix("model: ")
-    if kind != "not_found_error" or name == message:
-        return message
-    return f"the model's API does not know the model `{name}`; GET /v1/models lists the models"
 
 
 def error_code_of(details: object) -> str | None:

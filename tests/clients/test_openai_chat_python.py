@@ -148,7 +148,7 @@ async def test_error_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, is
     assert await read_refusal("#sim fault=429@0 retry_after=0") == (openai.RateLimitError, "backend_rate_limited")
     assert await read_refusal("#sim fault=529@0") == (openai.InternalServerError, "backend_overloaded")
     assert await read_refusal("#sim nonsense") == (openai.BadRequestError, "backend_refused_request")
-    assert await read_refusal(model="gpt-4o") == (openai.BadRequestError, "model_unknown")
+    assert await read_refusal(model="gpt-4o") == (openai.NotFoundError, "model_not_found")
     assert await read_refusal(n=2) == (openai.BadRequestError, "request_invalid")
     unknown_key = {"authorization": "Bearer unknown"}
     assert await read_refusal(extra_headers=unknown_key) == (openai.AuthenticationError, "credential_invalid")

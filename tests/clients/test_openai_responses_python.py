@@ -143,7 +143,7 @@ async def test_failure_before_the_first_event_has_a_status(sdk: AsyncOpenAI, *, 
     assert (refused.value.status_code, refused.value.code) == (529, "backend_overloaded")
     with pytest.raises(openai.BadRequestError, match="image_generation"):
         await sdk.responses.create(model=MODEL, input="hi", tools=[{"type": "image_generation"}], stream=is_streamed)
-    with pytest.raises(openai.BadRequestError, match="unknown model `"):
+    with pytest.raises(openai.NotFoundError, match="unknown model `"):
         await sdk.responses.create(model="gpt-6-astra", input="hi", stream=is_streamed)
 
 

@@ -135,6 +135,13 @@ def test_a_connection_error_maps_by_its_cause(cause: Exception | None, code: str
     assert backend_error(error, NOW).code == code
 
 
+NO_MODEL = "the model's API does not know the model `claude-x`; GET /v1/models lists the models"
+VERTEX = (
+    "Publisher Model `projects/acme/locations/us-east5/publishers/anthropic/models/claude-x` was not found or your "
+    "project does not have access to it. Please ensure you are using a valid model version."
+)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "message"),
     [
@@ -149,6 +156,15 @@ def test_a_connection_error_maps_by_its_cause(cause: Exception | None, code: str
         ),
         ({"error": "odd"}, 503, "backend_failed", "the model answered with status 503"),
         (None, 404, "backend_refused_request", "the model answered with status 404"),
+        ({"error": {"type": "not_found_error", "message": "model: claude-x"}}, 404, "model_not_found", NO_MODEL),
+        ({"error": {"code": 404, "message": VERTEX, "status": "NOT_FOUND"}}, 404, "model_not_found", NO_MODEL),
+        ({"error": {"type": "not_found_error", "message": "File x"}}, 404, "backend_refused_request", "File x"),
+        (
+            {"error": {"type": "invalid_request_error", "message": "model: Field required"}},
+            400,
+            "backend_refused_request",
+            "model: Field required",
+        ),
         (None, 302, "backend_broken", "the model answered with status 302"),
     ],
 )

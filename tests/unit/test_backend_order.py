@@ -13,7 +13,7 @@ from tailrace.generators.backend_order import (
 )
 from tailrace.generators.model_caller import OneBackend
 from tailrace.generators.serve import warn_of_others
-from tailrace.proto.errors import CODES, BackendError
+from tailrace.proto.errors import CODES, REFUSED_REQUEST, BackendError
 
 A, B, C = (Candidate(name) for name in ("a", "b", "c"))
 TWO = BackendOrders((A, B))
@@ -33,10 +33,11 @@ def backends_after(order: BackendOrder, *codes: str, has_begun: bool) -> list[st
 
 def test_failover_codes_are_all_codes_of_backends_but_one() -> None:
     """A new code has to be decided about here. An event above the limit would be as large from another backend."""
-    assert {code for code in CODES if code.startswith("backend_")} - {"backend_event_too_large"} == FAILOVER_CODES
+    codes = {code for code in CODES if code.startswith("backend_")} | {"model_not_found"}
+    assert codes - {"backend_event_too_large"} == FAILOVER_CODES
 
 
-@pytest.mark.parametrize("code", sorted(FAILOVER_CODES - {BAD_REQUEST} - REPEATED_FAULTS))
+@pytest.mark.parametrize("code", sorted(FAILOVER_CODES - REFUSED_REQUEST - REPEATED_FAULTS))
 def test_before_an_answer_each_backend_gets_one_attempt(code: str) -> None:
     """All calls of an attempt have failed: the backend is not called again, and the last failure is final."""
     order = TWO.order_for("claude-sonnet-5-5")

@@ -202,8 +202,8 @@ def test_a_proof_is_a_count_and_a_hash() -> None:
 def test_a_failed_turn_says_why() -> None:
     log = Handwritten()
     log.store_request(model="claude-unheard-of")
-    log.end("failed", Failure("model_unknown", "no such model"))
-    assert log.turn.error == Failure("model_unknown", "no such model")
+    log.end("failed", Failure("model_not_found", "no such model"))
+    assert log.turn.error == Failure("model_not_found", "no such model")
     assert build_end(log.turn, "failed").cost_nano_usd == 0
 
 

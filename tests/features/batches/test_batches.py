@@ -291,7 +291,7 @@ INVALID: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
     "repeated custom_id": ([*build_inputs(1), *build_inputs(1)], "request_invalid", True),
     "slash in custom_id": ([{"custom_id": "a/b", "params": {"message": "hi"}}], "request_invalid", True),
     "no message": ([{"custom_id": "a", "params": {}}], "request_invalid", True),
-    "unknown model": (one_input(model="none"), "model_unknown", True),
+    "unknown model": (one_input(model="none"), "model_not_found", True),
     "session": (one_input(session="mine"), "request_invalid", False),
     "invalid schema": (one_input(schema={"type": 7}), "schema_invalid", True),
     "too many": (build_inputs(10_001), "request_invalid", False),

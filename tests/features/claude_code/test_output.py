@@ -207,6 +207,9 @@ def test_awaits_model_is_false_while_a_tool_runs() -> None:
     assert awaits[-3:] == [False, True, True]
 
 
+NO_MODEL = "There's an issue with the selected model (claude-x[1m]). It may not exist or you may not have access to it."
+
+
 @pytest.mark.parametrize(
     ("result", "code"),
     [
@@ -214,6 +217,7 @@ def test_awaits_model_is_false_while_a_tool_runs() -> None:
         ({"api_error_status": 429}, "backend_rate_limited"),
         ({"api_error_status": 401}, "backend_refused_key"),
         ({"api_error_status": 400}, "backend_refused_request"),
+        ({"api_error_status": 404, "result": NO_MODEL}, "model_not_found"),
         ({"api_error_type": "overloaded_error"}, "backend_overloaded"),
         ({"api_error": "connection_failed"}, "backend_broken"),
         ({}, "backend_failed"),

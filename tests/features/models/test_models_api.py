@@ -15,6 +15,11 @@ from tests.integration.conftest import KEY, Gateway, NewGateway, on_shared_loop
 LISTED = [name for name in models() if "mythos" not in name]
 """What the simulated Claude lists, in our order."""
 MESSAGES = [{"role": "user", "content": "hi"}]
+UI_MESSAGES = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]
+RUN = {"threadId": "t", "messages": [{"id": "1", "role": "user", "content": "hi"}], "tools": [], "context": []}
+# A name like Claude's: the model's API decides.
+NEWER = "claude-tomorrow-1"
+NOT_KNOWN = f"the model's API does not know the model `{NEWER}`; GET /v1/models lists the models"
 
 
 @pytest.fixture
@@ -83,7 +88,8 @@ async def test_sdks_find_a_model_by_any_of_its_names_and_raise_not_found(
         ("/v1/messages/count_tokens", {"messages": MESSAGES}),
         ("/v1/chat/completions", {"messages": MESSAGES}),
         ("/v1/responses", {"input": "hi"}),
-        ("/api/chat", {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]}),
+        ("/api/chat", {"messages": UI_MESSAGES}),
+        ("/api/copilotkit/agent/claude-mythos-5/run", {**RUN, "runId": "r"}),
         ("/ai/chat", {"messages": MESSAGES}),
         ("/api/start-job", {"prompt": "hi"}),
     ],
@@ -94,11 +100,46 @@ async def test_unlisted_model_is_refused_everywhere(
     """Also by the first request of a shared_gateway; the error has the list."""
     refused = await shared_gateway.client.post(path, json={**body, "model": "claude-mythos-5"})
     error = refused.json()["error"]
-    assert (refused.status_code, error["code"]) == (400, "model_unknown")
+    assert (refused.status_code, error["code"]) == (404, "model_not_found")
     assert error["message"] == (
         f"unknown model `claude-mythos-5`; choose one of {', '.join(LISTED)}; "
         "the operator can define aliases with TAILRACE_MODEL_ALIASES, and models with TAILRACE_MODELS_FILE"
     )
+
+
+@on_shared_loop
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"max_tokens": 9, "messages": MESSAGES}),
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/api/chat", {"messages": UI_MESSAGES}),
+        ("/ai/chat", {"messages": MESSAGES}),
+    ],
+)
+async def test_404_of_the_models_api_stays_one(
+    shared_gateway: Gateway, path: str, body: dict[str, object], *, is_streamed: bool
+) -> None:
+    """Before the first byte of a stream."""
+    stream = {"stream": True} if is_streamed and path.startswith("/v1") and "count" not in path else {}
+    answer = await shared_gateway.client.post(path, json={**body, **stream, "model": NEWER})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (404, "not_found_error", "model_not_found")
+    assert error["message"] == NOT_KNOWN
+
+
+@on_shared_loop
+async def test_404_of_the_models_api_is_the_code_of_a_turn_and_of_a_run(shared_gateway: Gateway) -> None:
+    """Their POST is answered before the model's API is called."""
+    client = shared_gateway.client
+    turn = (await client.post("/v1/turns", json={"message": "hi", "model": NEWER})).json()["turn"]
+    events = (await client.get(f"/v1/turns/{turn}/events")).text
+    run = {**RUN, "runId": turn, "forwardedProps": {"model": NEWER}}
+    for shown in (events, (await client.post("/api/agui", json=run)).text):
+        assert ('"model_not_found"' in shown, NOT_KNOWN in shown) == (True, True), shown
 
 
 async def test_aliases_short_and_retired_names_are_answered_with_the_models_id(
@@ -122,12 +163,8 @@ async def test_model_newer_than_the_table_is_passed_on_unless_its_cost_must_be_k
     gateway: Gateway, system: System, new_gateway: NewGateway
 ) -> None:
     """Its name looks like Claude's: the API decides. Its price is unknown, so that no cost can be limited."""
-    body = {"model": "claude-tomorrow-1", "max_tokens": 9, "messages": MESSAGES}
+    body = {"model": NEWER, "max_tokens": 9, "messages": MESSAGES, "max_cost": 1}
     answer = await gateway.client.post("/v1/messages", json=body)
-    assert answer.json()["error"]["message"] == (
-        "the model's API does not know the model `claude-tomorrow-1`; GET /v1/models lists the models"
-    )
-    answer = await gateway.client.post("/v1/messages", json={**body, "max_cost": 1})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         400,
         "`max_cost`: the price of claude-tomorrow-1 is unknown",

@@ -282,7 +282,7 @@ BAD: dict[str, tuple[str | bytes, int, str, str | None]] = {
     "lane is empty": ('{"type": "response.create", "stream_id": ""}', 400, "request_invalid", None),
     "unknown field": ('{"type":"response.create","stream_id":"b","input":"x","no":1}', 400, "request_invalid", "b"),
     "wrong field": ('{"type":"response.create","input":1}', 400, "request_invalid", None),
-    "unknown model": ('{"type":"response.create","model":"gpt-none","input":"x"}', 400, "model_unknown", None),
+    "unknown model": ('{"type":"response.create","model":"gpt-none","input":"x"}', 404, "model_not_found", None),
     "unknown parent": (
         '{"type":"response.create","input":"x","previous_response_id":"resp_none"}',
         404,

@@ -307,7 +307,7 @@ async def test_agent_of_copilotkit_is_a_model(gateway: Gateway) -> None:
     answer = await post(gateway, body, path="/api/copilotkit/agent/claude-haiku-5-5/run")
     assert events_of(answer)[-1]["usage"][0]["model"] == "claude-haiku-5-5"
     unknown = await post(gateway, body_of(user("Hi")), path="/api/copilotkit/agent/weather/run")
-    assert code_of(unknown) == (400, "model_unknown")
+    assert code_of(unknown) == (404, "model_not_found")
     new = await post(gateway, body_of(), path="/api/copilotkit/agent/default/connect")
     assert (new.status_code, new.content) == (200, b"")
 
