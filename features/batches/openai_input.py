@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tailrace.features.batches.new_batch import INPUTS_MAX, InputChecker
-from tailrace.gateway.http import read_body
 from tailrace.gateway.http.error_responses import Problem
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.read_body import VALUES_MAX, BodyReader, count_values
@@ -129,7 +128,7 @@ async def add_request(custom_id: str, body: bytes, endpoint: str, bodies: BodyRe
 
 async def _chat_turn(body: bytes, bodies: BodyReader, offer: Offer) -> BuiltTurn:
     fields = await bodies.decode(body, dict[str, Any])
-    chat = read_body.convert(fields, chat_request.ChatCompletionRequest)
+    chat = chat_request.convert(fields)
     if chat.stream:
         raise Refused("request_invalid", STREAMED, param="stream")
     return await convert_body(len(body), chat_request.build_turn, chat, offer.model(chat.model), fields, offer.models)

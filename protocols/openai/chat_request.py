@@ -1,7 +1,7 @@
 """The body of `POST /v1/chat/completions`, and the turn that it becomes.
 
 The fields are those of OpenAI's API reference, "Create chat completion", and those that OpenAI-compatible servers of
-Claude add. An unknown field is refused by name, as OpenAI does.
+Claude add. An unknown field is refused by name, as OpenAI does, unless it is in FOREIGN, or its value is empty.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from tailrace.gateway.http import read_body
 from tailrace.gateway.turns.request_body import AppendedTurn, NewTurn
 from tailrace.proto.conversation import simplify
 from tailrace.proto.errors import Refused
@@ -16,7 +17,7 @@ from tailrace.proto.models import Model
 from tailrace.protocols.common.built_turn import BuiltTurn
 from tailrace.protocols.common.tool_definition import tool_definition
 from tailrace.protocols.common.turn_settings import settings_of
-from tailrace.protocols.common.unsupported import ignored, ignored_parameters, refused
+from tailrace.protocols.common.unsupported import ignored, ignored_parameters, plain_names, refused
 from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_tools import UserLocation, refuse_without, web_search
 from tailrace.protocols.openai.chat_messages import (
@@ -28,6 +29,7 @@ from tailrace.protocols.openai.chat_messages import (
 from tailrace.protocols.openai.common import Choice, Effort, RequestBody
 
 Options = dict[str, Any]
+OnlyEffort = Annotated[Any, ignored("send `effort`")]
 NoPenalty = Annotated[Any, ignored("Claude has no penalties", 0)]
 
 
@@ -36,6 +38,19 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the stream's last chunk has the usage."""
     include_obfuscation: bool | None = None
     """It has no effect: deltas are not padded."""
+
+
+class UsageOptions(msgspec.Struct, frozen=True):
+    include: bool | None = None
+    """Whether the stream's last chunk has the usage."""
+
+
+class ReasoningOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    """The same as `reasoning_effort`."""
+    enabled: OnlyEffort = None
+    exclude: OnlyEffort = None
+    max_tokens: OnlyEffort = None
 
 
 class ChatFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +147,10 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     """`text`, `json_object`, or `json_schema` with the schema that the answer must fit."""
     reasoning_effort: Effort | None = None
     """An effort level of the model, with thinking; `none` where thinking can be turned off."""
+    reasoning: ReasoningOptions | None = None
+    """OpenRouter's `effort`. `reasoning_effort` takes precedence."""
+    usage: UsageOptions | None = None
+    """OpenRouter's name of `stream_options`: `include`."""
 
     web_search_options: WebSearchOptions | None = None
     """Lets the model search the web: `user_location`; `search_context_size` is ignored."""
@@ -150,6 +169,25 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     prediction: Annotated[Any, ignored("it changes only the speed")] = None
 
 
+# Fields of other servers of this protocol that change the meaning of the answer as little as a seed.
+SAMPLERS = {"min_p", "top_a", "repetition_penalty", "include_reasoning", "enable_thinking", "chat_template_kwargs"}
+FOREIGN = SAMPLERS | {"models", "provider", "route", "transforms"}
+KNOWN = {field.encode_name for field in msgspec.structs.fields(ChatCompletionRequest)}
+EMPTY = (None, False, "", [], {})
+
+
+def convert(fields: dict[str, Any]) -> ChatCompletionRequest:
+    """Returns a body. Raises Refused for an unknown field, unless it is ignored."""
+    foreign = foreign_fields(fields)
+    known = {name: value for name, value in fields.items() if name not in foreign}
+    return read_body.convert(known, ChatCompletionRequest)
+
+
+def foreign_fields(fields: dict[str, Any]) -> list[str]:
+    """Returns the names of unknown fields that are ignored."""
+    return [name for name, value in fields.items() if name in FOREIGN or (name not in KNOWN and value in EMPTY)]
+
+
 def build_turn(
     chat: ChatCompletionRequest, model: Model, fields: dict[str, Any], offered: Iterable[Model] = ()
 ) -> BuiltTurn:
@@ -162,7 +200,7 @@ def build_turn(
     if search is not None:
         refuse_without("web_search", model, offered, "web_search_options")
         tools.append(web_search(search.user_location.approximate if search.user_location is not None else None))
-    sampling, ignored_sampling = common.sampling(chat.temperature, chat.top_p, model)
+    sampling, ignored_sampling = common.sampling(chat, model)
     # A body with an answer in it is the whole conversation; one without an answer adds to the session.
     is_whole = any(isinstance(message, AssistantMessage) for message in chat.messages)
     system, messages = conversation_of(chat.messages)
@@ -183,6 +221,7 @@ def build_turn(
     ignored = [
         *ignored_sampling,
         *ignored_parameters(chat),
+        *plain_names(foreign_fields(fields)),
         *(["stop"] if len(_stop_sequences(chat)) < len(_stops(chat)) else []),
         *unknown_fields(chat.messages, fields["messages"]),
     ]
@@ -192,9 +231,7 @@ def build_turn(
 def _client_names(chat: ChatCompletionRequest) -> dict[str, str]:
     """Returns the `names` of a BuiltTurn."""
     return {
-        "session": "session_id",
-        "project": "project_id",
-        "user": "safety_identifier" if chat.safety_identifier else "user",
+        **common.client_names(chat),
         "max_tokens": "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens",
     }
 
@@ -218,16 +255,17 @@ def _tool(tool: ChatTool) -> Options:
 
 def _options(chat: ChatCompletionRequest, model: Model) -> Options:
     """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
-    effort = common.effort(chat.reasoning_effort, model, "reasoning_effort")
-    user = chat.safety_identifier or chat.user
+    asked, where = chat.reasoning_effort, "reasoning_effort"
+    if asked is None and chat.reasoning is not None:
+        asked, where = chat.reasoning.effort, "reasoning.effort"
+    effort = common.effort(asked, model, where)
     given = {
         "stop_sequences": _stop_sequences(chat),
         "tool_choice": _tool_choice(chat),
         "output_config": ({"effort": effort} if effort else {}) | _format(chat),
-        "thinking": chat.thinking or common.thinking(chat.reasoning_effort, model, "reasoning_effort"),
-        "metadata": {"user_id": user} if user else None,
+        "thinking": chat.thinking or common.thinking(asked, model, where),
     }
-    return {name: value for name, value in given.items() if value}
+    return common.options(chat, given)
 
 
 def _stop_sequences(chat: ChatCompletionRequest) -> list[str]:

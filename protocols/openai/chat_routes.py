@@ -6,7 +6,6 @@ from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
 from tailrace.gateway.history_client import HistoryClient
-from tailrace.gateway.http import read_body
 from tailrace.gateway.http.large_bodies import convert_body
 from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
@@ -16,7 +15,7 @@ from tailrace.protocols.common.examples import ANSWER, MODEL
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.session_headers import apply_session_headers
 from tailrace.protocols.common.unsupported import ignored_header
-from tailrace.protocols.openai.chat_request import ChatCompletionRequest, build_turn
+from tailrace.protocols.openai.chat_request import ChatCompletionRequest, build_turn, convert
 from tailrace.protocols.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.protocols.openai.session_model import read_session_model
 
@@ -29,11 +28,11 @@ async def post_chat_completion(
     The response header `tailrace-ignored` names the parameters that were ignored.
     """
     fields, raw = await request.read(dict[str, Any])
-    chat = apply_session_headers(read_body.convert(fields, ChatCompletionRequest), request.headers)
+    chat = apply_session_headers(convert(fields), request.headers)
     name = chat.model or await read_session_model(history, request.access, chat.session_id, None)
     offer = await catalogue.offer(request.access.tenant)
     new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, offer.model(name), fields, offer.models)
-    include_usage = chat.stream_options is not None and bool(chat.stream_options.include_usage)
+    include_usage = (chat.stream_options and chat.stream_options.include_usage) or (chat.usage and chat.usage.include)
     with name_as_client(names):
         return await responder.answer(
             request,

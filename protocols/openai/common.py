@@ -14,7 +14,7 @@ from tailrace.protocols.common.unsupported import ignored, refused
 Fields = dict[str, Any]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Choice = Literal["auto", "none", "required"]
-NoCaching = Annotated[Any, ignored("use `cache_control` of `/v1/chat/completions` or `/v1/messages` for caching")]
+NoCaching = Annotated[Any, ignored("use `cache_control` for caching")]
 
 # Claude has no JSON mode. With this schema, which no API enforces, the prompt asks for an object, and the answer is
 # checked and requested once more (PROTOCOL R60). Its stream is not held back for the check: nearly every answer fits,
@@ -41,6 +41,8 @@ class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
     1 is not passed on, because Claude refuses `temperature` and `top_p` together.
     """
+    top_k: int | None = None
+    """The number of most likely tokens from which the model selects, for models that support it."""
     parallel_tool_calls: bool | None = None
     """Whether the model may call several functions at once."""
     user: str | None = None
@@ -51,6 +53,8 @@ class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields
     safety_identifier: str | None = None
     """OpenAI's newer name of `user`. It takes precedence over `user`."""
 
+    cache_control: Fields | None = None
+    """Anthropic's field `cache_control`, passed on: caches the prompt up to its last block."""
     thinking: Fields | None = None
     """Anthropic's field `thinking`, passed on to the model. It takes precedence over the effort of reasoning."""
     session_id: str | None = None
@@ -63,6 +67,19 @@ class RequestBody(TurnSettings, frozen=True, kw_only=True, forbid_unknown_fields
     prompt_cache_key: NoCaching = None
     prompt_cache_options: NoCaching = None
     prompt_cache_retention: NoCaching = None
+
+
+def client_names(body: RequestBody) -> dict[str, str]:
+    """Returns the names in `body` of the turn's fields that both protocols have."""
+    user = "safety_identifier" if body.safety_identifier else "user"
+    return {"session": "session_id", "project": "project_id", "user": user}
+
+
+def options(body: RequestBody, given: Fields) -> Fields:
+    """Returns the options of a turn, `given` and those that both protocols have, without the empty ones."""
+    user = body.safety_identifier or body.user
+    given |= {"metadata": {"user_id": user} if user else None, "cache_control": body.cache_control}
+    return {name: value for name, value in given.items() if value}
 
 
 def text_block(text: str) -> Fields:
@@ -115,10 +132,14 @@ def thinking_tokens(envelope: Fields | None) -> int | None:
             return None
 
 
-def sampling(temperature: float | None, top_p: float | None, model: Model) -> tuple[Fields, list[str]]:
+def sampling(body: RequestBody, model: Model) -> tuple[Fields, list[str]]:
     """Returns the sampling fields that the model supports, and the names of those that it ignores. Raises Refused."""
     # A `top_p` of 1 leaves no token out. Many clients always send it, and Claude refuses both fields together.
-    fields = {"temperature": temperature, "top_p": top_p if top_p != 1 else None}
+    fields = {
+        "temperature": body.temperature,
+        "top_p": body.top_p if body.top_p != 1 else None,
+        "top_k": body.top_k,
+    }
     given = {name: value for name, value in fields.items() if value is not None}
     if not model.supports.sampling:
         return {}, list(given)

@@ -132,7 +132,7 @@ def build_turn(
 
     `offered`: the models that the client can choose. `container`: that of the code before, in Claude's API.
     """
-    sampling, ignored_sampling = common.sampling(body.temperature, body.top_p, model)
+    sampling, ignored_sampling = common.sampling(body, model)
     names = [*ignored_sampling, *ignored_parameters(body)]
     tools = build_tools(body.tools or (), model, offered, body.max_tool_calls)
     if container is None and (named := tools.container) is not None:
@@ -176,11 +176,10 @@ def build_turn(
 def _client_names(body: ResponseRequest) -> dict[str, str]:
     """Returns the `names` of a BuiltTurn."""
     return {
+        **common.client_names(body),
+        **({} if body.conversation is None else {"session": "conversation"}),
         "messages": "input",
         "parent": "previous_response_id",
-        "session": "session_id" if body.conversation is None else "conversation",
-        "project": "project_id",
-        "user": "safety_identifier" if body.safety_identifier else "user",
         "max_tokens": "max_output_tokens",
     }
 
@@ -214,17 +213,15 @@ def parent_of(body: ResponseRequest) -> str | None:
 def _options(body: ResponseRequest, model: Model, tools: BuiltTools, container: str | None) -> Fields:
     """Returns the equivalent fields of Anthropic's Messages API that a turn has no field for."""
     reasoning = body.reasoning or Reasoning()
-    user = body.safety_identifier or body.user
     config = {"effort": common.effort(reasoning.effort, model, "reasoning.effort"), "format": _format(body)}
     given = {
         "tool_choice": _tool_choice(body),
         "output_config": {name: value for name, value in config.items() if value is not None},
         "thinking": body.thinking or _thinking(reasoning, model),
-        "metadata": {"user_id": user} if user else None,
         "mcp_servers": tools.servers or None,
         "container": container,
     }
-    return {name: value for name, value in given.items() if value not in (None, {})}
+    return common.options(body, given)
 
 
 def _tool_choice(body: ResponseRequest) -> Fields | None:

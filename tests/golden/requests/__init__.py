@@ -77,7 +77,7 @@ def update() -> None:
 
 
 def _chat(body: dict[str, Any], _: Mapping[str, str]) -> BuiltTurn:
-    request = decode(msgspec.json.encode(body), chat_request.ChatCompletionRequest)
+    request = chat_request.convert(body)
     return chat_request.build_turn(request, models()[body["model"]], body)
 
 
