@@ -37,8 +37,8 @@ PLAIN = frozenset(
     [
         *("access_programs", "annotations", "api-version", "api_version", "arguments", "audio", "background_options"),
         *("beta", "by", "city", "clear_at", "client_metadata", "client_version", "confirm", "content", "context"),
-        *("context_management", "country", "custom_id", "data", "description", "detail", "encryptedValue"),
-        *("encrypted_content", "error", "errorText", "expires_after[anchor]", "expires_after[seconds]"),
+        *("context_management", "country", "custom_id", "data", "description", "detail", "enabled", "encryptedValue"),
+        *("encrypted_content", "error", "errorText", "exclude", "expires_after[anchor]", "expires_after[seconds]"),
         *("expires_in_seconds", "file", "file_data", "file_url", "filename", "frequency_penalty", "from"),
         *("function_call", "functions", "image", "image_url", "include", "include_obfuscation", "index", "input"),
         *("instructions", "life_s", "lifecycle[]", "limit", "logit_bias", "logprobs", "max_completion_tokens"),
@@ -49,7 +49,7 @@ PLAIN = frozenset(
         *("prompt_cache_retention", "protocolVersion", "purpose", "q", "reason", "reasoning_content", "refusal"),
         *("region", "replay", "result", "safety_identifier", "search_context_size", "seed", "service_tier", "state"),
         *("stop", "store", "stream_options", "system", "system_prompt", "text", "timezone", "title", "to", "toolName"),
-        *("top_logprobs", "truncation", "type", "url", "value", "verbosity", "wait", "webhook"),
+        *("top_k", "top_logprobs", "truncation", "type", "url", "value", "verbosity", "wait", "webhook"),
     ]
 )
 # Headers and cookies that the document leaves out, and names inside of blocks whose schema is Anthropic's.

@@ -171,9 +171,9 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
 
 # Fields of other servers of this protocol that change the meaning of the answer as little as a seed.
 SAMPLERS = {"min_p", "top_a", "repetition_penalty", "include_reasoning", "enable_thinking", "chat_template_kwargs"}
-FOREIGN = SAMPLERS | {"models", "provider", "route", "transforms"}
+FOREIGN = SAMPLERS | {"debug", "models", "provider", "route", "transforms"}
 KNOWN = {field.encode_name for field in msgspec.structs.fields(ChatCompletionRequest)}
-EMPTY = (None, False, "", [], {})
+EMPTY: tuple[object, ...] = (None, False, "", [], {})
 
 
 def convert(fields: dict[str, Any]) -> ChatCompletionRequest:

@@ -139,3 +139,28 @@ async def test_the_agents_sdk_over_both_protocols(gateway: Gateway) -> None:
         assert words(40).startswith(cut["text"])
     # A conversation is three calls of the model, and an answer that was cut is one.
     assert sorted(await read_whole_turns(gateway)) == sorted([words(2)] * 4 + [words(40)] * 4)
+
+
+@pytest.mark.proves("openai-chat", "its own options, tools, usage", "@openrouter/ai-sdk-provider")
+async def test_openrouters_provider_with_its_own_options(gateway: Gateway) -> None:
+    """What has no effect is named in a header. Without `usage.include` it asks for no usage."""
+    plain, counted, thinking, routed, tools = await node.run("openrouter.mjs", KEY, gateway.url)
+    for shown in (plain, counted, thinking, routed):
+        assert (shown["text"], shown["errors"]) == (words(5), [])
+    assert "outputTokens" not in plain
+    assert [one["outputTokens"] > 0 for one in (counted, thinking, routed, tools)] == [True] * 4
+    assert [one["ignored"] for one in (plain, counted, thinking, tools)] == [[None], [None], [None], [None, None]]
+    (ignored,) = routed["ignored"]
+    assert sorted(ignored.split(", ")) == [
+        "echo",
+        "include_reasoning",
+        "min_p",
+        "models",
+        "provider",
+        "reasoning.exclude",
+        "repetition_penalty",
+        "top_a",
+        "top_k",
+        "transforms",
+    ]
+    assert (tools["text"], tools["errors"]) == (words(2), [])

@@ -18,7 +18,7 @@ from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.thinking import Signer, find_open, read_places
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import encode_body
-from tailrace.generators.backends.api_errors import api_error, code_for, explain
+from tailrace.generators.backends.api_errors import api_error, code_for
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import Put, read_event
 from tailrace.proto import events
@@ -75,8 +75,7 @@ class StandIn:
             lines = self._answer(body, ",".join(call.betas or ()), call.api_version or VERSION)
         except Refusal as refused:
             self.refused.append((call.turn, refused.message))
-            message = explain(refused.type, refused.message)
-            raise api_error(code_for(refused.status, refused.type), message) from refused
+            raise api_error(code_for(refused.status, refused.type), refused.message) from refused
         deltas, order, due, is_complete = 0, EventOrder(), self.at_delta, False
         self.at_delta = None
         for line in lines:

@@ -21,7 +21,7 @@ from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto import subjects
 from tailrace.proto.chain import Chain
 from tailrace.proto.entries import Entry, Progress, Request, Reservation
-from tailrace.proto.errors import FenceLost, LogFull, Refused
+from tailrace.proto.errors import CODES, FenceLost, LogFull, Refused
 from tailrace.proto.fold import Turn
 from tailrace.proto.ids import Tenant, TurnKey, child_id, new_id
 from tailrace.proto.nats import Counters, TurnLog, replay
@@ -303,7 +303,7 @@ INVALID: dict[str, tuple[list[dict[str, Any]], str, bool]] = {
 async def test_a_batch_with_an_invalid_request_is_refused(shared_gateway: Gateway, case: str) -> None:
     requests, code, is_named = INVALID[case]
     answer = await shared_gateway.client.post("/v1/turn-batches", json={"requests": requests})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code), answer.text
+    assert (answer.status_code, answer.json()["error"]["code"]) == (CODES[code].status, code), answer.text
     assert (f"requests[{len(requests) - 1}]" in answer.json()["error"]["message"]) >= is_named
 
 
