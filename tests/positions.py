@@ -41,6 +41,7 @@ PLAIN = frozenset(
         *("encrypted_content", "error", "errorText", "exclude", "expires_after[anchor]", "expires_after[seconds]"),
         *("expires_in_seconds", "file", "file_data", "file_url", "filename", "frequency_penalty", "from"),
         *("function_call", "functions", "image", "image_url", "include", "include_obfuscation", "index", "input"),
+        *("input_audio",),
         *("instructions", "life_s", "lifecycle[]", "limit", "logit_bias", "logprobs", "max_completion_tokens"),
         *("max_output_tokens", "max_seconds", "max_tokens", "max_tool_calls", "mediaType", "message", "min_age_s"),
         *("modalities", "mode", "model", "moderation", "n", "name", "on_disconnect", "output", "output_expires_after"),

@@ -322,7 +322,9 @@ def build_entry(
         before = fit_system_messages(position.new, before, model.id, options)
     messages = [*before, *position.new]
     options, api_version = choose_version(options, messages, model, new_turn.api_version)
-    if position.new[-1].role == "assistant" and not is_sent_back(position.new[-1], options):
+    # A system message at the end moves before the answer (PROTOCOL R132).
+    last = next((message for message in reversed(messages) if message.role != "system"), None)
+    if last is not None and last.role == "assistant" and not is_sent_back(last, options):
         require_prefill(model, options)
     owner = principal.user if position.owner is msgspec.UNSET else position.owner
     is_for_another = new_turn.create_session and new_turn.user is not None and owner not in (None, new_turn.user)

@@ -15,10 +15,10 @@ from tailrace.protocols.openai.responses_stream import output_items
 from tests.conformance.history_case import REFUSED_FILES, Item, groups, kind_of
 
 Json = dict[str, Any]
-SIGNATURE = "EsignatureOfClaude"
-"""The simulated Claude accepts it behind any prompt."""
 ENCRYPTED = {"openai": "gAAAAABo4dQm0vWZ3kq", "gemini": "CiQBVKhc7gAAAA=="}
 """Reasoning of other vendors."""
+THOUGHTS = ("Hm.", *(f"t{number}" for number in range(50)))
+"""The texts of thinking."""
 MARK = {"type": "ephemeral"}
 LOOK = "look"
 
@@ -55,6 +55,11 @@ FILES = {
     "wav": File("audio/wav", "a.wav", "UklGRg=="),
     "tiff": File("image/tiff", "a.tiff", "SUkqAA=="),
 }
+
+
+def signature_of(item: Item) -> str:
+    """Returns a signature of Claude's, which the simulated one accepts behind any prompt."""
+    return f"EsignatureOf{THOUGHTS.index(item['thinking'])}"
 
 
 def parts_of(item: Item) -> list[Any]:
@@ -118,11 +123,14 @@ def _texts(item: Item) -> Any:
 
 def _chat_answer(group: list[Item]) -> Json:
     message: Json = {"role": "assistant", "content": None}
+    texts = [item["answer"] for item in group if "answer" in item]
+    if texts:
+        message["content"] = texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
     calls: list[Json] = []
     for item in group:
         match kind_of(item):
             case "answer" if not calls:
-                message["content"] = (message["content"] or "") + item["answer"]
+                pass
             case "call":
                 function = {"name": item.get("tool", LOOK), "arguments": arguments_of(item)}
                 calls.append({"id": item["call"], "type": "function", "function": function})
@@ -273,7 +281,7 @@ def _ui_part(item: Item) -> Json:
             return {"type": "text", "text": item["answer"], "state": "done"}
         case "thinking":
             of_vendor = {
-                "claude": {"anthropic": {"signature": SIGNATURE}},
+                "claude": {"anthropic": {"signature": signature_of(item)}},
                 "openai": {"openai": {"itemId": "rs_0123", "reasoningEncryptedContent": ENCRYPTED["openai"]}},
                 "gemini": {"google": {"thoughtSignature": ENCRYPTED["gemini"]}},
             }
@@ -432,7 +440,7 @@ def _agent_part(part: Any) -> Json:
 
 
 def thinking_block(item: Item) -> Json:
-    return {"type": "thinking", "thinking": item["thinking"], "signature": SIGNATURE}
+    return {"type": "thinking", "thinking": item["thinking"], "signature": signature_of(item)}
 
 
 def question_messages(items: Sequence[Item]) -> list[Json]:

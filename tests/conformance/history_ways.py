@@ -76,7 +76,7 @@ class Recorder(StandIn):
     def __init__(self) -> None:
         super().__init__()
         self.accepted: list[Json] = []
-        self._settings.known.add(form.SIGNATURE)
+        self._settings.known |= {form.signature_of({"thinking": text}) for text in form.THOUGHTS}
 
     def check(self, body: bytes) -> None:
         """Raises ApiRefused for the request of a message batch."""

@@ -3,23 +3,27 @@
 The model gets the same of an odd history in each way in which a client can send it.
 """
 
+import asyncio
 from pathlib import Path
 
 import httpx2
 import pytest
+from hypothesis import given, settings
 
 from tailrace.deploy.simulated_claude.server import run_simulated_claude
 from tests.conformance import history_ways
 from tests.conformance.case import read_cases
-from tests.conformance.history_case import read_histories
+from tests.conformance.history_case import Item, read_histories
+from tests.conformance.random_histories import histories, judge
 from tests.conformance.rule_case import WAYS, read_rules
 from tests.conformance.rule_ways import PLAYERS, play_verbatim
 from tests.harness import processes
 from tests.harness.system import System
+from tests.sessions.play import patched
 from tools.api_surface import read_table
 
 # Histories times the ways that can express them.
-CELLS_MIN = 700
+CELLS_MIN = 1200
 ROWS = read_table()["request_rules"].rows
 
 
@@ -67,6 +71,16 @@ async def test_the_model_gets_the_same_of_a_history_in_each_way() -> None:
     count, differences = await history_ways.find_differences(read_histories())
     assert not differences, "\n".join(differences)
     assert count > CELLS_MIN
+
+
+@pytest.mark.no_cover
+@pytest.mark.timeout(120)
+@settings(max_examples=150)
+@given(histories())
+def test_the_model_gets_the_same_of_a_random_history_in_each_way(items: list[Item]) -> None:
+    """Or a row names the rule of the way. `make histories` tries more of them."""
+    with patched():
+        assert asyncio.run(judge(items)).wrong == []
 
 
 def test_each_own_rule_of_a_way_is_for_a_way() -> None:

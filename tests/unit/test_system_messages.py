@@ -5,12 +5,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from tailrace.gateway.turns.request_body import NewTurn, check_turn, new_messages
+from tailrace.gateway.models.offer import Offer
+from tailrace.gateway.turns.conversation_match import Position
+from tailrace.gateway.turns.request_body import NewTurn, build_entry, check_turn, new_messages
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.anthropic_api import encode_body
 from tailrace.generators.continuation import build_call
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
+from tailrace.proto.ids import SessionId
 from tailrace.proto.system_messages import (
     CLEAR_AT,
     INLINE_MCP,
@@ -166,3 +169,12 @@ RESULT = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content"
 def test_a_call_has_a_system_message_where_the_api_takes_it(messages: list[Message], placed: list[Message]) -> None:
     """Directly before an answer or at the end, behind the user's message or the result of a server tool."""
     assert build_call(request(messages=messages)).messages == placed
+
+
+@pytest.mark.rule("R132")
+@pytest.mark.parametrize(("before", "new"), [([], [USER, ANSWER, KIND]), ([USER, ANSWER], [KIND])])
+def test_a_system_message_behind_an_answer_asks_nothing(before: list[Message], new: list[Message]) -> None:
+    """The model would have to continue the answer, and current models cannot."""
+    position = Position(session=SessionId("s"), before=before, new=new)
+    with pytest.raises(Refused, match="must not end with a message of the assistant"):
+        build_entry(NewTurn(message="", model="claude-sonnet-5-5"), position, 100, Offer(), pseudonym=str)
