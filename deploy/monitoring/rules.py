@@ -180,9 +180,9 @@ ALERTS = (
     ),
     Alert(
         "TurnsRefused",
-        # An election of a leader takes seconds, and is no outage.
-        f'sum(rate(tailrace_gateway_refused_total{{code=~"{"|".join(OUTAGES)}"}}[2m])) > 0',
-        "3m",
+        # Longer than the window: an election of a leader refuses requests for some seconds, and is no outage.
+        f'sum(rate(tailrace_gateway_refused_total{{code=~"{"|".join(OUTAGES)}"}}[5m])) > 0',
+        "6m",
         "page",
         "Requests are refused because a part of the system does not work",
         "`/readyz` names the part.",

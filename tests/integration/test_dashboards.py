@@ -64,7 +64,11 @@ COMPARED_S = 45.0
 # The slow gateway refuses more streams than that.
 STREAMS_MAX = 8
 SETTINGS: Settings = {
-    "gateway": {"TAILRACE_WEBHOOKS": "true", "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"},
+    "gateway": {
+        "TAILRACE_WEBHOOKS": "true",
+        "TAILRACE_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+        "TAILRACE_DISK": "/",
+    },
     "generator": {
         "TAILRACE_CALL_WAIT_S": 0.02,
         "TAILRACE_CALL_TRIES_MAX": 2,
@@ -364,7 +368,10 @@ async def unread_streams(loaded: LoadedSystem) -> AsyncGenerator[None]:
 async def locked_database(loaded: LoadedSystem) -> AsyncGenerator[None]:
     with closing(sqlite3.connect(loaded.system.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        async with loaded.again(0.2, lambda: loaded.post("words=2 rate=0")):
+        async with (
+            loaded.again(0.2, lambda: loaded.post("words=2 rate=0")),
+            loaded.again(0.5, lambda: loaded.client.get("/v1/sessions")),
+        ):
             yield
         other.execute("ROLLBACK")
 
@@ -441,7 +448,7 @@ ROUNDS = (
             ("Waiting turns", "Oldest waiting turn", "Orphaned turns"),
         ),
         Fault(blocked_start, ("ProcessNotReady page",), ()),
-        Fault(locked_database, ("DatabaseBehind page",), ("Backlog of persistence",)),
+        Fault(locked_database, ("DatabaseBehind page", "TurnsRefused page"), ("Backlog of persistence",)),
         Fault(full_log, ("LogNearlyFull page",), ("Fullness of the log", "Fullness of each stream")),
     ),
     (Fault(frozen_log, ("LogNotWritable page",), ("Log takes entries",)),),
@@ -458,6 +465,11 @@ ROUNDS = (
 )
 
 
+# These need three nats-servers, and a small disk: test_missing_server.py and test_full_disk.py cause the fault and read
+# the gauges, and promtool compares the rule with such values.
+ELSEWHERE = {"LogNotRedundant ticket", "DiskNearlyFull page"}
+
+
 def panels() -> Iterator[Panel]:
     for page in DASHBOARDS:
         yield from page.panels
@@ -465,7 +477,8 @@ def panels() -> Iterator[Panel]:
 
 async def test_every_panel_has_values_and_every_alert_fires_for_its_fault(tmp_path: Path) -> None:
     faults = [*LASTING, *(fault for together in ROUNDS for fault in together)]
-    assert {f"{alert.name} {alert.severity}" for alert in ALERTS} == {name for one in faults for name in one.alerts}
+    caused = {name for one in faults for name in one.alerts}
+    assert {f"{alert.name} {alert.severity}" for alert in ALERTS} == caused | ELSEWHERE
     found = ports.find_free(5)
     targets = {"persistence": found[:1], "generators": found[1:3], "gateway": found[3:]}
     async with AsyncExitStack() as stack:

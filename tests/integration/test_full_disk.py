@@ -30,6 +30,15 @@ def test_only_a_failed_write_needs_a_restart_of_the_server() -> None:
     assert not is_stuck(Response(0, ""))
 
 
+def is_nearly_full(metrics: httpx2.Response) -> bool:
+    """Whether the gauges are such that the alert DiskNearlyFull fires."""
+    free, reserve = (
+        float(re.findall(rf"^tailrace_gateway_disk_{name}_bytes (\S+)$", metrics.text, re.MULTILINE)[0])
+        for name in ("free", "reserve")
+    )
+    return free < 2 * reserve
+
+
 async def store_answer(client: httpx2.AsyncClient) -> str:
     """Posts a turn and reads its answer, WORDS; returns the path of its text."""
     accepted = (await client.post("/v1/turns", json={"message": "#sim words=20 rate=0"})).json()
@@ -48,6 +57,7 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
     with small_disk(there, SIZE), running(tmp_path, *LEAN) as up:
         async with httpx2.AsyncClient(base_url=await up.ready(), trust_env=False, timeout=20) as client:
             path = await store_answer(client)
+            assert not is_nearly_full(await client.get("/metrics"))
             fill(there)
 
             async def try_post() -> tuple[int, str]:
@@ -63,6 +73,7 @@ async def test_a_full_disk_is_reported_and_recovers_when_there_is_space(tmp_path
                 return re.match(CAUSE_AND_SYMPTOM, str(parts["log"]["detail"])) is not None
 
             await until(is_reported, 10)
+            assert is_nearly_full(await client.get("/metrics"))
             shown = await fetch(there, {})
             # Persistence is a problem, too, if it had not recorded the answer before.
             problems = {problem.name: problem.text for problem in shown.problems}
