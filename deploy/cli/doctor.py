@@ -43,7 +43,7 @@ from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog, check
-from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_setup_state
+from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_clock_offset_s, read_setup_state
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
@@ -61,6 +61,8 @@ work.
 """
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
+# As in the alert ClocksDiffer.
+OFFSET_S_MAX = 1.0
 CLOCK_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 2.0
 DAMAGED_NAMED_MAX = 20
@@ -222,14 +224,23 @@ async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
         try:
             await check(connection)
             version = ".".join(map(str, connection.server_version or ()))
-            behind = (await read_setup_state(connection)).behind
+            behind, offset_s = (await read_setup_state(connection)).behind, await read_clock_offset_s(connection)
             damaged = await TurnLog(connection).damaged_turns()
         finally:
             await connection.close()
     except TailraceError as error:
         return [Finding("NATS", "error", *_split_message(error))]
     setup = f"{version} runs, with all streams, consumers and buckets as this version needs them"
-    return [Finding("NATS", "ok", setup), *_redundancy(behind), _damage(damaged)]
+    return [Finding("NATS", "ok", setup), *_redundancy(behind), _compare_clocks(offset_s), _damage(damaged)]
+
+
+def _compare_clocks(offset_s: float) -> Finding:
+    if abs(offset_s) < OFFSET_S_MAX:
+        return Finding("NATS clock", "ok", "agrees with the clock of this machine")
+    detail = (
+        f"the clock of this machine is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} nats-server's"
+    )
+    return Finding("NATS clock", "warning", detail, "set both with NTP: docs/RUNBOOK.md, A clock is wrong")
 
 
 def _redundancy(behind: Sequence[str]) -> Sequence[Finding]:

@@ -216,6 +216,15 @@ ALERTS = (
         panels.REDUNDANCY,
     ),
     Alert(
+        "ClocksDiffer",
+        f"max(abs({_fresh('tailrace_clock_offset_seconds')})) > 1",
+        "5m",
+        "ticket",
+        "The clock of a machine differs from that of nats-server by more than a second",
+        "Set it with NTP: measured times, tickets and budgets depend on it.",
+        panels.CLOCK,
+    ),
+    Alert(
         "TurnsWait",
         f"max({_fresh(WAITING)}) > 0",
         "5m",

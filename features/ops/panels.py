@@ -18,6 +18,7 @@ STORES_NOTHING = "the-log-stores-nothing"
 DATABASE = "the-database-fails"
 DELETED = "something-was-deleted-in-nats"
 REDUNDANCY = "a-nats-server-is-missing"
+CLOCK = "a-clock-is-wrong"
 FORKS = "skipped-entries"
 REFUSED = "clients-are-refused"
 RECORDS = "a-turn-is-not-recorded"
@@ -626,6 +627,22 @@ LOG_AND_NATS = Dashboard(
             Threshold(1, 1),
             REDUNDANCY,
             (Query(Gauge("tailrace_nats_replicas_behind", how="max"), "away"),),
+        ),
+        Panel(
+            "Clock ahead of nats-server",
+            "s",
+            "The largest difference of a process's clock to that of nats-server. Above 1 s, measured times are wrong.",
+            Threshold(1, 5),
+            CLOCK,
+            (Query(Gauge("tailrace_clock_offset_seconds", how="max"), "ahead"),),
+        ),
+        Panel(
+            "Clock behind nats-server",
+            "s",
+            "The lowest difference: negative if a process's clock is behind. Below -1 s, measured times are wrong.",
+            Threshold(-1, -5, is_minimum=True),
+            CLOCK,
+            (Query(Gauge("tailrace_clock_offset_seconds", how="min"), "behind"),),
         ),
         Panel(
             "Recording lag",

@@ -7,6 +7,7 @@ have the log's entries sent to any subject (ADR 23).
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -51,6 +52,9 @@ ACK_PENDING = Gauge(
 )
 REPLICAS_BEHIND = Gauge(
     "tailrace_nats_replicas_behind", "Replicas of a stream that are away, or far behind its leader", OF_STREAM
+)
+CLOCK_OFFSET = Gauge(
+    "tailrace_clock_offset_seconds", "The clock of this machine, minus that of the nats-server that leads the log"
 )
 REDELIVERED = Gauge(
     "jetstream_consumer_num_redelivered", "Entries delivered more than once that are not acknowledged yet", OF_CONSUMER
@@ -143,6 +147,13 @@ def observe_consumer(info: ConsumerInfo) -> None:
     REDELIVERED.labels(*labels).set(info.num_redelivered or 0)
 
 
+async def read_clock_offset_s(connection: Connection) -> float:
+    """Returns how many seconds this machine's clock is ahead of nats-server's, to half of a round trip. Raises
+    LogUnavailable."""
+    before, server, after = time.time(), await connection.now(), time.time()
+    return (before + after) / 2 - server.timestamp()
+
+
 async def watch(connection: Connection) -> None:
     """Checks every `CHECK_EVERY_S` seconds, forever; logs changes and sets the metrics.
 
@@ -154,6 +165,7 @@ async def watch(connection: Connection) -> None:
         disconnects = connection.disconnects
         try:
             state = await read_setup_state(connection)
+            CLOCK_OFFSET.set(await read_clock_offset_s(connection))
         except LogUnavailable as error:
             logger.debug("NATS setup unknown", error=str(error))
             failures += 1

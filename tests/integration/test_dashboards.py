@@ -465,9 +465,9 @@ ROUNDS = (
 )
 
 
-# These need three nats-servers, and a small disk: test_missing_server.py and test_full_disk.py cause the fault and read
-# the gauges, and promtool compares the rule with such values.
-ELSEWHERE = {"LogNotRedundant ticket", "DiskNearlyFull page"}
+# These need three nats-servers, a small disk, and a wrong clock: test_missing_server.py, test_full_disk.py and
+# test_setup_state.py cause the fault and read the gauges, and promtool compares the rule with such values.
+ELSEWHERE = {"LogNotRedundant ticket", "DiskNearlyFull page", "ClocksDiffer ticket"}
 
 
 def panels() -> Iterator[Panel]:

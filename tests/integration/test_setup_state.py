@@ -1,12 +1,15 @@
 """Whether the log may have forks, as a process knows it from its checks of the streams."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
+from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.chain import START
@@ -74,3 +77,14 @@ async def test_a_process_leaves_a_server_that_answers_pings_but_has_lost_the_log
                 await connection.stream_info(STREAM)
         finally:
             await connection.close()
+
+
+async def test_the_difference_to_the_clock_of_nats_server_is_measured(
+    own_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway whose clock is three minutes behind counts every first token as early."""
+    assert abs(await setup_state.read_clock_offset_s(own_connection)) < 1
+    monkeypatch.setattr(setup_state, "CHECK_EVERY_S", 0.02)
+    monkeypatch.setattr(setup_state, "time", SimpleNamespace(time=lambda: time.time() - 180))
+    async with watch(own_connection):
+        await until(lambda: -181 < (REGISTRY.get_sample_value("tailrace_clock_offset_seconds") or 0) < -179)

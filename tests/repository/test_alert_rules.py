@@ -49,6 +49,7 @@ FIRES = {
     "ModelKeyRefused": {'tailrace_generator_key_refused{backend="claude"}': "1+0"},
     "NatsPartsMissing": {"tailrace_nats_missing": "1+0"},
     "LogNotRedundant": {'tailrace_nats_replicas_behind{stream_name="TURNS"}': "1+0"},
+    "ClocksDiffer": {"tailrace_clock_offset_seconds": "-180+0"},
     "TurnsWait": {'jetstream_consumer_num_pending{consumer_name="generators"}': "3+0"},
     "AnswersBreakOff": {
         'tailrace_generator_attempts_total{mode="fresh"}': "0+80",
@@ -93,6 +94,7 @@ HEALTHY = {
     'tailrace_generator_append_seconds_bucket{le="0.1"}': "0+100",
     'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
     "tailrace_nats_missing": "0+0",
+    "tailrace_clock_offset_seconds": "-0.2+0",
     'tailrace_nats_replicas_behind{stream_name="TURNS"}': "0+0",
     'jetstream_consumer_num_pending{consumer_name="generators"}': "0+0",
     'tailrace_generator_attempts_total{mode="fresh"}': "0+100",

@@ -41,7 +41,8 @@ CHECKOUT = Path(__file__).parents[2]
 # The free space of the disk as a gauge: 6.
 # System messages where the API takes them (R132): 29.
 # The decisions of a session whose turn waits for others, for the views of client protocols: 1.
-CORE_LINES_MAX = 18_538
+# The difference of two clocks as a gauge: 9.
+CORE_LINES_MAX = 18_542
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3
