@@ -276,10 +276,8 @@ def _blocks(part: object, number: int) -> list[Block]:
             # The type of an image at an address is not sent to the model.
             return build_file(str(more.get("mimeType") or ("image/*" if kind == "image" else PDF)), url)
         # The part of clients before 1.0.
-        case {"type": "binary", "mimeType": str(media), "data": str(url)}:
-            return build_file(media, url)
-        case {"type": "binary", "mimeType": str(media), "url": str(url)}:
-            return build_file(media, url)
+        case {"type": "binary", "mimeType": str(media), **more}:
+            return build_file(media, str(more.get("data") or more.get("url") or ""))
         case {"type": str(kind)} if kind != "text":
             return [refused_part(f"has a part of the type {kind[:40]!r}: Claude does not take it", kind)]
         case _:
@@ -319,15 +317,10 @@ def has_question(run: RunAgentInput) -> bool:
 
 
 def with_results(run: RunAgentInput) -> RunAgentInput:
-    """Returns the run with its decisions as results of tools, in place of those behind the last answer. Raises Refused.
-
-    An earlier call may have the same id.
-    """
-    decided = {entry.interrupt_id: _decision(entry) for entry in run.resume or ()}
-    answer = max((at for at, one in enumerate(run.messages) if one.role == "assistant"), default=0)
-    behind = [one for one in run.messages[answer:] if one.role != "tool" or one.tool_call_id not in decided]
-    others = [*run.messages[:answer], *behind]
-    return replace(run, messages=[*others, *(_result_message(call, one) for call, one in decided.items())])
+    """Returns the run with its decisions as the first results behind the last answer, which count. Raises Refused."""
+    behind = max((at + 1 for at, one in enumerate(run.messages) if one.role == "assistant"), default=0)
+    decided = [_result_message(entry.interrupt_id, _decision(entry)) for entry in run.resume or ()]
+    return replace(run, messages=[*run.messages[:behind], *decided, *run.messages[behind:]])
 
 
 def _result_message(call: str, decision: Block) -> AgentMessage:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy, refuse_fields
@@ -222,7 +223,9 @@ def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | Non
 
 def _items(messages: Iterable[UIMessageParam]) -> Iterator[Item]:
     for number, one in enumerate(messages):
-        parts = one.parts or _content(one)
+        parts = one.parts or one.content or []
+        if isinstance(parts, str):
+            parts = [UIPart(type="text", text=parts)]
         match one.role:
             case "assistant":
                 yield from _answer(parts, number)
@@ -232,12 +235,6 @@ def _items(messages: Iterable[UIMessageParam]) -> Iterator[Item]:
                 yield Item("user", [block for part in parts for block in _question(part)], number)
             case "system":
                 yield Item("system", [block for part in parts for block in build_text(part.text)], number)
-
-
-def _content(message: UIMessageParam) -> list[UIPart]:
-    if isinstance(message.content, str):
-        return [UIPart(type="text", text=message.content)] if message.role == "system" else []
-    return message.content or []
 
 
 def _answer(parts: Iterable[UIPart], number: int) -> Iterator[Item]:
@@ -300,7 +297,7 @@ def _result(part: UIPart) -> list[Block]:
     """Returns the result in a message of the role `tool`."""
     match part.output:
         case {"type": str(kind), **output}:
-            content = encode_output(output.get("value")) if "value" in output else ""
-            return [build_result(part.tool_call_id, content, is_error=kind.startswith("error"))]
+            state = "output-error" if kind.startswith("error") else "output-available"
+            return _results(replace(part, state=state, output=output.get("value")), part.tool_name or "")
         case _:
             return []

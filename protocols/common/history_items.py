@@ -5,7 +5,7 @@
 | rule of Claude's API | here |
 |---|---|
 | results directly follow the answer with their calls | they are put there, in the order of the calls |
-| a call's id occurs once in a conversation | a result belongs to the nearest call before it that has none |
+| a call's id occurs once | a result belongs to the nearest call before it that has none; two calls are two answers |
 | each call has one result | the first result counts |
 | no text is blank, and no message is empty | a blank text or message is left out; a blank last one is refused |
 | thinking has Claude's signature | other thinking is left out |
@@ -102,7 +102,14 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
                 if kind == "tool_use":
                     if is_page and block["id"].startswith(SERVER_CALLS):
                         continue
-                    calls.setdefault(block["id"], []).append((answer, len(answer.blocks)))
+                    waiting = calls.setdefault(block["id"], [])
+                    if waiting and waiting[-1][0] is answer:
+                        if block == answer.blocks[waiting[-1][1]]:
+                            # The client has sent its message twice.
+                            continue
+                        answer = _Answer([], {})
+                        found.append(answer)
+                    waiting.append((answer, len(answer.blocks)))
                     answer.results[len(answer.blocks)] = None
                 elif kind in CALLS:
                     has_server_calls = True
@@ -113,8 +120,8 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
             for given in content:
                 call, inner = given["tool_use_id"], given["content"]
                 block = given if isinstance(inner, str) else {**given, "content": _usable(inner, item, field, refused)}
-                if waiting := calls.get(call):
-                    owner, index = waiting.pop()
+                if unanswered := calls.get(call):
+                    owner, index = unanswered.pop()
                     owner.results[index] = block
                     owner.has_result = True
                 elif call not in calls and not is_page:
@@ -164,7 +171,7 @@ def _usable(blocks: list[Block], item: Item, field: str, refused: list[str]) -> 
 
 
 def _name_file(part: Block) -> Block:
-    return {"type": "text", "text": f"[a file that cannot be shown: {part['name'][:200]}]"}
+    return {"type": "text", "text": f"[{part['name'][:200]} cannot be shown here]"}
 
 
 def build_text(text: str) -> list[Block]:

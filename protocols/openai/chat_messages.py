@@ -23,6 +23,8 @@ from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
 
+AUDIO = refused_part("has audio, which Claude does not take: send its text", "audio")
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
     cache_control: dict[str, Any] | None = None
@@ -134,7 +136,7 @@ class AssistantMessage(_Message, frozen=True, tag="assistant"):
     annotations: Any = None
     """A field of OpenAI's answers. It is ignored."""
     audio: Any = None
-    """A field of OpenAI's answers. It is ignored."""
+    """The audio of an earlier answer. A text stands in its place."""
     function_call: Any = None
     """A deprecated field of OpenAI's answers."""
     parsed: Any = None
@@ -188,11 +190,12 @@ def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Itera
 def _item(message: ChatMessage, number: int) -> Item:
     blocks = _blocks(message.content or "", number)
     match message:
-        case AssistantMessage(audio=None, function_call=None, refusal=refusal, tool_calls=calls):
+        case AssistantMessage(function_call=None, refusal=refusal, tool_calls=calls):
+            said = [*blocks, *build_text(refusal or ""), *([AUDIO] if message.audio is not None else [])]
             called = [build_call(call.id, call.function.name, call.function.arguments) for call in calls or ()]
-            return Item("assistant", _marked([*blocks, *build_text(refusal or ""), *called], message), number)
+            return Item("assistant", _marked(said + called, message), number)
         case AssistantMessage():
-            why = f"`messages[{number}]`: `audio` and `function_call` are not supported: send `tool_calls`"
+            why = f"`messages[{number}]`: `function_call` is not supported: send `tool_calls`"
             raise Refused("request_invalid", why)
         case ToolMessage(content=content, tool_call_id=call):
             result = build_result(call, content if isinstance(content, str) else blocks)
@@ -211,15 +214,11 @@ def _marked(blocks: list[Block], message: ChatMessage) -> list[Block]:
 def _blocks(content: str | Sequence[Part], number: int) -> list[Block]:
     if isinstance(content, str):
         return build_text(content)
-    return [block for part in content for block in _part_blocks(part, number)]
+    blocks = ((part.cache_control, block) for part in content for block in _part_blocks(part, number))
+    return [block if mark is None else {**block, "cache_control": mark} for mark, block in blocks]
 
 
 def _part_blocks(part: Part, number: int) -> list[Block]:
-    blocks = _bare_blocks(part, number)
-    return blocks if part.cache_control is None else [{**one, "cache_control": part.cache_control} for one in blocks]
-
-
-def _bare_blocks(part: Part, number: int) -> list[Block]:
     match part:
         case TextPart(text=text) | RefusalPart(refusal=text):
             return build_text(text)
@@ -232,4 +231,4 @@ def _bare_blocks(part: Part, number: int) -> list[Block]:
         case FilePart():
             raise Refused("request_invalid", f"`messages[{number}]`: a file needs its `file_data` or its `file_id`")
         case AudioPart():
-            return [refused_part("has audio, which Claude does not take: send its text", "audio")]
+            return [AUDIO]

@@ -82,10 +82,6 @@ def options(body: RequestBody, given: Fields) -> Fields:
     return {name: value for name, value in given.items() if value}
 
 
-def text_block(text: str) -> Fields:
-    return {"type": "text", "text": text}
-
-
 def tool_choice(choice: Choice | None, name: str | None, *, parallel: bool | None) -> Fields | None:
     """Returns Anthropic's `tool_choice`, None for its default. `name` takes precedence."""
     if name is None and choice == "none":

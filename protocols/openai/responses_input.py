@@ -23,7 +23,6 @@ from tailrace.protocols.common.history_items import (
     build_thinking,
 )
 from tailrace.protocols.common.media_types import PDF
-from tailrace.protocols.openai import common
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_object import Item as OutputItem
@@ -121,7 +120,11 @@ def _item(one: InputItem, number: int) -> Item:
             # References in POST /v1/responses were replaced earlier.
             raise invalid_item(number, "items cannot be referenced in a batch: send the item itself")
         case kind:
-            raise invalid_item(number, f"`{kind[:64]}` is an item of a tool that is not supported")
+            part = refused_part(f"(`{kind[:64]}`) is of a tool that is not supported", kind)
+            if not kind.endswith(("_call", "_call_output")):
+                raise invalid_item(number, part["reason"])
+            # A chat that has begun with another vendor.
+            return Item("assistant" if kind.endswith("_call") else "user", [part], number)
 
 
 def _blocks(content: str | Iterable[Part], number: int) -> list[Block]:
@@ -132,10 +135,8 @@ def _blocks(content: str | Iterable[Part], number: int) -> list[Block]:
 
 def _part_blocks(part: Part, number: int) -> list[Block]:
     match part:
-        case Part(type="input_text" | "output_text" | "text"):
-            return build_text(part.text)
-        case Part(type="refusal"):
-            return build_text(part.refusal)
+        case Part(type="input_text" | "output_text" | "text" | "refusal"):
+            return build_text(part.text or part.refusal)
         case Part(type="input_image", image_url=str(url)):
             return build_file("", url)
         case Part(type="input_file", file_data=str(data)):
@@ -168,7 +169,7 @@ def items_of(turn: str, messages: Sequence[Message]) -> list[OutputItem]:
 
 def _items(turn: str, messages: Sequence[Message]) -> Iterator[OutputItem]:
     for number, message in enumerate(messages):
-        blocks = [common.text_block(message.content)] if isinstance(message.content, str) else message.content
+        blocks = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
         if message.role == "assistant":
             yield from output_items(Head(f"{turn}_in{number}", goes_on=True), blocks)
             continue

@@ -59,7 +59,7 @@ def found(name: str = "srvtoolu_1") -> Block:
 
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "sig"}
 REFUSED_FILE = build_file(WORD, f"data:{WORD};base64,UEsDBA==", "a.docx")[0]
-NAMED_FILE = {"type": "text", "text": "[a file that cannot be shown: a.docx]"}
+NAMED_FILE = {"type": "text", "text": "[a.docx cannot be shown here]"}
 
 
 class Row(NamedTuple):
@@ -104,6 +104,22 @@ ROWS = [
         "the first result of a call counts",
         [user("q"), answer(call()), result("c"), answer("a"), result("c", "later"), user("q")],
         [Q, CALLED, DONE, A, Q],
+    ),
+    Row(
+        "a call that an answer repeats is one call",
+        [user("q"), answer(call()), answer(call()), result("c"), user("q")],
+        [Q, CALLED, DONE, Q],
+    ),
+    Row(
+        "another call with its id is of another answer",
+        [user("q"), answer(call(), call(given='{"a": 1}')), result("c", "b"), result("c", "a")],
+        [
+            Q,
+            CALLED,
+            ("user", [done(content="a")]),
+            ("assistant", [call(given='{"a": 1}')]),
+            ("user", [done(content="b")]),
+        ],
     ),
     Row(
         "a call behind a result is of the next answer",
