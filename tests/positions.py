@@ -40,22 +40,8 @@ PLAIN = frozenset(
         *("context_management", "country", "custom_id", "data", "description", "detail", "enabled", "encryptedValue"),
         *("encrypted_content", "error", "errorText", "exclude", "expires_after[anchor]", "expires_after[seconds]"),
         *("expires_in_seconds", "file", "file_data", "file_url", "filename", "frequency_penalty", "from"),
-<<<<<<< HEAD
         *("function_call", "functions", "image", "image_url", "include", "include_obfuscation", "index", "input"),
         *("input_audio",),
-=======
-        *(
-            "function_call",
-            "functions",
-            "image",
-            "image_url",
-            "include",
-            "include_obfuscation",
-            "index",
-            "input",
-            "input_audio",
-        ),
->>>>>>> adc17cc8 (fix(protocols): a call that a message repeats is one call; items of other vendors' tools and old audio are named)
         *("instructions", "life_s", "lifecycle[]", "limit", "logit_bias", "logprobs", "max_completion_tokens"),
         *("max_output_tokens", "max_seconds", "max_tokens", "max_tool_calls", "mediaType", "message", "min_age_s"),
         *("modalities", "mode", "model", "moderation", "n", "name", "on_disconnect", "output", "output_expires_after"),
