@@ -22,6 +22,7 @@ from tailrace.gateway.http.read_body import BodyReader
 from tailrace.gateway.http.waiting_answers import serve_meanwhile
 from tailrace.gateway.log.fullness import LogFullness
 from tailrace.gateway.log.health import LogHealth
+from tailrace.gateway.log.restores import read_restores
 from tailrace.gateway.metrics import create_series
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.resources.health import HealthChecks
@@ -47,6 +48,7 @@ from tailrace.gateway.turns.submit import TurnSubmitter
 from tailrace.proto import service
 from tailrace.proto.models import parse_aliases
 from tailrace.proto.nats import BlobPins, BlobStore, Claims, Connection, Rpc, Tombstones, TurnLog
+from tailrace.proto.restores import Restores
 from tailrace.proto.runtime import tracing
 from tailrace.proto.runtime.feature_parts import at_most_one
 from tailrace.proto.runtime.flag import Flag
@@ -116,6 +118,7 @@ async def serve(settings: Settings, connection: Connection, stop: asyncio.Event,
         raise listen_error("TAILRACE_PORT", settings.host, settings.port, error) from error
     async with asyncio.TaskGroup() as group:
         gateway = build(settings, connection, group, draining, authenticator, signer=signer)
+        gateway.log.restores = Restores(await read_restores(connection))
         await gateway.rpc.serve_presence(gateway.streams.fan_out.has_readers, gateway.streams.records.encode_readers)
         await gateway.rpc.serve_reader_queries(gateway.streams.records.encode_readers)
         started = start(gateway, settings, features)

@@ -49,6 +49,7 @@ from tailrace.deploy.local.watch import watch
 from tailrace.deploy.nats import streams
 from tailrace.deploy.nats.new_log import ask_database, ask_stores
 from tailrace.deploy.nats.permissions import RIGHTS
+from tailrace.deploy.nats.restores import record_restore
 from tailrace.features.gateway import FEATURES
 from tailrace.gateway.serve import load_authenticator
 from tailrace.persistence.sqlite import require_known_schema
@@ -297,6 +298,10 @@ async def start_nats(
             partial(ask_stores, [server.store for server in servers]),
         ],
     )
+    restored = options.data_dir / data_dir.RESTORED
+    if restored.exists():
+        await record_restore(urls[GATEWAY], int(restored.read_text()))
+        restored.unlink()
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")
     return urls

@@ -8,7 +8,8 @@ position for each turn:
 
 Each REQUEST-LAST is one turn: the sequence of its request, and of the last entry that was sent. The turn's end may be
 before SINCE. A turn that is not listed needs no more events if its last entry is at SINCE or earlier. A position in a
-turn of another session is ignored, like that of a deleted turn.
+turn of another session is ignored, like that of a deleted turn. Each number is a cursor of a turn's entry (PROTOCOL
+R150). After a restore of the log, turns that are not listed begin with a reset.
 """
 
 import asyncio
@@ -105,6 +106,8 @@ class SessionStream(StreamedResponse):
         self._exists = exists
         """Whether the session existed when the stream was requested."""
         self._since = BEFORE_FIRST
+        self._is_replaced = False
+        """Whether the client may have events of a log that was thrown away (see Restores)."""
         self._positions: dict[TurnId, TurnPosition] = {}
         self._following: dict[TurnId, asyncio.Task[None]] = {}
         self._finished: set[TurnId] = set()
@@ -153,14 +156,21 @@ class SessionStream(StreamedResponse):
         if self._cursor is None:
             self._since = await self._streams.log.newest_seq()
             return
+        log = self._streams.log
         since, *listed = self._cursor.split(".")
-        self._since = Seq(int(since))
-        for request, last in dict(pair.split("-") for pair in listed).items():
-            turn = await self._streams.log.find_turn_at(self._scope, Seq(int(request)), self._match, is_request=True)
+        self._since = log.restores.find_last(int(since))
+        self._is_replaced = log.restores.find(int(since)) is None
+        for pair in dict(pair.split("-") for pair in listed).items():
+            request, last = (log.restores.find(int(number)) for number in pair)
+            if request is None or last is None:
+                # `_follow_new` finds the turn if the log still has it.
+                self._is_replaced = True
+                continue
+            turn = await log.find_turn_at(self._scope, request, self._match, is_request=True)
             # None: the turn is of another session. Or it was deleted and has no more events, or has left the log and
             # `_follow_new` finds it.
             if turn is not None:
-                self._positions[turn] = TurnPosition(Seq(int(request)), Seq(int(last)))
+                self._positions[turn] = TurnPosition(request, last)
 
     async def _match(self, key: ScopedKey, request: Request) -> TurnId | None:
         """Returns the turn if it is of this session (PROTOCOL R147). A refusal would end an EventSource for good."""
@@ -244,10 +254,11 @@ class SessionStream(StreamedResponse):
         """Writes the events of one turn until it ends. Raises LogError, Refused if it cannot be followed further."""
         key, start = ScopedKey(self._scope, turn), self._positions.get(turn)
         try:
+            if start is None and self._is_replaced:
+                await self._reset(send, turn)
             await self._write_turn(send, key, BEFORE_FIRST if start is None else start.last)
         except CursorUnknown:
-            async with self._writing:
-                await self._send(send, self._encode_all(sse.frame(msgspec.json.encode({"turn": turn} | RESET))))
+            await self._reset(send, turn)
             await self._write_turn(send, key, BEFORE_FIRST)
         except TurnUnknown:
             try:
@@ -262,6 +273,10 @@ class SessionStream(StreamedResponse):
         self._finished.add(turn)
         if turn in self._positions:
             self._positions[turn].is_ended = True
+
+    async def _reset(self, send: Send, turn: TurnId) -> None:
+        async with self._writing:
+            await self._send(send, self._encode_all(sse.frame(msgspec.json.encode({"turn": turn} | RESET))))
 
     async def _write_turn(self, send: Send, key: ScopedKey, cursor: Seq) -> None:
         async with self._streams.fan_out.subscribe(key, cursor) as feed:
@@ -319,8 +334,9 @@ class SessionStream(StreamedResponse):
     def _encode(self, data: bytes, *, with_id: bool) -> bytes:
         if not with_id:
             return b"data: %b\n\n" % data
-        listed = (f".{at.request}-{at.last}" for at in self._positions.values() if at.request)
-        return b"data: %b\nid: %b\n\n" % (data, f"{self._since}{''.join(listed)}".encode())
+        offset = self._streams.log.restores.offset
+        listed = (f".{offset + at.request}-{offset + at.last}" for at in self._positions.values() if at.request)
+        return b"data: %b\nid: %b\n\n" % (data, f"{offset + self._since}{''.join(listed)}".encode())
 
     async def _stop(self) -> None:
         for task in self._following.values():

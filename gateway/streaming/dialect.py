@@ -1,15 +1,20 @@
 """The interface of a dialect: a pure function from an entry and a small state to the bytes of one client format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.http import sse
 from tailrace.proto import events
 from tailrace.proto.entries import Event, StoredEntry
 from tailrace.proto.ids import TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord
+
+# Stands for the number of events that a reader with an `id:` has: more than any entry has, and less than 10 digits.
+SOME_EVENTS = 1_000_000
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -43,7 +48,8 @@ class Dialect(NamedTuple):
     """Returns the frame of an entry, and the state after it."""
     render_record: Callable[[TurnRecord, int], Frame]
     """Returns the frame of a whole turn that has left the log. It is never `running`: without an end, it has failed.
-    The number: how many of its events the reader has."""
+    The number: how many of its events the reader has; from SOME_EVENTS on, the reader has a part of the turn, and ids
+    of an entry's events below this number. The frame then replaces that part."""
     render_json: Callable[[TurnRecord], bytes] | None = None
     """Returns a completed turn as one JSON body, for a request without streaming; None where there is no such body."""
     variant: str = ""
@@ -63,6 +69,8 @@ class Dialect(NamedTuple):
     """Whether each connection begins with a `retry:` line, the time after which the client reconnects."""
     goes_on: bool = False
     """Whether a stream goes on with the successor of a steered turn, from its request on."""
+    with_history: Callable[[HistoryClient, ScopedKey, TurnRecord], Awaitable["Dialect"]] | None = None
+    """Returns the variant that replaces what a reader has of a turn, if that needs the conversation before the turn."""
     with_ids: "Dialect | None" = None
     """The variant with `id:` lines, for clients that accept server-sent events; None: all clients get this one."""
 

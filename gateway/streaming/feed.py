@@ -13,6 +13,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from tailrace.gateway import metrics
 from tailrace.gateway.streaming.dialect import Dialect, Frame
 from tailrace.gateway.streaming.endings import BROKEN, FAILED, WHOLE, StreamEnding
@@ -31,8 +33,9 @@ KEPT_TIMEOUT_S = 0.5
 class TurnFeed:
     """The entries of one turn after `after`, added as they are stored, and their frames in each dialect."""
 
-    def __init__(self, key: TurnKey, after: Seq, heartbeat_s: float) -> None:
-        """`heartbeat_s`: waiting readers are woken after this many seconds without an entry."""
+    def __init__(self, key: TurnKey, after: Seq, heartbeat_s: float, id_offset: int = 0) -> None:
+        """`heartbeat_s`: waiting readers are woken after this many seconds without an entry. `id_offset`: what the ids
+        of events add to the sequences (see Restores)."""
         self.key = key
         self.after = after
         self.entries: list[StoredEntry] = []
@@ -47,6 +50,7 @@ class TurnFeed:
         self._caught_up: asyncio.Event | None = asyncio.Event()
         """Set, and then None, when the feed has all entries that were stored when it began."""
         self._heartbeat_s = heartbeat_s
+        self._id_offset = id_offset
         self._loop = asyncio.get_running_loop()
         self._woken_at = self._loop.time()
         self._silence = self._loop.call_later(heartbeat_s, self._wake_after_silence)
@@ -135,7 +139,8 @@ class TurnFeed:
             rendered = self._rendered[dialect.name + dialect.variant] = _DialectFrames([], dialect.start(self.key))
         end = min(start + most, len(self.entries))
         for stored in self.entries[len(rendered.frames) : end]:
-            frame, rendered.state = dialect.render(rendered.state, stored)
+            marked = replace(stored, seq=self._id_offset + stored.seq) if self._id_offset else stored
+            frame, rendered.state = dialect.render(rendered.state, marked)
             rendered.frames.append(frame if frame.data or frame.is_break else dialect.comment_on(stored))
         frames = rendered.frames[start:end]
         size = 0
@@ -144,6 +149,13 @@ class TurnFeed:
             if size > bytes_max:
                 return frames[: max(index, 1)]
         return frames
+
+    def render_reset(self, dialect: Dialect) -> Frame:
+        """Returns the frame that discards what a reader has of the answer: that of a restart after the request."""
+        request = self.entries[0]
+        _, state = dialect.render(dialect.start(self.key), request)
+        restart = Attempt(prev=request.seq, attempt=0, generator="", backend="", mode="restart")
+        return dialect.render(state, replace(request, seq=self._id_offset + request.seq, entry=restart))[0]
 
     async def wait_for_change(self, position: int) -> bool:
         """Waits until there are more than `position` entries, or no more will come; returns False after a silence."""
@@ -374,7 +386,7 @@ class FanOut:
     def _create_feed(
         self, key: TurnKey, cursor: Seq, subscription: AbstractAsyncContextManager[LiveFeed] | None = None
     ) -> TurnFeed:
-        feed = TurnFeed(key, cursor, self._heartbeat_s)
+        feed = TurnFeed(key, cursor, self._heartbeat_s, self._log.restores.offset)
         known = self._feeds.get(key)
         if known is None or cursor < known.after:
             self._feeds[key] = feed

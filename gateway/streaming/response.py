@@ -18,7 +18,7 @@ from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import OpenResponse, StreamedResponse, TurnFailed, body
-from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.dialect import SOME_EVENTS, Dialect
 from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, WHOLE, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.gateway.streaming.reader import Reader, random_life_s
@@ -30,10 +30,12 @@ from tailrace.proto.errors import CODES, CursorUnknown, LogError, LogUnavailable
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.restores import EPOCHS_AT
 from tailrace.proto.runtime import tracing
 
-# The event id of the failure of a turn that the log has lost: after every entry, and exact as a JavaScript number.
-AFTER_LOST = Seq(2**53 - 1)
+# The event id of the failure of a turn that the log has lost: after every entry.
+AFTER_LOST = Seq(EPOCHS_AT - 1)
+RESTORED = "the log was restored from a backup since this id was sent: repeat the request without a cursor"
 # The pause between two tries of an unavailable log: well below the second after which clients reconnect.
 TRY_LOG_EVERY_S = 0.5
 
@@ -102,12 +104,14 @@ class Start(NamedTuple):
     """The start of a stream: after the first `seen` events of the turn, or, if `seen` is None, after the cursor.
 
     `headers` are added to the response. `dialect` is a variant of the stream's dialect that depends on the turn.
+    `is_replaced`: see EventStream.
     """
 
     key: ScopedKey
     seen: int | None = None
     headers: Mapping[str, str] = {}
     dialect: Dialect | None = None
+    is_replaced: bool = False
 
 
 class EventStream(StreamedResponse):
@@ -142,7 +146,10 @@ class EventStream(StreamedResponse):
         self.heartbeat_s = reader.streams.settings.heartbeat_s
         self._start = Start(start) if isinstance(start, ScopedKey) else start
         self.dialect = dialect
-        self._cursor = cursor
+        found = reader.streams.log.restores.find(cursor) if cursor else cursor
+        self._cursor = found or BEFORE_FIRST
+        self._is_replaced = found is None
+        """Whether the stream replaces what the client has, as it may be of a log that was thrown away: see Restores."""
         self._snapshot = snapshot
         self._waits_for_answer = waits_for_answer
         self._fails_again = fails_again
@@ -198,8 +205,8 @@ class EventStream(StreamedResponse):
         start = await self._find_start()
         try:
             await self.join(start.key, self._cursor)
-            if start.seen:
-                self.position = 0
+            if start.seen or self._is_replaced:
+                self.position = int(self._is_replaced)
         except (TurnUnknown, CursorUnknown):
             if not await self._go_on(start.key, self._cursor):
                 await self._send_record(start, send)
@@ -255,6 +262,8 @@ class EventStream(StreamedResponse):
             observe=self._record.note_write,
         )
         reader.interrupt_after(random_life_s(self._streams.settings))
+        if self._is_replaced:
+            await self._writer.write([self.feed.render_reset(self.dialect)])
         return True
 
     async def join(self, key: ScopedKey, cursor: Seq) -> None:
@@ -334,6 +343,9 @@ class EventStream(StreamedResponse):
     async def _find_start(self) -> Start:
         start = self._start if isinstance(self._start, Start) else await self._start()
         self.dialect = start.dialect or self.dialect
+        self._is_replaced |= start.is_replaced
+        if self._is_replaced and not self.dialect.can_reset:
+            raise CursorUnknown(RESTORED)
         self._headers |= {"tailrace-turn": start.key.turn, **start.headers}
         return start
 
@@ -356,14 +368,21 @@ class EventStream(StreamedResponse):
             record = msgspec.structs.replace(record, cursor=AFTER_LOST)
         if self._cursor > record.cursor:
             raise CursorUnknown("the cursor is beyond the end of this turn")
-        if self._cursor == record.cursor:
+        has_part = self._is_replaced or bool(self._cursor)
+        if self._cursor == record.cursor and not self.reader.part:
             await self._send_empty(send, 204)
             return
-        if self._cursor and not self.dialect.can_reset:
-            # The client would receive again what it has, and the dialect has no event that resets it.
-            raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive all of it")
+        dialect, seen = self.dialect, start.seen or 0
+        if has_part:
+            if not dialect.can_reset:
+                # The client would receive again what it has, and the dialect has no event that resets it.
+                raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive it")
+            seen = max(SOME_EVENTS, self.reader.part)
+            if dialect.with_history is not None:
+                dialect = await dialect.with_history(self._streams.history, start.key, record)
         await self.begin(send, 200)
-        frame = self.dialect.render_record(record, start.seen or 0)
+        marked = msgspec.structs.replace(record, cursor=Seq(self._streams.log.restores.offset + record.cursor))
+        frame = dialect.render_record(marked, seen)
         if await FrameWriter(send, self.dialect, self.reader.id_prefix).write([frame]):
             await send(body(b"", more=False))
             self.is_delivered = True

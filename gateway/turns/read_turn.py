@@ -1,8 +1,11 @@
 """Reads or cancels a turn. Its record comes from the log or, once the log has dropped it, from the database."""
 
+from msgspec.structs import replace
+
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.errors import TurnUnknown
+from tailrace.proto.ids import Seq
 from tailrace.proto.nats import TurnLog
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.records import TurnRecord, record_from_fold
@@ -21,6 +24,10 @@ class TurnReader:
             return record_from_fold(key.plain, await self._log.read_turn(key))
         except TurnUnknown:
             return await self._history.read_past_turn(key)
+
+    def with_cursor(self, record: TurnRecord) -> TurnRecord:
+        """Returns the record with the cursor as the `id:` of an event has it."""
+        return replace(record, cursor=Seq(self._log.restores.offset + record.cursor))
 
     async def cancel(self, key: ScopedKey, by: str | None) -> TurnRecord:
         """Cancels the turn unless it has ended, and returns it. `by` is the credential of the client that requests it.

@@ -34,7 +34,7 @@ from tailrace.proto import entries
 from tailrace.proto.chain import START
 from tailrace.proto.errors import EntryTooLarge, FenceLost, LogFull, LogUnavailable, Refused
 from tailrace.proto.forced_tools import require_offered
-from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnId, TurnKey, new_id
+from tailrace.proto.ids import Seq, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, TurnLog
 from tailrace.proto.nats.counters import RESERVED_WITHIN_S
 from tailrace.proto.ownership import ScopedKey
@@ -287,9 +287,14 @@ class TurnSubmitter:
         Raises Refused, LogUnavailable.
         """
         refuse_when_draining(self._draining)
-        match = partial(self._match, replace(draft, body_sha256=await hash_body(draft.raw)))
-        scope = draft.principal.access
-        stored = await self._log.find_turn_at(scope, cursor, match) if cursor != BEFORE_FIRST else None
+        draft = replace(draft, body_sha256=await hash_body(draft.raw))
+        match = partial(self._match, draft)
+        scope, seq = draft.principal.access, self._log.restores.find(cursor)
+        stored = await self._log.find_turn_at(scope, seq, match) if seq else None
+        if seq is None:
+            # The log was restored since. A key names the turn, whose stream begins with a reset.
+            found = await self._repeats.find_repeat(draft)
+            stored = found if isinstance(found, Stored) else None
         if stored is None:
             raise cursor_mismatch(
                 f"{cursor} is no event id of this POST's answer: it belongs to another body or session, or its answer "

@@ -18,6 +18,7 @@ from tailrace.proto.nats.follower import REREAD_S, Follower
 from tailrace.proto.nats.jetstream_log import JetStreamLog
 from tailrace.proto.nats.log_server import PAGE_MAX, LiveFeed, PublishUnclear
 from tailrace.proto.ownership import Scope, ScopedKey, may_use, owner_of
+from tailrace.proto.restores import Restores
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ REREAD_AFTER_ERROR_S = 1.0
 class TurnLog(JetStreamLog):
     """The logs of all turns, shared by the tasks of a process. Each turn has at most one append at a time."""
 
+    restores = Restores()
+    """The restores of the log, which a gateway reads at its start."""
     # Hints about a turn without its content: functions of any LogServer.
     find_stored = replay.find_stored
     require_turn = replay.require_turn

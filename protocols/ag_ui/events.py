@@ -39,13 +39,13 @@ def custom(name: str, value: object) -> Json:
     return {"type": "CUSTOM", "name": f"tailrace.{name}", "value": value}
 
 
-def encode_events(shown: Iterable[Json], seq: int, turn: TurnId) -> sse.Events:
-    """Returns the server-sent events of an entry. Each has an id: TanStack AI drops a repeated one.
+def encode_events(shown: Iterable[Json], seq: int, turn: TurnId, first: int = 0) -> sse.Events:
+    """Returns the server-sent events of an entry. Each has an id, from `first` on: TanStack AI drops a repeated one.
 
     The last one has the entry's own id, so that a client that has all of them resumes after the entry.
     """
     lines = [_fit(event, turn) for event in shown]
-    ids = [*(b"%d-%d" % (seq, number) for number in range(len(lines) - 1)), b"%d" % seq]
+    ids = [*(b"%d-%d" % (seq, number) for number in range(first, first + len(lines) - 1)), b"%d" % seq]
     return tuple(sse.Event(line, leading_id=name) for line, name in zip(lines, ids, strict=False))
 
 

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from tailrace.gateway.history_client import HistoryClient, close_record
 from tailrace.gateway.http import sse
-from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.dialect import SOME_EVENTS, Dialect
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.gateway.streaming.response import Start
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
@@ -22,8 +22,6 @@ from tailrace.protocols.ag_ui.messages import add_events, build_messages, build_
 from tailrace.protocols.ag_ui.stream import RUN, RunState, make_dialect, record_events, result_events, run_of
 from tailrace.protocols.common.newest_branch import Branch, newest_branch
 
-# The number in the id of the last event of a run that is sent again: no entry has so many events.
-AGAIN = 1_000_000
 # After a restart, the database is behind the log for some seconds, and TanStack AI loads a thread only once.
 BEHIND_S_MAX = 15.0
 BEHIND_WAIT_S = 0.5
@@ -125,18 +123,18 @@ async def end_again(log: TurnLog, key: ScopedKey, cursor: Seq, part: int, dialec
     If a connection breaks after this event, TanStack AI resumes, and takes an empty response for an error. It drops
     an event with a known id. Raises LogUnavailable.
     """
-    if 0 < part < AGAIN:
+    if (seq := log.restores.find(cursor)) is None or 0 < part < SOME_EVENTS:
         return None
     try:
         turn = await log.read_turn(key)
         # The run may have gone on in a turn that steered it.
-        while turn.chain.last < cursor and turn.end is not None and turn.end.successor is not None:
+        while turn.chain.last < seq and turn.end is not None and turn.end.successor is not None:
             key = ScopedKey(key.scope, turn.end.successor)
             turn = await log.read_turn(key)
     except TurnUnknown:
         return None
-    if turn.end is None or turn.chain.last != cursor or turn.end.successor is not None:
+    if turn.end is None or turn.chain.last != seq or turn.end.successor is not None:
         return None
     last = dialect.render_record(record_from_fold(key.plain, turn), 0).events[-1]
-    event = last._replace(leading_id=b"%d-%d" % (cursor, max(part, AGAIN)))
+    event = last._replace(leading_id=b"%d-%d" % (cursor, max(part, SOME_EVENTS)))
     return Response(sse.encode((event,)), headers={"content-type": sse.MEDIA_TYPE, **sse.HEADERS})

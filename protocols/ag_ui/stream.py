@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
+from tailrace.gateway.history_client import HistoryClient
 from tailrace.gateway.streaming.dialect import SILENT, Dialect, Frame
 from tailrace.proto import events
 from tailrace.proto.entries import Attempt, End, Event, Message, Request, StoredEntry
 from tailrace.proto.ids import LOCAL, TurnId, TurnKey
-from tailrace.proto.records import TurnRecord
+from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.records import GetContext, TurnRecord
 from tailrace.proto.usage import Usage
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close_answer, close_blocks
 from tailrace.protocols.ag_ui.events import Json, custom, encode_events, tool_result
@@ -76,13 +78,10 @@ def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
         case Attempt(mode="restart", attempt=attempt):
             closing, before, _ = close_blocks(state.answer)
             answer = Answer(f"{state.turn}_{attempt}")
-            messages = _messages_before(state)
-            if before.reasonings:
-                # HttpAgent keeps its reasoning messages unless the snapshot has one. An answer that begins with
-                # thinking fills this one.
-                messages.append({"id": f"reasoning_{answer.name}_0", "role": "reasoning", "content": ""})
-            # The client drops the answer so far.
-            return [*closing, {"type": "MESSAGES_SNAPSHOT", "messages": messages}], replace(state, answer=answer)
+            messages = state.request.messages if state.request else []
+            own = messages[state.request.history :] if state.request else []
+            snapshot = _snapshot(state, answer.name, messages, own, has_reasoning=bool(before.reasonings))
+            return [*closing, snapshot], replace(state, answer=answer)
         case Event(event=raw, is_hidden=False):
             shown, answer = add_event(state.answer, events.decode(raw), raw)
             return shown, replace(state, answer=answer)
@@ -94,14 +93,24 @@ def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
             return [], state
 
 
-def _messages_before(state: RunState) -> list[Json]:
-    """Returns the messages before the answer: those of the client, with its ids, or those that the model gets."""
-    if state.own is not None:
-        found: list[Json] = msgspec.json.decode(state.own)
-        asked = state.request.messages[state.request.history :] if state.request else []
-        results = [{"id": one["messageId"], **one} for one in _results(state, asked)]
-        return found + [{name: one[name] for name in ("id", "role", "toolCallId", "content")} for one in results]
-    return build_messages(state.request.messages if state.request else [], state.turn)
+def _snapshot(
+    state: RunState, answer: str, messages: Sequence[Message], own: Sequence[Message], *, has_reasoning: bool
+) -> Json:
+    """Returns the event with which a client drops the answer so far. `answer` is the name of the next one.
+
+    It has the messages of the client, with its ids, or those that the model gets. `own` are those of this turn.
+    """
+    if state.own is None:
+        found = build_messages(messages, state.turn)
+    else:
+        found = msgspec.json.decode(state.own)
+        results = [{"id": one["messageId"], **one} for one in _results(state, own)]
+        found += [{name: one[name] for name in ("id", "role", "toolCallId", "content")} for one in results]
+    if has_reasoning:
+        # HttpAgent keeps its reasoning messages unless the snapshot has one. An answer that begins with thinking fills
+        # this one.
+        found.append({"id": f"reasoning_{answer}_0", "role": "reasoning", "content": ""})
+    return {"type": "MESSAGES_SNAPSHOT", "messages": found}
 
 
 def _results(state: RunState, own: Sequence[Message]) -> list[Json]:
@@ -116,11 +125,18 @@ def result_events(turn: TurnId, messages: Sequence[Message]) -> list[Json]:
     return [tool_result(turn, one["toolCallId"], one["content"]) for one in found]
 
 
-def record_events(state: RunState, record: TurnRecord) -> list[Json]:
-    """Returns the events of a whole turn. The state is that before its first entry."""
-    started = _started(state, record.session, record.metadata, record.input)
-    shown, answer = add_blocks(state.answer, record.content)
+def record_events(state: RunState, record: TurnRecord, seen: int = 0) -> list[Json]:
+    """Returns the events of a whole turn. The state is that before its first entry. `seen`: see Dialect.render_record.
+
+    A client that has a part of them drops the answer, and gets one with other ids.
+    """
+    name = f"{record.turn}_{record.attempts + 1}"
+    shown, answer = add_blocks(Answer(name) if seen else state.answer, record.content)
     ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
+    if seen:
+        snapshot = _snapshot(state, name, record.input, record.input, has_reasoning=bool(answer.reasonings))
+        return [snapshot, *shown, *ended]
+    started = _started(state, record.session, record.metadata, record.input)
     results = _results(state, record.input)
     return _with_reset([*(state.before or ()), started, *results, *shown, *ended], state.reset)
 
@@ -233,9 +249,17 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
     def start(key: TurnKey) -> RunState:
         return RunState(key.turn, Answer(key.turn), is_1, **given)
 
-    def render_record(record: TurnRecord, _: int) -> Frame:
-        shown = record_events(start(TurnKey(LOCAL, record.turn)), record)
-        return Frame(encode_events(shown, record.cursor, record.turn))
+    def render_record(record: TurnRecord, seen: int) -> Frame:
+        shown = record_events(start(TurnKey(LOCAL, record.turn)), record, seen)
+        return Frame(encode_events(shown, record.cursor, record.turn, first=seen))
+
+    async def with_history(history: HistoryClient, key: ScopedKey, record: TurnRecord) -> Dialect:
+        messages = record.input
+        if record.parent is not None:
+            context = await history.query(key.scope, GetContext(record.session, record.parent))
+            messages = [*context.messages, *messages]
+        own = msgspec.json.encode(build_messages(messages, record.turn))
+        return make_dialect(is_1=is_1, **given | {"own": own, "known": None})
 
     return Dialect(
         name="ag-ui-1" if is_1 else "ag-ui",
@@ -246,6 +270,7 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
         can_reset=True,
         is_stateful=True,
         goes_on=True,
+        with_history=None if given.get("own") else with_history,
     )
 
 

@@ -39,7 +39,7 @@ from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.protocols.ai_sdk.stream import UI, Earlier, message_id, replay_dialect, step_chunks
 from tailrace.protocols.common.earlier_steps import goes_on, read_steps
-from tailrace.protocols.common.event_count import count_data_events, count_events
+from tailrace.protocols.common.event_count import count_data_events, count_events, has_unsure_count
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.newest_branch import newest_branch
@@ -146,6 +146,8 @@ async def find_chunk(
     try:
         count, is_ended = await count_events(streams, key, dialect, index)
         most = count - is_ended
+        if index > 0 and await has_unsure_count(streams, key, dialect, index):
+            return Start(key, dialect=dialect, is_replaced=True)
     except TurnUnknown:
         # In the database, deltas are joined: a client may have more chunks, and receives the answer again.
         record = await streams.history.read_past_turn(key)

@@ -1,15 +1,32 @@
 """The number of events that a turn has in a dialect: for cursors that count events."""
 
 import asyncio
+from bisect import bisect_right
 
 from tailrace.gateway.http import sse
 from tailrace.gateway.streaming import writer
 from tailrace.gateway.streaming.dialect import Dialect
+from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.gateway.streaming.reader import StreamContext
 from tailrace.proto.ids import BEFORE_FIRST
 from tailrace.proto.ownership import ScopedKey
 
 DONE = b"[DONE]"
+
+
+async def has_unsure_count(streams: StreamContext, key: ScopedKey, dialect: Dialect, seen: int) -> bool:
+    """Returns whether some of a client's first `seen` events may be of a log that a restore has thrown away.
+
+    A restored turn has had the events of its entries up to the restore, and a count says not of which log others are.
+    Raises TurnUnknown, LogUnavailable.
+    """
+    if not streams.log.restores.offset:
+        return False
+    async with streams.fan_out.subscribe(key, BEFORE_FIRST) as feed:
+        tail = streams.log.restores.find_tail(feed.seqs[0])
+        if tail is None:
+            return False
+        return seen > await _count_frames(feed, dialect, bisect_right(feed.seqs, tail))
 
 
 async def count_events(streams: StreamContext, key: ScopedKey, dialect: Dialect, enough: int) -> tuple[int, bool]:
@@ -25,14 +42,19 @@ async def count_events(streams: StreamContext, key: ScopedKey, dialect: Dialect,
 async def _count(streams: StreamContext, key: ScopedKey, dialect: Dialect, *, after_last: bool) -> tuple[int, bool]:
     cursor = (await streams.log.read_turn(key)).chain.last if after_last else BEFORE_FIRST
     async with streams.fan_out.subscribe(key, cursor, from_start=True) as feed:
-        count = position = 0
-        while position < len(feed.entries):
-            frames = feed.frames(dialect, position, writer.FRAMES_MAX)
-            count += sum(count_data_events(frame.events) for frame in frames)
-            position += len(frames)
-            # Lets other tasks run between the pieces of a long answer.
-            await asyncio.sleep(0)
-        return count, feed.is_ended
+        return await _count_frames(feed, dialect), feed.is_ended
+
+
+async def _count_frames(feed: TurnFeed, dialect: Dialect, most: int | None = None) -> int:
+    """Counts the events of the first `most` entries; without it, of all."""
+    count = position = 0
+    while position < (len(feed.entries) if most is None else most):
+        frames = feed.frames(dialect, position, min(writer.FRAMES_MAX, (most or len(feed.entries)) - position))
+        count += sum(count_data_events(frame.events) for frame in frames)
+        position += len(frames)
+        # Lets other tasks run between the pieces of a long answer.
+        await asyncio.sleep(0)
+    return count
 
 
 def count_data_events(events: sse.Events) -> int:

@@ -37,7 +37,7 @@ from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.ownership import ScopedKey
 from tailrace.protocols.common.built_turn import BuiltTurn
-from tailrace.protocols.common.event_count import count_events
+from tailrace.protocols.common.event_count import count_events, has_unsure_count
 from tailrace.protocols.common.examples import MODEL, TURN
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.session_headers import apply_session_headers
@@ -193,6 +193,7 @@ async def find_start(streams: StreamContext, key: ScopedKey, seen: int) -> Start
         count, _ = await count_events(streams, key, OPENAI_RESPONSES, seen)
         if seen > count:
             raise Refused("cursor_invalid", f"`starting_after` is beyond the last event so far, {count - 1}")
+        return Start(key, seen, is_replaced=await has_unsure_count(streams, key, OPENAI_RESPONSES, seen))
     return Start(key, seen)
 
 

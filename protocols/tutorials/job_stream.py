@@ -20,7 +20,7 @@ from tailrace.proto.records import TurnRecord
 from tailrace.protocols.common.answer_warnings import Warnings
 from tailrace.protocols.tutorials import state_stream
 from tailrace.protocols.tutorials.state_stream import JobState, end_fields
-from tailrace.protocols.tutorials.text_state import record_warnings
+from tailrace.protocols.tutorials.text_state import TextState, record_warnings
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,8 +54,13 @@ def _rest(state: JobState, end: End) -> sse.Events:
 
 
 def render_record(record: TurnRecord, seen: int) -> Frame:
-    """Renders the last events only: they hold the whole answer."""
+    """Renders the last events: they hold the whole answer. Before a failure, the text replaces what a reader has."""
     named = _end(record.turn, record, record.text, record.cursor, record_warnings(record))
+    if record.outcome == "failed":
+        progress = JobState(record.turn, TextState(record.turn), chars=len(record.text)).progress
+        text = {"status": "running", "progress": progress, "text": record.text}
+        named = _join(named, _frame("progress", record.turn, text, record.cursor))
+        named = _join(named, _frame("reset", record.turn, {}, record.cursor))
     return _join(named, state_stream.render_record(record, seen))
 
 

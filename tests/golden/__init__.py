@@ -1,9 +1,9 @@
 """Golden files of the dialects: the entries of a turn (CASE.jsonl), and what each dialect renders (CASE.DIALECT.txt).
 
-A line of CASE.jsonl is one stored entry: its sequence, time, kind and content. CASE.DIALECT.txt has up to three parts:
-the stream of a reader that was there from the start, the turn from the database, and the JSON body of a request
-without streaming. `python -m tests.golden --update` writes the .txt files again; review the difference before you
-commit it.
+A line of CASE.jsonl is one stored entry: its sequence, time, kind and content. CASE.DIALECT.txt has up to four parts:
+the stream of a reader that was there from the start, the turn from the database, the JSON body of a request without
+streaming, and the turn from the database for a reader that has a part of it, if that is another. `python -m
+tests.golden --update` writes the .txt files again; review the difference before you commit it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import msgspec
 
 from tailrace.features.gateway import DIALECTS
 from tailrace.gateway.history_client import close_record
-from tailrace.gateway.streaming.dialect import Dialect, Frame
+from tailrace.gateway.streaming.dialect import SOME_EVENTS, Dialect, Frame
 from tailrace.proto import entries
 from tailrace.proto.entries import StoredEntry
 from tailrace.proto.fold import fold
@@ -50,7 +50,11 @@ def golden_path(case: str, dialect: str) -> Path:
 
 def render_golden(case: str, dialect: Dialect) -> str:
     """Returns the content of a .txt file."""
-    return render_log(read_case(case), dialect)
+    log = read_case(case)
+    record = close_record(record_from_fold(KEY, fold(log)))
+    rest = dialect.render_record(record, SOME_EVENTS)
+    is_other = dialect.can_reset and rest != dialect.render_record(record, 0)
+    return render_log(log, dialect) + (f"=== from the database, with a part\n{_text(rest)}" if is_other else "")
 
 
 def render_log(log: list[StoredEntry], dialect: Dialect) -> str:

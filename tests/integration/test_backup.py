@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from signal import SIGHUP, SIGTERM, Signals
@@ -23,10 +24,14 @@ from tailrace.deploy.cli.main import main
 from tailrace.deploy.local import backup, data_dir
 from tailrace.deploy.local.errors import UpRefused
 from tailrace.persistence.database import Database
+from tailrace.proto.restores import EPOCHS_AT
+from tests.harness.displayed_text import SAYS
+from tests.harness.displayed_text import tailrace as displayed
 from tests.harness.generator_in_loop import words
 from tests.harness.open_store import open_store
+from tests.harness.sse_parser import EventStream, SseEvent, parse
 from tests.harness.until import until
-from tests.harness.up import CHECKOUT, LEAN, running
+from tests.harness.up import CHECKOUT, LEAN, Up, running
 
 Refuses = Callable[..., None]
 
@@ -382,15 +387,14 @@ async def test_a_restored_up_has_its_turns_keys_and_log(
     with running(first, *LEAN, *options) as up:
         url = await up.ready()
         turn = httpx2.post(f"{url}/v1/turns", json={"message": "#sim words=5 rate=0", "user": "ann"}).json()
-        events = httpx2.get(url + turn["links"]["events"]).text
+        events = httpx2.get(url + turn["links"]["events"]).content
         assert await asyncio.to_thread(main, ["keys", "create", "--tenant", "local", "--data", str(up.folder)]) == 0
         key = capsys.readouterr().out.split()[0]
         await until(lambda: httpx2.get(url + turn["links"]["self"]).status_code == 401)
         headers = {"authorization": f"Bearer {key}"}
         body = {"message": "#sim words=200 rate=20"}
         unfinished = httpx2.post(f"{url}/v1/turns", json=body, headers=headers).json()["links"]["events"]
-        up.process.send_signal(signal.SIGTERM)
-        up.process.wait()
+        stop(up)
     capsys.readouterr()
     assert main(["backup", str(tmp_path / "all.tar"), "--json", "--data", str(first / "data")]) == 0
     assert main(["restore", str(tmp_path / "all.tar"), "--json", "--data", str(second / "data")]) == 0
@@ -400,11 +404,73 @@ async def test_a_restored_up_has_its_turns_keys_and_log(
         assert "Authorization: Bearer YOUR-KEY" in up.find_line("  curl ")
         assert client.get(turn["links"]["self"]).status_code == 401
         client.headers["authorization"] = f"Bearer {key}"
-        # Each stream begins with another wait before a reconnect.
-        assert client.get(turn["links"]["events"]).text.partition("data:")[2] == events.partition("data:")[2] != ""
+        # Each stream begins with another wait before a reconnect, and ids have an epoch after a restore.
+        again = client.get(turn["links"]["events"]).content
+        assert [(one.id or 0) % EPOCHS_AT for one in parse(again)] == [one.id for one in parse(events)]
+        assert [one.data for one in parse(again)] == [one.data for one in parse(events)] != []
         (found,) = client.get("/v1/turns?user=ann").json()["data"]
         assert (found["turn"], found["outcome"]) == (turn["turn"], "completed")
         assert client.get(f"{unfinished}?dialect=text", timeout=60).text == words(200)
+
+
+@pytest.mark.rule("R150")
+@pytest.mark.timeout(300)
+async def test_no_reader_shows_a_wrong_text_after_a_restore(tmp_path: Path) -> None:
+    """Wherever it was cut: before the backup, or after it, when it has received what the restored log does not have."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with running(first, *LEAN) as up:
+        body = {"message": "#sim words=120 rate=10"}
+        turn = httpx2.post(f"{await up.ready()}/v1/turns", json=body).json()["turn"]
+        had = read_for(f"{await up.ready()}/v1/turns/{turn}/events", 2)
+        stop(up)
+    assert main(["backup", str(tmp_path / "all.tar"), "--data", str(first / "data")]) == 0
+    with running(first, *LEAN) as up:
+        events = f"{await up.ready()}/v1/turns/{turn}/events"
+        had += read_for(events, 3, had[-1].id)
+        stop(up)
+    assert main(["restore", str(tmp_path / "all.tar"), "--data", str(second / "data")]) == 0
+    with running(second, *LEAN) as up, httpx2.Client(base_url=await up.ready(), timeout=60) as client:
+        whole = client.get(f"/v1/turns/{turn}/events").content
+        assert displayed(whole) == words(120)
+        ids, tail = [one.id or 0 for one in had], 0
+        for number, event in enumerate(had, 1):
+            rest = client.get(f"/v1/turns/{turn}/events", headers={"last-event-id": str(event.id)}).content
+            assert displayed(b"".join(one.raw for one in had[:number]) + rest) == words(120), event
+            if b'"type":"reset"' not in rest:
+                tail = event.id or 0
+        # Some were cut where the restored log has what they have received.
+        assert ids[0] < tail < ids[-1]
+        # The turn's ids are of the new epoch, so each resumes.
+        for event in parse(whole)[::20]:
+            rest = client.get(f"/v1/turns/{turn}/events", headers={"last-event-id": str(event.id)}).content
+            assert b'"type":"reset"' not in rest
+        for dialect, code in (("anthropic", 400), ("delta", 400), ("ui", 200), ("ag-ui", 200), ("html", 200)):
+            sent = {"last-event-id": str(ids[-1]), "accept": "text/event-stream"}
+            answer = client.get(f"/v1/turns/{turn}/events?dialect={dialect}", headers=sent)
+            assert answer.status_code == code, dialect
+            assert code == 400 or SAYS[dialect](answer.content) == words(120)
+        count = client.get(f"/v1/responses/resp_{turn}?stream=true").text.count("data: ")
+        counted = f"/v1/responses/resp_{turn}?stream=true&starting_after="
+        assert [client.get(f"{counted}{seen}").status_code for seen in (3, count - 1)] == [200, 400]
+
+
+def read_for(url: str, seconds: float, last: int | None = None) -> list[SseEvent]:
+    """Returns the whole events of a stream that is cut after some seconds."""
+    stream, found, until_s = EventStream(), list[SseEvent](), time.monotonic() + seconds
+    headers = {} if last is None else {"last-event-id": str(last)}
+    with httpx2.stream("GET", url, headers=headers) as answer:
+        for piece in answer.iter_raw():
+            found += stream.feed(piece)
+            if time.monotonic() > until_s:
+                break
+    return found
+
+
+def stop(up: Up) -> None:
+    up.process.send_signal(signal.SIGTERM)
+    up.process.wait()
 
 
 def test_a_backup_remembers_that_a_key_has_existed(backup_path: Path, tmp_path: Path) -> None:

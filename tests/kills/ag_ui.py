@@ -27,11 +27,11 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.streaming.dialect import SOME_EVENTS
 from tailrace.proto.entries import Attempt
 from tailrace.proto.ids import BEFORE_FIRST, LOCAL, TurnId, TurnKey
 from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.usage import Usage
-from tailrace.protocols.ag_ui.runs import AGAIN
 from tailrace.protocols.ag_ui.stream import make_dialect
 from tests.checker.recorded_system import RecordedSystem
 from tests.checker.run import Run, load
@@ -265,7 +265,7 @@ def _id(event: SseEvent) -> bytes | None:
 
 def _is_again(name: bytes | None) -> bool:
     _, _, part = (name or b"").partition(b"-")
-    return bool(part) and int(part) >= AGAIN
+    return bool(part) and int(part) >= SOME_EVENTS
 
 
 def main() -> int:

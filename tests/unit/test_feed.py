@@ -20,6 +20,7 @@ from tailrace.proto.errors import CursorUnknown, LogError, LogUnavailable, TurnU
 from tailrace.proto.ids import BEFORE_FIRST, Seq, TurnKey
 from tailrace.proto.nats import Rpc, TurnLog
 from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.restores import Restores
 from tailrace.proto.runtime.flag import Flag
 from tests.harness.turn_builder import KEY, Handwritten, attempted_turn, completed_turn, opening_events
 from tests.harness.until import until
@@ -31,6 +32,8 @@ STORED = completed_turn("a").stored
 
 class ScriptedLog:
     """A log whose followers receive what a test sends: lists of entries, an error, or None for the end."""
+
+    restores = Restores()
 
     def __init__(self) -> None:
         self.followers: list[asyncio.Queue[list[StoredEntry] | LogError | None]] = []

@@ -85,7 +85,7 @@ async def get_turn(request: ApiRequest, turns: TurnReader) -> Response:
     A turn that still runs has the outcome `running` and its text so far. A stream that starts after the turn's `cursor`
     has no gap.
     """
-    return json_response(await turns.read(request.turn()))
+    return json_response(turns.with_cursor(await turns.read(request.turn())))
 
 
 async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
@@ -93,7 +93,7 @@ async def post_cancel(request: ApiRequest, turns: TurnReader) -> Response:
 
     The text so far is kept. A turn that no generator has begun makes no model call.
     """
-    return json_response(await turns.cancel(request.turn(), request.principal.key))
+    return json_response(turns.with_cursor(await turns.cancel(request.turn(), request.principal.key)))
 
 
 def stream_of(reader: Reader, request: ApiRequest, key: ScopedKey, cursor: Seq, dialect: Dialect) -> EventStream:

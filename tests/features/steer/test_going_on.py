@@ -17,9 +17,9 @@ from tailrace.proto.fold import fold
 from tailrace.proto.ids import BEFORE_FIRST, Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.ownership import ScopedKey
 from tailrace.testing import MemoryLog
+from tests.harness.response_client import Client, client
 from tests.harness.turn_builder import KEY, attempt, closing_events, event, opening_events, request, text_delta
 from tests.harness.until import until
-from tests.unit.test_response import Client, client
 
 FIRST, SECOND, THIRD = (KEY._replace(turn=TurnId(f"turn-{number}")) for number in (1, 2, 3))
 TAILRACE = DIALECTS["tailrace"]

@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from tailrace.proto.errors import Refused
-from tailrace.proto.ids import Tenant, new_id
+from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
+from tailrace.proto.nats import TurnLog
 from tailrace.protocols.ag_ui import runs
 from tailrace.protocols.common.newest_branch import newest_branch
 from tests.harness.displayed_text import ag_ui as shown
@@ -341,6 +342,30 @@ async def test_restart_sends_the_messages_before_the_answer(gateway: Gateway) ->
     (empty,) = snapshot[1:]
     begun = [event["messageId"] for event in events if event["type"] == "REASONING_MESSAGE_START"]
     assert (empty["role"], empty["content"], begun[-1]) == ("reasoning", "", empty["id"])
+
+
+@pytest.mark.rule("R15")
+async def test_a_client_that_has_a_part_of_a_run_that_has_left_the_log_gets_all_of_it_after_a_snapshot(
+    gateway: Gateway, tenant: Tenant, system_log: TurnLog
+) -> None:
+    """The snapshot has the thread before the answer. The database does not know which part the client has."""
+    first = body_of(user("#sim words=2 rate=0"))
+    sent = [
+        *first["messages"],
+        {"id": "a", "role": "assistant", "content": shown((await post(gateway, first)).content)},
+    ]
+    body = body_of(*sent, user("#sim words=9 rate=0"), thread=first["threadId"])
+    answer = await post(gateway, body)
+    whole, ids, turn = answer.content, ids_of(answer.content), answer.headers["tailrace-turn"]
+    # Persistence answers after it has recorded the turn's end.
+    assert await calls_of(gateway, body["threadId"]) == 2
+    await system_log.purge(TurnKey(tenant, TurnId(turn)))
+    for at in range(len(ids) - 1):
+        rest = (await gateway.client.get("/api/agui", params={"runId": body["runId"], "offset": ids[at]})).content
+        snapshot = events_of(rest)[0]
+        assert [one["role"] for one in snapshot["messages"]] == ["user", "assistant", "user"]
+        assert not set(ids_of(rest)[:-1]) & set(ids)
+        assert shown(b"\n\n".join(whole.split(b"\n\n")[: at + 1]) + b"\n\n" + rest) == words(9)
 
 
 async def test_one_run_at_two_gateways_at_the_same_moment_is_paid_once(
