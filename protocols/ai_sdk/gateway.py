@@ -38,14 +38,13 @@ from tailrace.proto.runtime.settings import NoSettings
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.request import UIChatRequest, build_turn, client_names, unknown_fields
 from tailrace.protocols.ai_sdk.stream import UI, Earlier, message_id, replay_dialect, step_chunks
+from tailrace.protocols.common.built_turn import BuiltTurn, answer
 from tailrace.protocols.common.earlier_steps import goes_on, read_steps
 from tailrace.protocols.common.event_count import count_data_events, count_events, has_unsure_count
 from tailrace.protocols.common.examples import QUESTION
-from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.newest_branch import newest_branch
 from tailrace.protocols.common.read_or_none import read_or_none
 from tailrace.protocols.common.stored_messages import read_texts, resolve
-from tailrace.protocols.common.unsupported import ignored_header
 
 # A page that loaded its messages while the answer ran requests the stream at most this much later.
 LATE_S = 10.0
@@ -74,12 +73,8 @@ async def post_chat(request: ApiRequest, responder: Responder) -> ASGIApp:
     if "threadId" in fields and "runId" in fields:
         raise Refused("request_invalid", OF_AG_UI)
     chat = read_body.convert(fields, UIChatRequest)
-    new_turn = await convert_body(len(raw), build_turn, chat)
-    headers = ignored_header(unknown_fields(fields))
-    with name_as_client(client_names(chat)):
-        return await responder.answer(
-            request, new_turn, raw, UI, is_streamed=True, headers=headers, idempotency_key=chat.idempotency_key
-        )
+    built = BuiltTurn(await convert_body(len(raw), build_turn, chat), unknown_fields(fields), client_names(chat))
+    return await answer(responder, request, built, raw, UI, is_streamed=True, idempotency_key=chat.idempotency_key)
 
 
 async def get_stream(request: ApiRequest, streams: StreamContext, turns: TurnReader, blob_store: BlobStore) -> ASGIApp:

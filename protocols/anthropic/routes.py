@@ -16,9 +16,9 @@ from tailrace.protocols.anthropic import claude_code
 from tailrace.protocols.anthropic.previous_message import map_previous_message
 from tailrace.protocols.anthropic.request import CLIENT_NAMES, MessagesRequest, build_turn
 from tailrace.protocols.anthropic.stream import ANTHROPIC
+from tailrace.protocols.common.built_turn import BuiltTurn, answer
 from tailrace.protocols.common.examples import ANSWER, MODEL, TURN
 from tailrace.protocols.common.field_names import name_as_client
-from tailrace.protocols.common.unsupported import ignored_header
 
 
 async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, claims: Claims) -> ASGIApp:
@@ -35,16 +35,8 @@ async def post_message(request: ApiRequest, responder: Responder, log: TurnLog, 
         with name_as_client(CLIENT_NAMES):
             key, raw = await claude_code.idempotency_key(log, claims, request.access, new_turn, len(raw))
     new_turn, ignored = await map_previous_message(new_turn, log, request.access)
-    with name_as_client(CLIENT_NAMES):
-        return await responder.answer(
-            request,
-            new_turn,
-            raw,
-            ANTHROPIC,
-            is_streamed=body.stream,
-            headers=ignored_header(ignored),
-            idempotency_key=key,
-        )
+    built = BuiltTurn(new_turn, ignored, CLIENT_NAMES)
+    return await answer(responder, request, built, raw, ANTHROPIC, is_streamed=body.stream, idempotency_key=key)
 
 
 SECTION = Section("anthropic", "https://docs.anthropic.com/en/api/messages")

@@ -11,10 +11,9 @@ from tailrace.gateway.http.parameters import AZURE, KEY, PROJECT, SESSION
 from tailrace.gateway.http.route import SSE, Route, Section
 from tailrace.gateway.models.catalogue import Catalogue
 from tailrace.gateway.turns.respond import Responder
+from tailrace.protocols.common.built_turn import answer
 from tailrace.protocols.common.examples import ANSWER, MODEL
-from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.session_headers import apply_session_headers
-from tailrace.protocols.common.unsupported import ignored_header
 from tailrace.protocols.openai.chat_request import ChatCompletionRequest, build_turn, convert
 from tailrace.protocols.openai.chat_stream import OPENAI_CHAT, OPENAI_CHAT_USAGE
 from tailrace.protocols.openai.session_model import read_session_model
@@ -31,17 +30,10 @@ async def post_chat_completion(
     chat = apply_session_headers(convert(fields), request.headers)
     name = chat.model or await read_session_model(history, request.access, chat.session_id, None)
     offer = await catalogue.offer(request.access.tenant)
-    new_turn, ignored, names = await convert_body(len(raw), build_turn, chat, offer.model(name), fields, offer.models)
+    built = await convert_body(len(raw), build_turn, chat, offer.model(name), fields, offer.models)
     include_usage = (chat.stream_options and chat.stream_options.include_usage) or (chat.usage and chat.usage.include)
-    with name_as_client(names):
-        return await responder.answer(
-            request,
-            new_turn,
-            raw,
-            OPENAI_CHAT_USAGE if include_usage else OPENAI_CHAT,
-            is_streamed=bool(chat.stream),
-            headers=ignored_header(ignored),
-        )
+    dialect = OPENAI_CHAT_USAGE if include_usage else OPENAI_CHAT
+    return await answer(responder, request, built, raw, dialect, is_streamed=bool(chat.stream))
 
 
 SECTION = Section("openai", "https://platform.openai.com/docs/api-reference/chat")

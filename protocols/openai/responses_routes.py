@@ -36,7 +36,7 @@ from tailrace.proto.errors import CursorUnknown, Refused, TurnUnknown
 from tailrace.proto.ids import parse_cursor
 from tailrace.proto.nats import BlobStore
 from tailrace.proto.ownership import ScopedKey
-from tailrace.protocols.common.built_turn import BuiltTurn
+from tailrace.protocols.common.built_turn import BuiltTurn, answer
 from tailrace.protocols.common.event_count import count_events, has_unsure_count
 from tailrace.protocols.common.examples import MODEL, TURN
 from tailrace.protocols.common.field_names import name_as_client
@@ -89,24 +89,22 @@ async def post_response(
         )
         if rest is not None:
             return rest
-    new_turn, ignored, names = await convert_body(
-        len(raw) + added_bytes, build_turn, body, model, offer.models, container
-    )
-    headers = ignored_header(ignored)
-    with name_as_client(names):
-        if body.background and not body.stream:
-            draft = draft_turn(request, new_turn, raw, added_bytes=added_bytes)
+    built = await convert_body(len(raw) + added_bytes, build_turn, body, model, offer.models, container)
+    if body.background and not body.stream:
+        headers = ignored_header(built.ignored)
+        with name_as_client(built.names):
+            draft = draft_turn(request, built.turn, raw, added_bytes=added_bytes)
             return await responder.accept(draft, lambda key: StoredResponse(turns, key, headers))
-        return await responder.answer(
-            request,
-            new_turn,
-            raw,
-            OPENAI_RESPONSES,
-            is_streamed=bool(body.stream),
-            waits_for_answer=not body.background,
-            headers=headers,
-            added_bytes=added_bytes,
-        )
+    return await answer(
+        responder,
+        request,
+        built,
+        raw,
+        OPENAI_RESPONSES,
+        is_streamed=bool(body.stream),
+        waits_for_answer=not body.background,
+        added_bytes=added_bytes,
+    )
 
 
 async def stream_rest(
