@@ -6,7 +6,6 @@ the same after a reload, except for a tool call that was cut, which is left out.
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -15,6 +14,8 @@ from tailrace.proto.records import TurnRecord
 from tailrace.protocols.ai_sdk.part import Chunk, content_chunks
 from tailrace.protocols.ai_sdk.stream import Earlier, message_id, record_chunks, tool_results
 from tailrace.protocols.common.earlier_steps import goes_on
+from tailrace.protocols.common.file_block import file_url
+from tailrace.protocols.common.media_types import PDF
 
 Part = dict[str, Any]
 
@@ -78,21 +79,11 @@ def _user_parts(block: dict[str, Any]) -> list[Part]:
             return [{"type": "text", "text": text}]
         case {"type": "image" | "document", "source": dict(source)}:
             filename = {"filename": block["title"]} if isinstance(block.get("title"), str) else {}
-            return [{"type": "file", **_file(source, block["type"]), **filename}]
+            # The exact type of an image at a URL is not known.
+            media = source.get("media_type") or ("image" if block["type"] == "image" else PDF)
+            return [{"type": "file", "mediaType": media, "url": file_url(source), **filename}]
         case _:
             return []
-
-
-def _file(source: dict[str, Any], kind: str) -> dict[str, str]:
-    match source:
-        case {"type": "url", "url": str(url)}:
-            # The exact type of an image at a URL is not known.
-            return {"mediaType": "image" if kind == "image" else "application/pdf", "url": url}
-        case {"type": "text", "data": str(text)}:
-            return {"mediaType": "text/plain", "url": f"data:text/plain,{quote(text)}"}
-        case _:
-            media = str(source.get("media_type", ""))
-            return {"mediaType": media, "url": f"data:{media};base64,{source.get('data')}"}
 
 
 def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:

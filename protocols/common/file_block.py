@@ -39,8 +39,9 @@ def build_file(media_type: str, url: str, filename: str | None = None) -> list[B
     source: Block = {"type": "url", "url": url}
     is_taken = url.startswith("https:") and (kind == PDF or kind.partition("/")[0] == "image")
     if head:
+        is_base64 = head.endswith(";base64")
         try:
-            content = decode_base64(text) if head.endswith(";base64") else _decode_percent(text)
+            content = decode_base64(text) if is_base64 else _decode_percent(text)
         except ValueError:
             content, comma = b"", ""
         if not comma:
@@ -49,12 +50,24 @@ def build_file(media_type: str, url: str, filename: str | None = None) -> list[B
             return []
         kind = image_type(content) or kind
         is_taken = kind in (*IMAGES, PDF)
-        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(content).decode()}
+        data = text if is_base64 else base64.b64encode(content).decode()
+        source = {"type": "base64", "media_type": kind, "data": data}
         if kind.startswith("text/"):
             is_taken, source = True, {"type": "text", "media_type": PLAIN, "data": content.decode("utf-8", "replace")}
     if not is_taken:
         return [refused_part(UNSUPPORTED, filename or kind)]
     return [_block("image" if kind.partition("/")[0] == "image" else "document", source, filename)]
+
+
+def file_url(source: Block) -> str:
+    """Returns the address of the file in a block's `source`, or its content as a `data:` URL."""
+    match source:
+        case {"type": "url", "url": str(url)}:
+            return url
+        case {"type": "text", "data": str(text)}:
+            return f"data:{PLAIN};base64,{base64.b64encode(text.encode()).decode()}"
+        case _:
+            return f"data:{source.get('media_type')};base64,{source.get('data')}"
 
 
 def uploaded_file(kind: str, file: str, filename: str | None = None) -> Block:

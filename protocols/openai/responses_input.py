@@ -3,7 +3,6 @@
 All system and developer messages move to the beginning.
 """
 
-import base64
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import msgspec
 
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
-from tailrace.protocols.common.file_block import build_file, refused_part, uploaded_file
+from tailrace.protocols.common.file_block import build_file, file_url, refused_part, uploaded_file
 from tailrace.protocols.common.history_items import (
     Conversation,
     Item,
@@ -212,27 +211,10 @@ def _part(block: object) -> OutputItem:
         case {"type": "text", "text": str(text)}:
             return {"type": "input_text", "text": text}
         case {"type": "image", "source": {"type": "base64" | "url"} as source}:
-            return {"type": "input_image", "detail": "auto", "image_url": _url(source)}
+            return {"type": "input_image", "detail": "auto", "image_url": file_url(source)}
         case {"type": "document", "source": {"type": "base64" | "text" | "url"} as source, **rest}:
-            return {"type": "input_file", "filename": rest.get("title"), **_file(source)}
+            field = "file_url" if source["type"] == "url" else "file_data"
+            return {"type": "input_file", "filename": rest.get("title"), field: file_url(source)}
         case _:
             # OpenAI has no part for this block, such as a document of several blocks.
             return {"type": "input_text", "text": msgspec.json.encode(block).decode()}
-
-
-def _url(source: Block) -> str:
-    match source:
-        case {"type": "url", "url": str(url)}:
-            return url
-        case _:
-            return f"data:{source.get('media_type')};base64,{source.get('data')}"
-
-
-def _file(source: Block) -> OutputItem:
-    match source:
-        case {"type": "url", "url": str(url)}:
-            return {"file_url": url}
-        case {"type": "text", "data": str(data)}:
-            return {"file_data": f"data:text/plain;base64,{base64.b64encode(data.encode()).decode()}"}
-        case _:
-            return {"file_data": _url(source)}

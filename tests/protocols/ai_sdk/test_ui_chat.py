@@ -243,7 +243,7 @@ async def test_history_contains_images_and_long_texts(
     parts: list[Json] = [
         {"type": "file", "mediaType": "image/png", "url": picture},
         {"type": "file", "mediaType": "image", "url": "https://host.example/a.webp"},
-        {"type": "file", "mediaType": "text/plain", "url": "data:text/plain,a%20b", "filename": "a.txt"},
+        {"type": "file", "mediaType": "text/plain", "url": "data:text/plain;base64,YSBi", "filename": "a.txt"},
         {"type": "text", "text": "#sim words=1 rate=0\n" + "long " * 20_000},
     ]
     messages: list[Json] = []
