@@ -164,6 +164,8 @@ ROWS = [
         [Q, A, Q, Q],
     ),
     Row("a blank message in the middle is left out", [user("q"), user(" "), answer("\n"), user("q")], [Q, Q]),
+    Row("also before an answer", [user("q"), user(" "), answer("a")], [Q, A]),
+    Row("and before a result", [user("q"), answer(call()), user(" "), result("c")], [Q, CALLED, DONE]),
     Row("the input of a call is an object", [answer(call(given="[1]")), result("c")], [CALLED, DONE]),
     Row("an input that was cut is empty", [answer(call(given='{"q": "Pa')), result("c")], [CALLED, DONE]),
     Row(
