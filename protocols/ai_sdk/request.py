@@ -171,7 +171,7 @@ def build_turn(chat: UIChatRequest) -> NewTurn:
         _refuse_approved(chat.messages[-1])
         # The message has tool results: the client appends the answer to it.
         metadata[MESSAGE] = chat.messages[-1].id
-    system, messages = build_messages(_items(chat.messages), is_page=True)
+    system, messages = build_messages(_items(chat.messages), "messages[{}].parts", is_page=True)
     system += build_text(chat.system) if isinstance(chat.system, str) else chat.system or []
     return NewTurn(
         messages=messages,

@@ -72,8 +72,8 @@ class _Answer(msgspec.Struct):
     has_result: bool = False
 
 
-def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: bool = False) -> Conversation:
-    """Returns the conversation of `items`. Raises Refused with the name of the message, such as `messages[3]`.
+def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page: bool = False) -> Conversation:
+    """Returns the conversation of `items`. Raises Refused; `name` is that of a wrong message, for its number.
 
     A page sends the whole conversation: its calls without a result wait, and are left out, a result without its call is
     refused, and only its last message is new. Another client may continue a stored answer, to whose calls such results
@@ -119,7 +119,7 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
         elif role == "result":
             for given in content:
                 call, inner = given["tool_use_id"], given["content"]
-                block = given if isinstance(inner, str) else {**given, "content": _usable(inner, item, field, refused)}
+                block = given if isinstance(inner, str) else {**given, "content": _usable(inner, item, name, refused)}
                 if unanswered := calls.get(call):
                     owner, index = unanswered.pop()
                     owner.results[index] = block
@@ -127,7 +127,7 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
                 elif call not in calls and not is_page:
                     results_of_stored.setdefault(call, block)
                 elif call not in calls and not call.startswith(SERVER_CALLS):
-                    raise Refused("request_invalid", f"`{field}[{item.number}]` {NO_CALL.format(call=call[:100])}")
+                    raise Refused("request_invalid", f"`{name.format(item.number)}` {NO_CALL.format(call=call[:100])}")
                 empty.clear()
         elif role == "user":
             answer = None
@@ -135,14 +135,14 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
                 refused.clear()
             empty.clear()
             if content:
-                found.append(MessageParam("user", simplify(_usable(content, item, field, refused))))
+                found.append(MessageParam("user", simplify(_usable(content, item, name, refused))))
             else:
-                empty.append(f"`{field}[{item.number}]` has no text and no file")
+                empty.append(f"`{name.format(item.number)}` has no text and no file")
         elif is_page and found and content:
             answer = None
-            found.append(MessageParam("system", simplify(_usable(content, item, field, refused))))
+            found.append(MessageParam("system", simplify(_usable(content, item, name, refused))))
         else:
-            system += _usable(content, item, field, refused)
+            system += _usable(content, item, name, refused)
     if problems := [*refused, *empty]:
         raise Refused("request_invalid", problems[0])
     messages = [MessageParam("user", [*results_of_stored.values()])] if results_of_stored else []
@@ -162,10 +162,10 @@ def build_messages(items: Iterable[Item], field: str = "messages", *, is_page: b
     return Conversation(system, messages)
 
 
-def _usable(blocks: list[Block], item: Item, field: str, refused: list[str]) -> list[Block]:
+def _usable(blocks: list[Block], item: Item, name: str, refused: list[str]) -> list[Block]:
     """Returns `blocks`, with a text in place of each part that Claude does not take. Adds the reason to `refused`."""
     if reasons := [block["reason"] for block in blocks if block["type"] == REFUSED]:
-        refused += [f"`{field}[{item.number}]` {reason}" for reason in reasons]
+        refused += [f"`{name.format(item.number)}` {reason}" for reason in reasons]
         return [_name_file(block) if block["type"] == REFUSED else block for block in blocks]
     return blocks
 

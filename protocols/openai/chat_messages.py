@@ -5,6 +5,7 @@ accept them in mid-conversation, and only directly before the answer.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -156,7 +157,7 @@ ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
     """Returns the conversation of the messages; system and developer messages are at its beginning. Raises Refused."""
-    return build_messages(_item(one, number) for number, one in enumerate(messages))
+    return build_messages(map(_item, messages, count()), "messages[{}].content")
 
 
 def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> list[str]:

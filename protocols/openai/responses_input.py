@@ -91,7 +91,8 @@ def conversation_of(items: str | Sequence[InputItem], instructions: str | None =
     """Returns the conversation of `input`. Its system messages follow the instructions. Raises Refused."""
     given = [InputItem(role="user", content=items)] if isinstance(items, str) else items
     prompt = Item("system", build_text(instructions or ""))
-    return build_messages(chain([prompt], map(_item, given, count())), "input")
+    name = "input" if isinstance(items, str) else "input[{}]"
+    return build_messages(chain([prompt], map(_item, given, count())), name)
 
 
 def _item(one: InputItem, number: int) -> Item:

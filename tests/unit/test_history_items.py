@@ -237,7 +237,7 @@ def test_system_messages_at_the_beginning_are_the_prompt() -> None:
 def test_what_claude_does_not_take_is_refused_in_a_new_message(items: list[Item], *, of_page: bool) -> None:
     """Of a page, the last message is new; of another client all messages behind the last answer."""
     with pytest.raises(Refused, match=r"`input\[0\]` has"):
-        build_messages(items, "input")
+        build_messages(items, "input[{}]")
     if of_page:
         with pytest.raises(Refused):
             build_messages(items, is_page=True)
