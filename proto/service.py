@@ -27,7 +27,7 @@ from tailrace.proto.errors import (
     StoreTooNew,
     TailraceError,
 )
-from tailrace.proto.nats import Connection, setup_state
+from tailrace.proto.nats import Connection, certificates, setup_state
 from tailrace.proto.runtime import logging_setup as logging
 from tailrace.proto.runtime import metrics_server, systemd, tracing
 from tailrace.proto.runtime import settings as environment
@@ -264,6 +264,7 @@ async def _run_until_stopped(settings: S, connection: Connection, stop: Stop, se
     # When NATS closes the connection for good, the process stops, and its supervisor restarts it (ADR 7).
     beside = [asyncio.create_task(_set_when_closed(connection, stop)), asyncio.create_task(_notify_stop(stop))]
     beside.append(asyncio.create_task(setup_state.watch(connection)))
+    beside.append(asyncio.create_task(certificates.watch(settings.nats_url)))
     try:
         await serve(settings, connection, stop)
         if connection.closed.is_set():

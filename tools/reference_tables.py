@@ -55,6 +55,7 @@ METRICS = {
     "Every process": (
         "tailrace.proto.service",
         "tailrace.proto.waiting",
+        "tailrace.proto.nats.certificates",
         "tailrace.proto.nats.setup_state",
         "tailrace.proto.nats.follower",
     ),

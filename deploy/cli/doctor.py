@@ -42,7 +42,8 @@ from tailrace.gateway.log.fullness import disk_shortage
 from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import Connection, TurnLog, check
+from tailrace.proto.nats import Connection, TurnLog, certificates, check
+from tailrace.proto.nats.connection import RENEW, parse_servers
 from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_clock_offset_s, read_setup_state
 from tailrace.proto.nats.users import ADMIN
 from tailrace.proto.runtime import settings
@@ -63,6 +64,8 @@ Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
 # As in the alert ClocksDiffer.
 OFFSET_S_MAX = 1.0
+# As in the alert CertificateEnds.
+CERTIFICATE_DAYS_MIN = 21
 CLOCK_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 2.0
 DAMAGED_NAMED_MAX = 20
@@ -229,9 +232,25 @@ async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
         finally:
             await connection.close()
     except TailraceError as error:
-        return [Finding("NATS", "error", *_split_message(error))]
+        return [Finding("NATS", "error", *_split_message(error)), *await _certificates(url)]
     setup = f"{version} runs, with all streams, consumers and buckets as this version needs them"
-    return [Finding("NATS", "ok", setup), *_redundancy(behind), _compare_clocks(offset_s), _damage(damaged)]
+    return [
+        Finding("NATS", "ok", setup),
+        *_redundancy(behind),
+        _compare_clocks(offset_s),
+        _damage(damaged),
+        *await _certificates(url),
+    ]
+
+
+async def _certificates(url: str) -> Sequence[Finding]:
+    if (expiry := await certificates.read_expiry(parse_servers(url))) is None:
+        return []
+    days = (expiry - datetime.now(UTC)).days
+    detail = f"the first certificate of the connection to NATS ends in {days} days, on {expiry:%Y-%m-%d}"
+    if days >= CERTIFICATE_DAYS_MIN:
+        return [Finding("Certificate", "ok", detail)]
+    return [Finding("Certificate", "warning" if days >= 0 else "error", detail, RENEW)]
 
 
 def _compare_clocks(offset_s: float) -> Finding:

@@ -216,6 +216,15 @@ ALERTS = (
         panels.REDUNDANCY,
     ),
     Alert(
+        "CertificateEnds",
+        f"min({_fresh('tailrace_nats_certificate_expiry_timestamp_seconds')} > 0) - time() < 21 * 86400",
+        "1h",
+        "ticket",
+        "A certificate of the connection to NATS ends within three weeks",
+        "Renew it, and reload nats-server. After its end, all processes stop at the next reconnect.",
+        panels.CERTIFICATES,
+    ),
+    Alert(
         "ClocksDiffer",
         f"max(abs({_fresh('tailrace_clock_offset_seconds')})) > 1",
         "5m",

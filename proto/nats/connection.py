@@ -58,6 +58,7 @@ LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
 DENIED_KEPT = 256
 # nats-server's error code of a cluster without a majority.
 NO_LEADER = 10008
+RENEW = "renew it, and run `nats-server --signal reload`: docs/RUNBOOK.md, Renew certificates"
 URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")
 
@@ -373,6 +374,8 @@ def _failure(url: str, why: str, *, is_unknown: bool) -> LogUnavailable:
     where = ", ".join(address.rpartition("://")[2].rpartition("@")[2].partition("?")[0] for address in url.split(","))
     if "Authorization" in why:
         return LogRefused(f"NATS at {where} rejects the user or password: set TAILRACE_NATS_URL to {URL_FORMAT}")
+    if "certificate has expired" in why:
+        return LogUnavailable(f"TLS to NATS at {where} failed ({why}): {RENEW}")
     if "TLS" in why or "SSL" in why:
         return LogUnavailable(f"TLS to NATS at {where} failed ({why}): set ?ca=, &cert= and &key= in TAILRACE_NATS_URL")
     if is_unknown:

@@ -2,26 +2,33 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGHUP, SIGKILL, SIGTERM
 from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
 import structlog.testing
 import uvloop
+from prometheus_client import REGISTRY
 
+from tailrace.deploy.cli import doctor
 from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.nats_server import NatsServer, config
+from tailrace.deploy.local.options import Options
 from tailrace.deploy.nats import setup
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
-from tailrace.proto.nats import Connection, check
+from tailrace.proto.nats import Connection, certificates, check
+from tailrace.proto.nats.connection import RENEW, parse_servers
 from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tests.harness import processes
 from tests.harness.freeze import freeze
 from tests.harness.until import until
 
+DAY_S = 86_400
 EC = "ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 
 
@@ -37,7 +44,7 @@ def openssl(folder: Path, command: str) -> None:
     subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
 
 
-def certificates(folder: Path) -> Certificates:
+def make_certificates(folder: Path) -> Certificates:
     folder.mkdir()
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid")
     # Python 3.13 accepts only an authority with these extensions.
@@ -52,7 +59,7 @@ def certificates(folder: Path) -> Certificates:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Certificates:
-    return certificates(tmp_path / "ours")
+    return make_certificates(tmp_path / "ours")
 
 
 @pytest_asyncio.fixture
@@ -110,7 +117,7 @@ async def test_an_untrusted_server_or_client_is_refused(
 ) -> None:
     """Another authority, and a client without a certificate; the message does not contain the password."""
     monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 0.4)
-    others = certificates(tmp_path / "others")
+    others = make_certificates(tmp_path / "others")
     for wrong in (
         url(server, ADMIN, None),
         url(server, ADMIN, others),
@@ -129,7 +136,7 @@ async def test_a_server_certificate_that_is_not_valid_any_more_is_logged_once(
     tmp_path: Path, server: NatsServer, ours: Certificates
 ) -> None:
     """The connection is retried four times a second, and works again with a valid certificate."""
-    others = certificates(tmp_path / "others")
+    others = make_certificates(tmp_path / "others")
     connection = await Connection.open(url(server, ADMIN, ours), "test")
     valid = [path.read_bytes() for path in ours]
     with structlog.testing.capture_logs() as lines:
@@ -202,3 +209,71 @@ async def test_a_reconnect_does_not_wait_for_a_frozen_server(
         freeze(server)
         await until(lambda: connection.client.stats["reconnects"] == 1)
         await connection.close()
+
+
+def renew(certificates: Certificates, days: int) -> None:
+    """Signs the server's key again. With -1 days, the certificate has ended."""
+    folder = certificates.ca.parent
+    openssl(
+        folder,
+        f"x509 -req -in asked.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} -extfile names -out cert.pem",
+    )
+
+
+async def test_the_end_of_a_certificate_is_measured_and_a_reload_renews_it(
+    tmp_path: Path, server: NatsServer, ours: Certificates
+) -> None:
+    """As RUNBOOK, Renew certificates: the connection that is open shows the old one, and lives on."""
+    where = url(server, ADMIN, ours)
+    addresses = parse_servers(where)
+    # Only what the server presents: a client without files.
+    presented = parse_servers(url(server, ADMIN, None))
+    connection = await Connection.open(where, "test")
+    await setup.apply(connection, bytes_max=nats_server.GIB // 4)
+
+    async def days_left(addresses: Sequence[str] = presented) -> int:
+        expiry = await certificates.read_expiry(addresses)
+        assert expiry is not None
+        return (expiry - datetime.now(UTC)).days
+
+    assert await days_left() == await days_left(addresses) == 1
+    findings = await doctor.examine(Options(data_dir=tmp_path), {"TAILRACE_NATS_URL": where})
+    found = next(one for one in findings if one.name == "Certificate")
+    assert (found.level, found.action) == ("warning", RENEW)
+    assert "ends in 1 days" in found.detail
+
+    watching = asyncio.create_task(certificates.watch(where))
+    await until(
+        lambda: (
+            0
+            < (REGISTRY.get_sample_value("tailrace_nats_certificate_expiry_timestamp_seconds") or 0) - time.time()
+            < 2 * DAY_S
+        )
+    )
+    watching.cancel()
+
+    renew(ours, 100)
+    server.signal(SIGHUP)
+
+    async def is_renewed() -> bool:
+        return await days_left() == 99
+
+    await until(is_renewed)
+    assert connection.disconnects == 0
+    await connection.close()
+
+
+async def test_a_certificate_that_has_ended_is_named_with_its_cure(
+    server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew(ours, -1)
+    server.signal(SIGHUP)
+    monkeypatch.setattr("tailrace.proto.nats.connection.OPEN_TIMEOUT_S", 1.0)
+
+    async def is_ended() -> bool:
+        expiry = await certificates.read_expiry(parse_servers(url(server, ADMIN, None)))
+        return expiry is not None and expiry < datetime.now(UTC)
+
+    await until(is_ended)
+    with pytest.raises(LogUnavailable, match=f"certificate has expired.*{RENEW}"):
+        await Connection.open(url(server, ADMIN, ours, with_cert=False), "test")

@@ -49,6 +49,8 @@ FIRES = {
     "ModelKeyRefused": {'tailrace_generator_key_refused{backend="claude"}': "1+0"},
     "NatsPartsMissing": {"tailrace_nats_missing": "1+0"},
     "LogNotRedundant": {'tailrace_nats_replicas_behind{stream_name="TURNS"}': "1+0"},
+    # promtool's time begins at 0: the certificate ends after ten days.
+    "CertificateEnds": {"tailrace_nats_certificate_expiry_timestamp_seconds": "864000+0"},
     "ClocksDiffer": {"tailrace_clock_offset_seconds": "-180+0"},
     "TurnsWait": {'jetstream_consumer_num_pending{consumer_name="generators"}': "3+0"},
     "AnswersBreakOff": {
@@ -95,6 +97,7 @@ HEALTHY = {
     'tailrace_generator_append_seconds_bucket{le="+Inf"}': "0+100",
     "tailrace_nats_missing": "0+0",
     "tailrace_clock_offset_seconds": "-0.2+0",
+    "tailrace_nats_certificate_expiry_timestamp_seconds": "8640000+0",
     'tailrace_nats_replicas_behind{stream_name="TURNS"}': "0+0",
     'jetstream_consumer_num_pending{consumer_name="generators"}': "0+0",
     'tailrace_generator_attempts_total{mode="fresh"}': "0+100",

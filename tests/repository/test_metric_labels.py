@@ -17,6 +17,7 @@ import tailrace.gateway.metrics
 import tailrace.generators.backends.measured
 import tailrace.generators.metrics
 import tailrace.persistence.metrics
+import tailrace.proto.nats.certificates
 import tailrace.proto.nats.follower
 import tailrace.proto.nats.setup_state
 import tailrace.proto.runtime.trace_export
@@ -99,6 +100,7 @@ MODULES = (
     tailrace.features.unstored.metrics,
     tailrace.features.webhooks.metrics,
     tailrace.persistence.metrics,
+    tailrace.proto.nats.certificates,
     tailrace.proto.nats.follower,
     tailrace.proto.nats.setup_state,
     tailrace.proto.runtime.trace_export,

@@ -43,7 +43,8 @@ CHECKOUT = Path(__file__).parents[2]
 # The decisions of a session whose turn waits for others, for the views of client protocols: 1.
 # The difference of two clocks as a gauge: 9.
 # Ids that name their epoch after a restore, and resets of readers whose cursor names no entry (R150): 61.
-CORE_LINES_MAX = 18_603
+# When the certificates of NATS end: 41.
+CORE_LINES_MAX = 18_642
 # `make frames`: the project's functions on each path.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
 COUNTS = 3
