@@ -73,7 +73,7 @@ async def append_reserving_request(own: OwnSystem, line: str) -> TurnKey:
     limiter = Limiter(Counters(own.connection), Slots(own.connection), own.log, LIMITS_OF_KEYS, LIMITS_OF_KEYS)
     admission = limiter.admission(Principal(Scope(TENANT, WHOLE)))
     assert admission is not None
-    entry = request(messages=[Message("user", f"#sim {line}")], max_tokens=128_000)
+    entry = request(messages=[Message("user", f"#sim {line}")], max_tokens=1_000_000)
     await own.log.append(key, START, await admission.reserve_turn(key.turn, entry))
     return key
 
