@@ -46,7 +46,8 @@ CHECKOUT = Path(__file__).parents[2]
 # When the certificates of NATS end: 41.
 CORE_LINES_MAX = 18_642
 # `make frames`: the project's functions on each path.
-FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 157, "model": 34}
+# resume: whether a cursor is of a log before a restore (R150): 1.
+FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 158, "model": 34}
 COUNTS = 3
 FOUND = re.compile(r"^(\w+) +(\d+) functions", re.MULTILINE)
 
