@@ -16,6 +16,7 @@ from tailrace.protocols.ag_ui.request import (
     decisions_of,
     ignored_fields,
     with_context,
+    with_results,
 )
 
 Json = dict[str, Any]
@@ -232,3 +233,15 @@ def test_decisions_are_those_of_resume_and_of_the_newest_results() -> None:
     }
     with pytest.raises(Refused, match="Tailrace runs no tools"):
         decisions_of(run(resume=[{"interruptId": "a", "status": "resolved", "payload": {"approved": True}}]))
+
+
+def test_a_decision_counts_for_the_newest_call_with_its_id() -> None:
+    """An earlier answer may have had the id, and another tab may have sent its own result."""
+    calls = {"role": "assistant", "toolCalls": [CALL]}
+    results = [{"role": "tool", "toolCallId": "toolu_1", "content": text} for text in ("first", "of this tab")]
+    resume = [{"interruptId": "toolu_1", "status": "resolved", "payload": "decided"}]
+    decided = with_results(run(user(), calls, results[0], user(), calls, results[1], user("So?"), resume=resume))
+    messages = build_turn(decided, None).messages or []
+    blocks = [block for one in messages if isinstance(one.content, list) for block in one.content]
+    assert [block["content"] for block in blocks if block["type"] == "tool_result"] == ["first", "decided"]
+    assert messages[-1].content == "So?"
