@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.gateway.clients.block_start import further_fields, split_block, split_start
+from tailrace.gateway.clients.block_start import answer_events, further_fields, split_start
 from tailrace.gateway.clients.growing_text import GrowingText
 from tailrace.proto import events, odd_json
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -89,7 +89,12 @@ def _raw(raw: msgspec.Raw) -> list[Json]:
 def _add_to_block(answer: Answer, event: events.Event | events.UnknownEvent) -> tuple[list[Json], Answer]:
     match event:
         case events.BlockStart(index, block):
-            return _add_start(answer, index, *((block, []) if is_call(block) else split_start(block)))
+            start, content = split_start(block)
+            shown, answer = _begin_block(answer, index, start)
+            for delta in content:
+                more, answer = _add_delta(answer, index, delta)
+                shown += more
+            return shown, answer
         case events.BlockDelta(index, delta):
             return _add_delta(answer, index, delta)
         case events.BlockStop(index):
@@ -115,10 +120,8 @@ def _add_held(shown: list[Json], answer: Answer) -> tuple[list[Json], Answer]:
 def add_blocks(answer: Answer, blocks: Iterable[Json]) -> tuple[list[Json], Answer]:
     """Adds whole blocks."""
     shown: list[Json] = []
-    for index, block in enumerate(blocks):
-        more, answer = _add_start(answer, index, *split_block(block))
-        shown += more
-        more, answer = _end_block(answer, index)
+    for event in answer_events(blocks):
+        more, answer = _add_to_block(answer, event)
         shown += more
     return shown, answer
 
@@ -159,14 +162,6 @@ def is_call(block: Json) -> bool:
             return events.is_tool_use(kind)
         case _:
             return False
-
-
-def _add_start(answer: Answer, index: int, block: Json, content: list[events.Delta]) -> tuple[list[Json], Answer]:
-    shown, answer = _begin_block(answer, index, block)
-    for delta in content:
-        more, answer = _add_delta(answer, index, delta)
-        shown += more
-    return shown, answer
 
 
 def _begin_block(answer: Answer, index: int, block: Json) -> tuple[list[Json], Answer]:
