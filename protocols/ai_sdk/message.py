@@ -20,7 +20,7 @@ from tailrace.protocols.common.media_types import PDF
 Part = dict[str, Any]
 
 # Fields that a part takes over from its chunk, whatever the chunk's type.
-COPIED = ("providerMetadata", "providerExecuted")
+COPIED = ("providerMetadata", "providerExecuted", "input", "output", "errorText")
 
 
 class UIMessage(msgspec.Struct, omit_defaults=True):
@@ -102,22 +102,14 @@ def add_chunk(message: UIMessage, calls: dict[str, Part], chunk: Chunk) -> None:
             _last(message, kind.removesuffix("-delta"))["text"] += delta
         case {"type": "text-end" | "reasoning-end" as kind}:
             _last(message, kind.removesuffix("-end")).update(rest)
-        case {"type": "tool-input-available", "toolCallId": call, "toolName": name, "input": given}:
-            state = {"state": "input-available", "input": given}
-            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
-            message.parts.append(calls[call])
-        case {"type": "tool-input-error", "toolCallId": call, "toolName": name, "errorText": error, "input": given}:
-            state = {"state": "output-error", "input": given, "errorText": error}
-            calls[call] = {**_tool(chunk, name), "toolCallId": call, **state, **rest}
+        case {"type": "tool-input-available" | "tool-input-error" as kind, "toolCallId": call, "toolName": name}:
+            state = "input-available" if kind == "tool-input-available" else "output-error"
+            calls[call] = {**_tool(chunk, name), "toolCallId": call, "state": state, **rest}
             message.parts.append(calls[call])
         # A result without a call is left out.
-        case {"type": "tool-output-available", "toolCallId": call, "output": output} if call in calls:
-            calls[call].update({"state": "output-available", "output": output, **rest})
-        case {"type": "tool-output-error", "toolCallId": call, "errorText": error} if call in calls:
-            calls[call].update({"state": "output-error", "errorText": error, **rest})
-        case {"type": "source-url" | "source-document"}:
-            message.parts.append(dict(chunk))
-        case {"type": str(kind)} if kind.startswith("data-"):
+        case {"type": "tool-output-available" | "tool-output-error" as kind, "toolCallId": call} if call in calls:
+            calls[call].update({"state": kind.removeprefix("tool-"), **rest})
+        case {"type": str(kind)} if kind.startswith(("data-", "source-")):
             message.parts.append(dict(chunk))
         case _:
             # Other chunks, such as deltas of a tool's input and the ends of steps, are not stored in a message.
