@@ -14,10 +14,9 @@ from tailrace.proto.entries import Request
 from tailrace.proto.errors import Refused
 from tailrace.proto.ids import SessionId, Tenant, TurnId
 from tailrace.proto.records import Query, SessionPage
+from tailrace.protocols.common.tool_definition import build_result, denial
 
 Block = dict[str, Any]
-
-DENIED = "the user denied this tool call"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -159,11 +158,9 @@ class ListDecided(Query[DecidedTurns], frozen=True):
 
 def result_block(call: str, decision: Decision) -> Block:
     """Returns the `tool_result` block by which the model gets a decision."""
-    block: Block = {"type": "tool_result", "tool_use_id": call}
     if decision.result is None:
-        reason = f": {decision.reason}" if decision.reason else ""
-        return {**block, "content": f"{DENIED}{reason}", "is_error": True}
-    return {**block, "content": decision.result, **({"is_error": True} if decision.is_error else {})}
+        return build_result(call, denial(decision.reason), is_error=True)
+    return build_result(call, decision.result, is_error=decision.is_error)
 
 
 def call_not_found() -> Refused:

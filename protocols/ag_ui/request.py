@@ -34,12 +34,11 @@ from tailrace.protocols.common.history_items import (
     Item,
     build_call,
     build_messages,
-    build_result,
     build_text,
     build_thinking,
 )
 from tailrace.protocols.common.media_types import PDF
-from tailrace.protocols.common.tool_definition import DENIED, SERVER_CALLS, tool_definition
+from tailrace.protocols.common.tool_definition import SERVER_CALLS, build_result, denial, tool_definition
 from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
 from tailrace.protocols.common.unsupported import plain_names
 
@@ -326,8 +325,7 @@ def with_results(run: RunAgentInput) -> RunAgentInput:
 def _result_message(call: str, decision: Block) -> AgentMessage:
     if "result" in decision:
         return AgentMessage("tool", tool_call_id=call, content=decision["result"])
-    reason = f": {decision['reason']}" if "reason" in decision else ""
-    return AgentMessage("tool", tool_call_id=call, error=f"{DENIED}{reason}")
+    return AgentMessage("tool", tool_call_id=call, error=denial(decision.get("reason")))
 
 
 def _decision(entry: ResumeEntry) -> Block:

@@ -37,11 +37,10 @@ from tailrace.protocols.common.history_items import (
     Item,
     build_call,
     build_messages,
-    build_result,
     build_text,
     build_thinking,
 )
-from tailrace.protocols.common.tool_definition import DENIED, tool_definition
+from tailrace.protocols.common.tool_definition import build_result, denial, tool_definition
 from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
 from tailrace.protocols.common.unsupported import plain_names
 
@@ -288,8 +287,7 @@ def _results(part: UIPart, name: str) -> list[Block]:
         reason = part.error_text or ("" if output is None else encode_output(output))
         return [build_result(call, reason, is_error=True)]
     if part.state == "output-denied" or (part.state == "approval-responded" and approval.approved is False):
-        reason = f": {approval.reason}" if approval.reason else ""
-        return [build_result(call, DENIED + reason, is_error=True)]
+        return [build_result(call, denial(approval.reason), is_error=True)]
     return []
 
 

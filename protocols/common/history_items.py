@@ -33,7 +33,6 @@ from tailrace.protocols.common.tool_definition import SERVER_CALLS
 
 Block = dict[str, Any]
 
-FAILED = "the tool failed"
 NO_CALL = "has the result of {call!r}, and no message before it has this call: send the call, too"
 # Precede the signature of thinking, or the data of encrypted thinking, where a protocol has one field for both.
 SIGNED, REDACTED = "thinking:", "redacted_thinking:"
@@ -187,12 +186,6 @@ def build_call(call: str, name: str, given: object) -> Block:
         except DECODE_ERRORS:
             given = None
     return {"type": "tool_use", "id": call, "name": name, "input": given if isinstance(given, dict) else {}}
-
-
-def build_result(call: str, content: str | list[Block], *, is_error: bool = False) -> Block:
-    """Returns the block of a call's result."""
-    block = {"type": "tool_result", "tool_use_id": call, "content": content}
-    return {**block, "content": content or FAILED, "is_error": True} if is_error else block
 
 
 def build_thinking(text: str, secret: str, item_id: str | None = None) -> list[Block]:

@@ -17,9 +17,9 @@ from tailrace.protocols.common.history_items import (
     Item,
     build_call,
     build_messages,
-    build_result,
     build_text,
 )
+from tailrace.protocols.common.tool_definition import build_result
 from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]

@@ -17,11 +17,11 @@ from tailrace.protocols.common.history_items import (
     Item,
     build_call,
     build_messages,
-    build_result,
     build_text,
     build_thinking,
 )
 from tailrace.protocols.common.media_types import PDF
+from tailrace.protocols.common.tool_definition import build_result
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_object import Item as OutputItem

@@ -7,14 +7,13 @@ import pytest
 from tailrace.proto.errors import Refused
 from tailrace.protocols.common.file_block import build_file, refused_part
 from tailrace.protocols.common.history_items import (
-    FAILED,
     Item,
     build_call,
     build_messages,
-    build_result,
     build_text,
     build_thinking,
 )
+from tailrace.protocols.common.tool_definition import FAILED, build_result
 
 Block = dict[str, Any]
 WORD = "application/msword"
