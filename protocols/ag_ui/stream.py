@@ -22,6 +22,7 @@ from tailrace.protocols.ag_ui.blocks import Answer, add_blocks, add_event, close
 from tailrace.protocols.ag_ui.events import Json, custom, encode_events, tool_result
 from tailrace.protocols.ag_ui.messages import build_messages
 from tailrace.protocols.common.answer_warnings import warnings_of
+from tailrace.protocols.common.earlier_steps import own_messages
 from tailrace.protocols.common.failure import LOST
 from tailrace.protocols.common.stop_reasons import has_waiting_calls, is_whole
 
@@ -30,11 +31,6 @@ RUN = "agui_run"
 APPROVE = "agui_approve"
 ALL_TOOLS = "*"
 VERSION = "1.0"
-# The names of variants whose end tool_runs.py sends begin with these: for a page that joins a run, for the page of the
-# run, and for this page before it resumes.
-HELD = "held "
-POSTED = f"{HELD}posted "
-LIVE = f"{POSTED}live "
 DECISION: Json = {
     "type": "object",
     "properties": {
@@ -64,57 +60,44 @@ class RunState(msgspec.Struct, frozen=True):
     """The calls whose results in the turn's own messages the client has. None: all of them."""
     decided: tuple[Json, ...] = ()
     """The results of this turn's calls, while others wait for a decision."""
-    holds: bool = False
-    """Whether tool_runs.py sends the end of a run with calls that the page runs by itself."""
     request: Request | None = None
 
 
 def render(state: RunState, stored: StoredEntry) -> tuple[Frame, RunState]:
     shown, state = _entry_events(state, stored.entry)
-    encoded = encode_events(shown, stored.seq, state.turn)
-    if state.holds and isinstance(stored.entry, End) and is_held(stored.entry):
-        encoded = encoded[:-1]
-    return (Frame(encoded) if shown else SILENT), state
+    return (Frame(encode_events(shown, stored.seq, state.turn)) if shown else SILENT), state
 
 
 def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
     match entry:
         case Request() as request:
             # Without the input, so that it is small: a client resumes only after its first id.
-            own = request.messages[request.history :]
-            started = _started(state, request.session, request.metadata, own)
-            shown = [*(state.before or ()), started, *_results(state, own)]
+            shown = [*(state.before or ()), _started(state, request), *_results(state, request)]
             return _with_reset(shown, state.reset), replace(state, request=request, before=None, reset=None)
-        case Attempt(mode="restart", attempt=attempt):
+        case Attempt(mode="restart", attempt=attempt) if state.request is not None:
             closing, before, _ = close_blocks(state.answer)
             answer = Answer(f"{state.turn}_{attempt}")
-            messages = state.request.messages if state.request else []
-            own = messages[state.request.history :] if state.request else []
-            snapshot = _snapshot(state, answer.name, messages, own, has_reasoning=bool(before.reasonings))
+            snapshot = _snapshot(state, answer.name, state.request, has_reasoning=bool(before.reasonings))
             return [*closing, snapshot], replace(state, answer=answer)
         case Event(event=raw, is_hidden=False):
             shown, answer = add_event(state.answer, events.decode(raw), raw)
             return shown, replace(state, answer=answer)
-        case End() as end:
-            asked = state.request
-            session, metadata, model = ("", None, "") if asked is None else (asked.session, asked.metadata, asked.model)
-            return _end(state, session, metadata, model, end), state
+        case End() as end if state.request is not None:
+            return _end(state, state.request, end), state
         case _:
             return [], state
 
 
-def _snapshot(
-    state: RunState, answer: str, messages: Sequence[Message], own: Sequence[Message], *, has_reasoning: bool
-) -> Json:
+def _snapshot(state: RunState, answer: str, asked: Request | TurnRecord, *, has_reasoning: bool) -> Json:
     """Returns the event with which a client drops the answer so far. `answer` is the name of the next one.
 
-    It has the messages of the client, with its ids, or those that the model gets. `own` are those of this turn.
+    It has the messages of the client, with its ids, or those that the model gets.
     """
     if state.own is None:
-        found = build_messages(messages, state.turn)
+        found = build_messages(asked.input if isinstance(asked, TurnRecord) else asked.messages, state.turn)
     else:
         found = msgspec.json.decode(state.own)
-        results = [{"id": one["messageId"], **one} for one in _results(state, own)]
+        results = [{"id": one["messageId"], **one} for one in _results(state, asked)]
         found += [{name: one[name] for name in ("id", "role", "toolCallId", "content")} for one in results]
     if has_reasoning:
         # HttpAgent keeps its reasoning messages unless the snapshot has one. An answer that begins with thinking fills
@@ -123,10 +106,11 @@ def _snapshot(
     return {"type": "MESSAGES_SNAPSHOT", "messages": found}
 
 
-def _results(state: RunState, own: Sequence[Message]) -> list[Json]:
+def _results(state: RunState, asked: Request | TurnRecord) -> list[Json]:
     """Returns the results that the client does not have: without them, it would not send the calls."""
-    known = state.known
-    return [] if known is None else [one for one in result_events(state.turn, own) if one["toolCallId"] not in known]
+    if (known := state.known) is None:
+        return []
+    return [one for one in result_events(state.turn, own_messages(asked)) if one["toolCallId"] not in known]
 
 
 def result_events(turn: TurnId, messages: Sequence[Message]) -> list[Json]:
@@ -142,13 +126,12 @@ def record_events(state: RunState, record: TurnRecord, seen: int = 0) -> list[Js
     """
     name = f"{record.turn}_{record.attempts + 1}"
     shown, answer = add_blocks(Answer(name) if seen else state.answer, record.content)
-    ended = _end(replace(state, answer=answer), record.session, record.metadata, record.model, record)
+    ended = _end(replace(state, answer=answer), record, record)
     if seen:
-        snapshot = _snapshot(state, name, record.input, record.input, has_reasoning=bool(answer.reasonings))
+        snapshot = _snapshot(state, name, record, has_reasoning=bool(answer.reasonings))
         return [snapshot, *shown, *ended]
-    started = _started(state, record.session, record.metadata, record.input)
-    results = _results(state, record.input)
-    return _with_reset([*(state.before or ()), started, *results, *shown, *ended], state.reset)
+    started = [*(state.before or ()), _started(state, record), *_results(state, record)]
+    return _with_reset([*started, *shown, *ended], state.reset)
 
 
 def run_of(turn: TurnId, metadata: Mapping[str, str] | None) -> str:
@@ -172,20 +155,19 @@ def find_interrupts(calls: Mapping[str, str], metadata: Mapping[str, str] | None
     ]
 
 
-def is_held(end: End) -> bool:
-    """Returns whether tool_runs.py sends the end of a turn: there may be calls that its page runs by itself."""
-    return end.successor is None and has_waiting_calls(end)
-
-
-def _started(state: RunState, session: str, metadata: Mapping[str, str] | None, own: Sequence[Message]) -> Json:
+def _started(state: RunState, asked: Request | TurnRecord) -> Json:
     """Returns the first event. It has the turn's own messages for a client that gets the whole thread."""
-    names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
+    names = _names(state, asked)
     version = {"protocolVersion": VERSION} if state.is_1 else {}
     given: Json = {}
     if state.before is not None:
-        built = build_messages(own, state.turn)
+        built = build_messages(own_messages(asked), state.turn)
         given = {"input": {**names, "messages": built, "tools": [], "context": [], "state": {}, "forwardedProps": {}}}
     return {"type": "RUN_STARTED", **names, **version, **given}
+
+
+def _names(state: RunState, asked: Request | TurnRecord) -> Json:
+    return {"threadId": asked.session, "runId": state.run or run_of(state.turn, asked.metadata)}
 
 
 def _with_reset(shown: list[Json], reset: tuple[Json, ...] | None) -> list[Json]:
@@ -200,9 +182,7 @@ def _with_reset(shown: list[Json], reset: tuple[Json, ...] | None) -> list[Json]
     return [first, snapshot, *shown[1:]]
 
 
-def _end(
-    state: RunState, session: str, metadata: Mapping[str, str] | None, model: str, ended: End | TurnRecord
-) -> list[Json]:
+def _end(state: RunState, asked: Request | TurnRecord, ended: End | TurnRecord) -> list[Json]:
     is_cut = ended.outcome != "completed" or not is_whole(ended.stop_reason)
     closing, answer = close_answer(state.answer, is_cut=is_cut, waits=has_waiting_calls(ended))
     decided = {one["toolCallId"] for one in state.decided}
@@ -214,19 +194,19 @@ def _end(
             "turn": state.turn,
             "outcome": ended.outcome,
             "stop_reason": ended.stop_reason,
-            "model": ended.answered_by or model,
+            "model": ended.answered_by or asked.model,
             "usage": asdict(ended.usage),
             "usage_is_estimated": ended.usage_is_estimated,
             "cost_usd": ended.cost_usd,
         },
     )
-    usage = {"usage": _usage(ended, ended.answered_by or model)} if state.is_1 else {}
+    usage = {"usage": _usage(ended, ended.answered_by or asked.model)} if state.is_1 else {}
     if ended.outcome == "failed":
         failure = ended.error or LOST
         return [*closing, facts, {"type": "RUN_ERROR", "message": failure.message, "code": failure.code, **usage}]
     outcome: Json = {}
     if ended.outcome == "completed":
-        if interrupts := find_interrupts(calls, metadata):
+        if interrupts := find_interrupts(calls, asked.metadata):
             outcome = {"outcome": {"type": "interrupt", "interrupts": interrupts}}
         elif not calls:
             outcome = {"outcome": {"type": "success"}}
@@ -235,11 +215,10 @@ def _end(
         # For clients before 1.0, a success has no open calls: assistant-ui would not run its tools.
     elif state.is_1:
         outcome = {"outcome": {"type": "cancelled"}}
-    names = {"threadId": session, "runId": state.run or run_of(state.turn, metadata)}
     # AG-UI has no outcome for an answer that is not whole.
     warnings = warnings_of(ended, (), state.turn)
     result = {"result": {"warnings": warnings}} if warnings else {}
-    return [*closing, facts, {"type": "RUN_FINISHED", **names, **outcome, **result, **usage}]
+    return [*closing, facts, {"type": "RUN_FINISHED", **_names(state, asked), **outcome, **result, **usage}]
 
 
 def _usage(ended: End | TurnRecord, model: str) -> list[Json]:
@@ -262,7 +241,7 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
     """Returns a dialect. `given` are further fields of RunState, and `variant` names their values for a turn."""
 
     def start(key: TurnKey) -> RunState:
-        return RunState(key.turn, Answer(key.turn), is_1, holds=variant.startswith(HELD), **given)
+        return RunState(key.turn, Answer(key.turn), is_1, **given)
 
     def render_record(record: TurnRecord, seen: int) -> Frame:
         shown = record_events(start(TurnKey(LOCAL, record.turn)), record, seen)
@@ -292,4 +271,4 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
 AG_UI = make_dialect(is_1=False)
 AG_UI_1 = make_dialect(is_1=True)
 # Of a client that may have the messages of the thread as they were before another one has sent results.
-JOINED = make_dialect(f"{HELD}joined", is_1=False, known=frozenset())
+JOINED = make_dialect("joined", is_1=False, known=frozenset())

@@ -6,6 +6,7 @@ may not have that message, or not as it is now, so `replay_dialect` also renders
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -94,11 +95,10 @@ def render_record(record: TurnRecord, seen: int, earlier: Earlier = EMPTY) -> Fr
 
 def record_chunks(record: TurnRecord, earlier: Earlier = EMPTY) -> list[Chunk]:
     """Returns the chunks of a whole turn."""
-    metadata = {"turn": record.turn, "session": record.session, "model": record.model, "asked_at": record.asked_at}
-    content = content_chunks(record.content, _calls(record.metadata, earlier))
+    content = content_chunks(record.content, _calls(record, earlier))
     if content and _is_input_cut(record):
         content.pop()
-    return [*_opening(record.turn, record.metadata, metadata, earlier), *content, *_finish(record)]
+    return [*_opening(record.turn, record, record.asked_at, earlier), *content, *_finish(record)]
 
 
 def _is_input_cut(record: TurnRecord) -> bool:
@@ -124,10 +124,8 @@ def message_id(turn: TurnId, metadata: Mapping[str, str]) -> str:
 def _entry_chunks(state: UiState, stored: StoredEntry) -> tuple[list[Chunk], UiState]:
     match stored.entry:
         case Request() as request:
-            metadata = {"turn": state.turn, "session": request.session, "model": request.model, "asked_at": stored.at}
-            given = request.metadata or {}
-            opening = _opening(state.turn, given, metadata, state.earlier)
-            return opening, UiState(state.turn, calls=_calls(given, state.earlier))
+            opening = _opening(state.turn, request, stored.at, state.earlier)
+            return opening, UiState(state.turn, calls=_calls(request, state.earlier))
         case Attempt(mode="restart"):
             return [RESET], UiState(state.turn, calls=state.calls)
         case Event(event=raw, is_hidden=False):
@@ -187,19 +185,18 @@ def _event_chunks(state: UiState, event: events.Event) -> tuple[list[Chunk], UiS
             return [], state
 
 
-def _calls(request_metadata: Mapping[str, str], earlier: Earlier) -> Calls:
+def _calls(asked: Request | TurnRecord, earlier: Earlier) -> Calls:
     """Returns the calls that may get a result before the answer has any."""
-    return None if earlier.message or MESSAGE in request_metadata else frozenset()
+    return None if earlier.message or MESSAGE in (asked.metadata or {}) else frozenset()
 
 
-def _opening(
-    turn: TurnId, request_metadata: Mapping[str, str], metadata: dict[str, Any], earlier: Earlier
-) -> list[Chunk]:
-    name = earlier.message or (None if MESSAGE in request_metadata else message_id(turn, request_metadata))
-    message = {} if name is None else {"messageId": name}
-    ids = {"turn": turn, "session": metadata.get("session")}
+def _opening(turn: TurnId, asked: Request | TurnRecord, at: datetime, earlier: Earlier) -> list[Chunk]:
+    given = asked.metadata or {}
+    name = earlier.message or ("" if MESSAGE in given else message_id(turn, given))
+    ids = {"turn": turn, "session": asked.session}
+    metadata = {**ids, "model": asked.model, "asked_at": at}
     return [
-        {"type": "start", **message, "messageMetadata": metadata},
+        {"type": "start", **({"messageId": name} if name else {}), "messageMetadata": metadata},
         *earlier.steps,
         # Before the step, because a reset discards what follows the step's start.
         {"type": "data-tailrace", "id": turn, "data": ids},

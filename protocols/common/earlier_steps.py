@@ -22,10 +22,14 @@ def is_question(message: Message) -> bool:
     return message.role == "user" and not any(block.get("type") == "tool_result" for block in blocks)
 
 
+def own_messages(asked: Request | TurnRecord) -> list[Message]:
+    """Returns the messages that a turn has added to its conversation."""
+    return asked.input if isinstance(asked, TurnRecord) else asked.messages[asked.history :]
+
+
 def goes_on(asked: Request | TurnRecord) -> bool:
     """Returns whether the answer of a turn goes on with an earlier answer."""
-    own = asked.input if isinstance(asked, TurnRecord) else asked.messages[asked.history :]
-    last = next((message for message in reversed(own) if message.role != "system"), None)
+    last = next((message for message in reversed(own_messages(asked)) if message.role != "system"), None)
     return last is None or not is_question(last)
 
 
