@@ -54,9 +54,10 @@ async def test_a_call_in_a_chat_is_decided_once_in_tabs_that_are_opened_later(
     assert asked["parts"] == [[words(2), ["input-available", None]]]
     assert await waiting(gateway) == ["trip"]
     other = await new_gateway(system.nats_url)
-    *decided, went_on, late = await node.run(*script, other.url, "trip", "blue", "blue")
+    *decided, watching, went_on, late = await node.run(*script, other.url, "trip", "blue", "blue")
     answer = [words(2), ["output-available", "blue"], words(2)]
-    for tab in decided:
+    # Also the tab that has not decided shows the call with its result.
+    for tab in [*decided, watching]:
         assert (tab["status"], tab["error"], tab["refused"]) == ("ready", None, None)
         assert tab["parts"] == [answer]
     assert decided[0]["turns"] == decided[1]["turns"]
@@ -71,11 +72,11 @@ async def test_a_call_in_a_chat_is_decided_once_in_tabs_that_are_opened_later(
 async def test_of_two_different_decisions_in_a_chat_one_is_refused(gateway: Gateway) -> None:
     """The first one counts, and a tab that denied has the same conversation as the log."""
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied")
-    only, went_on, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied", "denied")
+    only, _, went_on, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "denied", "denied")
     assert (only["refused"], only["parts"][0][1]) == (None, ["output-error", DENIED])
     first, *found = await turns(gateway, "denied")
     assert [one["parent"] for one in found] == [first["turn"], *went_on["turns"][:-1]]
     await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced")
-    *tabs, _, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced", "blue", "denied")
+    *tabs, _, _, _ = await node.run("decide-in-tabs.mjs", 7, KEY, gateway.url, "raced", "blue", "denied")
     assert {tab["refused"] for tab in tabs} == {None, "call_decided"}
     assert len(await turns(gateway, "raced")) == 3

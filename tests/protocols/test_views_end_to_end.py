@@ -25,6 +25,20 @@ def events_of(answer: httpx2.Response) -> list[Json]:
     return [json.loads(event.data) for event in parse(answer.content) if event.data != "[DONE]"]
 
 
+def case_of(stop_reason: str, *blocks: Json) -> bytes:
+    """Returns the case of the simulated Claude that answers with these blocks."""
+    head = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "content": []}
+    usage = {"input_tokens": 3, "output_tokens": 1}
+    found: list[Json] = [{"type": "message_start", "message": {**head, "usage": usage}}]
+    for index, block in enumerate(blocks):
+        found += [
+            {"type": "content_block_start", "index": index, "content_block": block},
+            {"type": "content_block_stop", "index": index},
+        ]
+    found.append({"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": usage})
+    return b"\n".join(json.dumps(event).encode() for event in [*found, {"type": "message_stop"}])
+
+
 class Script:
     """The model's next answer to `line`."""
 
@@ -34,17 +48,7 @@ class Script:
         self.line = f"#sim case={self.name}"
 
     async def set(self, stop_reason: str, *blocks: Json) -> None:
-        head = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "content": []}
-        usage = {"input_tokens": 3, "output_tokens": 1}
-        events: list[Json] = [{"type": "message_start", "message": {**head, "usage": usage}}]
-        for index, block in enumerate(blocks):
-            events += [
-                {"type": "content_block_start", "index": index, "content_block": block},
-                {"type": "content_block_stop", "index": index},
-            ]
-        events.append({"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": usage})
-        events.append({"type": "message_stop"})
-        body = b"\n".join(json.dumps(event).encode() for event in events)
+        body = case_of(stop_reason, *blocks)
         async with httpx2.AsyncClient() as client:
             (await client.post(f"{self.claude}/_sim/cases/{self.name}", content=body)).raise_for_status()
 

@@ -1,6 +1,7 @@
 // A call that waits in a chat of `useChat`: `decide-in-tabs.mjs VERSION KEY URL CHAT [OUTPUT [OUTPUT ...]]`. Without an output,
-// a page asks. With outputs, as many tabs open the chat and decide at once, each with its own; `denied` denies. Then the first
-// tab asks again, and a page without messages reads the turn that the decisions have started. Prints a line for each.
+// a page asks. With outputs, as many tabs open the chat and decide at once, each with its own; `denied` denies. Then a tab that
+// has not decided reads the turn that the decisions have started, the first tab asks again, and a page without messages reads
+// that turn. Prints a line for each.
 import { decide } from "../../../web/tailrace.js";
 import { load } from "./ai-sdk.mjs";
 
@@ -40,10 +41,13 @@ async function decideIn(tab, output) {
 }
 
 const tabs = await Promise.all((outputs.length ? outputs : [null]).map(open));
+const watching = await open();
 if (!outputs.length) await tabs[0].sendMessage({ text: "#sim words=2 rate=0 tool=look" });
 const refused = await Promise.all(outputs.map((output, at) => decideIn(tabs[at], output)));
 for (const [at, tab] of tabs.entries()) console.log(JSON.stringify(shown(tab, refused[at])));
 if (outputs.length) {
+  await watching.resumeStream({ metadata: { turn: decided } });
+  console.log(JSON.stringify(shown(watching)));
   await tabs[0].sendMessage({ text: "#sim words=3 rate=0" });
   console.log(JSON.stringify(shown(tabs[0])));
   const late = await open();
