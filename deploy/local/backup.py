@@ -24,7 +24,6 @@ import msgspec
 from tailrace.deploy.local import nats_cluster, nats_server
 from tailrace.deploy.local.data_dir import FIRST_KEY, RESTORED, exists, find_holder
 from tailrace.deploy.local.errors import UpRefused
-from tailrace.deploy.nats.restores import new_epoch
 from tailrace.persistence.migrations import NEWEST
 from tailrace.persistence.sqlite import back_up
 from tailrace.proto.decoding import DECODE_ERRORS
@@ -175,7 +174,7 @@ def restore(source: Path, data_dir: Path, manifest: Manifest) -> None:
         stage.mkdir(mode=0o700, parents=True)
         try:
             _extract(source, stage, manifest)
-            (stage / RESTORED).write_text(f"{new_epoch()}\n")
+            (stage / RESTORED).touch()
             # Replaces an empty directory in one step.
             stage.rename(data_dir)
         except BaseException:

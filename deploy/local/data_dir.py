@@ -21,7 +21,7 @@ LOCK_S_MAX, LOCK_POLL_S = 0.2, 0.005
 URL_FILE = "nats.url"
 # In a data directory: exists once a gateway has seen an API key, so that requests need one, also if all keys are lost.
 FIRST_KEY = "first-key"
-# In a data directory: the epoch that begins with the next start, as `restore` has written the directory.
+# In a data directory: exists if the log has gone back, from `restore` until the next start has recorded it.
 RESTORED = "restored"
 # In a data directory: the addresses of the metrics of all processes, for Prometheus and for `/ops`.
 METRICS_TARGETS = "targets.json"

@@ -300,7 +300,7 @@ async def start_nats(
     )
     restored = options.data_dir / data_dir.RESTORED
     if restored.exists():
-        await record_restore(urls[GATEWAY], int(restored.read_text()))
+        await record_restore(urls[GATEWAY])
         restored.unlink()
     if options.cluster:
         supervisor.console.log(f"{len(servers)} nats-servers have a copy of the log each; any one of them may fail")

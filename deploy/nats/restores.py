@@ -21,14 +21,14 @@ def new_epoch() -> int:
     return int(time.time() / EPOCH_S) % EPOCH_MAX + 1
 
 
-async def record_restore(url: str, epoch: int) -> None:
+async def record_restore(url: str) -> None:
     """Adds a restore to the list, with the last entry that the log has now. `url` is a gateway's.
 
     Raises LogUnavailable.
     """
     connection = await Connection.open(url, "tailrace-restored", GATEWAY)
     try:
-        restores = await read_restores(connection)
+        restores, epoch = await read_restores(connection), new_epoch()
         while any(one.epoch == epoch for one in restores):
             epoch = epoch % EPOCH_MAX + 1
         tail = (await connection.stream_info(STREAM)).state.last_seq

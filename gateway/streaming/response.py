@@ -146,7 +146,8 @@ class EventStream(StreamedResponse):
         self.heartbeat_s = reader.streams.settings.heartbeat_s
         self._start = Start(start) if isinstance(start, ScopedKey) else start
         self.dialect = dialect
-        found = reader.streams.log.restores.find(cursor) if cursor else cursor
+        restores = reader.streams.log.restores
+        found = restores.find(cursor) if restores.offset else cursor
         self._cursor = found or BEFORE_FIRST
         self._is_replaced = found is None
         """Whether the stream replaces what the client has, as it may be of a log that was thrown away: see Restores."""
@@ -368,12 +369,11 @@ class EventStream(StreamedResponse):
             record = msgspec.structs.replace(record, cursor=AFTER_LOST)
         if self._cursor > record.cursor:
             raise CursorUnknown("the cursor is beyond the end of this turn")
-        has_part = self._is_replaced or bool(self._cursor)
         if self._cursor == record.cursor and not self.reader.part:
             await self._send_empty(send, 204)
             return
         dialect, seen = self.dialect, start.seen or 0
-        if has_part:
+        if self._cursor or self._is_replaced:
             if not dialect.can_reset:
                 # The client would receive again what it has, and the dialect has no event that resets it.
                 raise CursorUnknown("this turn has left the log: repeat the request without a cursor to receive it")

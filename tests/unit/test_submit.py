@@ -24,6 +24,7 @@ from tailrace.proto.errors import LogFull, LogUnavailable, Refused
 from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
 from tailrace.proto.nats import Claim
 from tailrace.proto.ownership import WHOLE, Scope
+from tailrace.proto.restores import Restore, Restores
 from tailrace.testing import MemoryClaims, MemoryLog, MemoryTombstones
 from tests.harness.service_builders import NO_STEPS, build_turn_submitter
 
@@ -196,6 +197,24 @@ async def test_a_post_with_a_cursor_resumes_its_turn_or_is_refused(
             await submit(LOCAL._replace(access=Scope(tenant, WHOLE)), new_turn, body, key, cursor=Seq(cursor))
         assert refused.value.code == "cursor_mismatch"
     assert len(memory.log.stored) == 2
+
+
+@pytest.mark.rule("R150")
+@pytest.mark.rule("R78")
+async def test_a_post_with_a_cursor_that_a_restore_has_removed_gets_the_turn_of_its_key() -> None:
+    """The number belongs to another entry now, or to none. The stream of the turn then begins with a reset."""
+    memory = Services()
+    submit = submit_to(memory)
+    first = await submit(LOCAL, HELLO, b"first", "key")
+    memory.log.restores = Restores([Restore(7, Seq(1))])
+    other = await submit(LOCAL, HELLO, b"other")
+    lost = memory.log.stored[other.key.plain][0].seq
+    assert (await submit(LOCAL, HELLO, b"first", "key", cursor=lost)).key == first.key
+    assert (await submit(LOCAL, HELLO, b"other", cursor=Seq(memory.log.restores.offset + lost))).key == other.key
+    for body, key in ((b"other", None), (b"other", "new")):
+        with pytest.raises(Refused) as refused:
+            await submit(LOCAL, HELLO, body, key, cursor=lost)
+        assert refused.value.code == "cursor_mismatch"
 
 
 @pytest.mark.rule("R26")
