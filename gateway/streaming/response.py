@@ -18,7 +18,7 @@ from tailrace.gateway import metrics
 from tailrace.gateway.auth.authenticate import credential_invalid
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import OpenResponse, StreamedResponse, TurnFailed, body
-from tailrace.gateway.streaming.dialect import SOME_EVENTS, Dialect
+from tailrace.gateway.streaming.dialect import SOME_EVENTS, Dialect, Frame
 from tailrace.gateway.streaming.endings import AGED, BROKEN, DRAINED, EXPIRED, LEFT, WHOLE, StreamEnding
 from tailrace.gateway.streaming.feed import TurnFeed
 from tailrace.gateway.streaming.reader import Reader, random_life_s
@@ -278,6 +278,10 @@ class EventStream(StreamedResponse):
         self._part = self.reader.part if cursor == self._cursor and self.position else 0
         self.position -= bool(self._part)
         self._headers["tailrace-turn"] = key.turn
+
+    async def write(self, frame: Frame) -> None:
+        """Writes a frame behind those of the turn."""
+        await self._writer.write([frame])
 
     async def _go_on(self, key: ScopedKey, cursor: Seq, end: End | None = None) -> bool:
         """Returns whether a feature has joined the turn in which the reader goes on; see GoOn. Raises LogError."""

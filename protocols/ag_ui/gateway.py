@@ -24,6 +24,7 @@ from tailrace.gateway.http.last_event_id import last_event_id, split_part
 from tailrace.gateway.http.parameters import CURSOR_SCHEMA, LAST_EVENT_ID_IN_QUERY, LAST_RECEIVED
 from tailrace.gateway.http.route import SSE, Route, Section, header, query
 from tailrace.gateway.models.catalogue import Catalogue
+from tailrace.gateway.services import Gateway
 from tailrace.gateway.streaming.reader import Reader, StreamContext, refuse_when_draining
 from tailrace.gateway.streaming.response import EventStream, HeldStream
 from tailrace.gateway.turns.draft import cursor_of_post, draft_turn
@@ -52,7 +53,8 @@ from tailrace.protocols.ag_ui.request import (
     with_results,
 )
 from tailrace.protocols.ag_ui.runs import connect, end_again, find_run, name_run, read_thread
-from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, JOINED, make_dialect
+from tailrace.protocols.ag_ui.stream import AG_UI, AG_UI_1, JOINED, LIVE, POSTED, make_dialect
+from tailrace.protocols.ag_ui.tool_runs import ToolRuns
 from tailrace.protocols.common.examples import QUESTION
 from tailrace.protocols.common.field_names import name_as_client
 from tailrace.protocols.common.read_or_none import read_or_none
@@ -128,10 +130,12 @@ async def post_run(
     reader = Reader(streams, request)
     with name_as_client(CLIENT_NAMES), as_run():
         async with reader.reserve():
-            dialect = make_dialect("own" if own else "", is_1=run.is_1, own=own)
+            # Only TanStack AI runs tools in this way: CopilotKit has paths of its own.
+            begin = "" if run.is_1 or "agent" in request.path_params else POSTED if cursor_of_post(request) else LIVE
+            dialect = make_dialect(f"{begin}own" if own else begin, is_1=run.is_1, own=own)
             if run.resume:
                 known = frozenset(one.tool_call_id for one in run.messages if one.role == "tool")
-                variant = f"run {run.run_id} {' '.join(sorted(known))}"
+                variant = f"{begin}run {run.run_id} {' '.join(sorted(known))}"
                 dialect = make_dialect(variant, is_1=run.is_1, own=own, run=run.run_id, known=known)
             if run.resume and not has_question(run):
                 key, cursor = await decide(request, run, raw, submitter, claims, turns), cursor_of_post(request)
@@ -228,7 +232,12 @@ async def add_context(
 
 
 async def get_thread_or_run(
-    request: ApiRequest, streams: StreamContext, claims: Claims, submitter: TurnSubmitter, blob_store: BlobStore
+    request: ApiRequest,
+    streams: StreamContext,
+    claims: Claims,
+    submitter: TurnSubmitter,
+    blob_store: BlobStore,
+    tool_runs: ToolRuns,
 ) -> ASGIApp:
     """`GET /api/agui`: with `threadId`, the messages of a thread, its active run and its interrupts; with `runId`, the
     events of a run.
@@ -242,7 +251,8 @@ async def get_thread_or_run(
     if thread is not None:
         found = await read_thread(streams, submitter.steps, blob_store, request.access, thread)
         run = "" if found.newest is None else await name_run(claims, request.access, found.newest)
-        return await large_json_response(await asyncio.to_thread(found.page, run))
+        is_active = await tool_runs.wait(request.access, found)
+        return await large_json_response(await asyncio.to_thread(found.page, run, is_active=is_active))
     assert run is not None  # noqa: S101
     reader, last = Reader(streams, request), last_event_id(request, "offset")
     seq, reader.part = split_part("" if last == "-1" else last)
@@ -342,4 +352,11 @@ ROUTES = [
     Route("POST", f"{AGENT}/stop/{{thread}}", post_stop, "write", SECTION, body=StopBody, result=StoppedRun),
 ]
 
-FEATURE = Feature(NoSettings, lambda _gateway, _settings: Parts(), routes=ROUTES, dialects=(AG_UI, AG_UI_1))
+
+def start(gateway: Gateway, _: NoSettings) -> Parts:
+    """Makes the service that ends runs with calls of the page's tools."""
+    runs = ToolRuns(gateway)
+    return Parts(services=(runs,), go_on=runs.go_on)
+
+
+FEATURE = Feature(NoSettings, start, routes=ROUTES, dialects=(AG_UI, AG_UI_1))

@@ -35,14 +35,17 @@ class Thread:
         self.newest = branch.turns[-1] if branch.turns else None
         self.decided = tuple(result_events(self.newest.turn, branch.decided)) if self.newest is not None else ()
 
-    def page(self, run: str) -> Json:
-        """Returns the thread as a client of TanStack AI loads it. It streams the run that is active: `run`."""
+    def page(self, run: str, *, is_active: bool = False) -> Json:
+        """Returns the thread as a client of TanStack AI loads it. It streams the run that is active: `run`.
+
+        `is_active`: whether it streams the newest run also after its end, to run its tools.
+        """
         messages: list[Json] = []
         events: list[Json] = []
         for turn in [*self.past, *([self.newest] if self.newest is not None else [])]:
             messages += build_messages(turn.input, turn.turn)
             # A client streams the answer of a running turn.
-            is_running = turn.outcome == "running"
+            is_running = turn.outcome == "running" or (is_active and turn is self.newest)
             decided = self.decided if turn is self.newest else ()
             state = RunState(turn.turn, Answer(turn.turn), decided=decided)
             events = [] if is_running else record_events(state, turn)

@@ -31,6 +31,11 @@ RUN = "agui_run"
 APPROVE = "agui_approve"
 ALL_TOOLS = "*"
 VERSION = "1.0"
+# The names of variants whose end tool_runs.py sends begin with these: for a page that joins a run, for the page of the
+# run, and for this page before it resumes.
+HELD = "held "
+POSTED = f"{HELD}posted "
+LIVE = f"{POSTED}live "
 DECISION: Json = {
     "type": "object",
     "properties": {
@@ -60,12 +65,17 @@ class RunState(msgspec.Struct, frozen=True):
     """The calls whose results in the turn's own messages the client has. None: all of them."""
     decided: tuple[Json, ...] = ()
     """The results of this turn's calls, while others wait for a decision."""
+    holds: bool = False
+    """Whether tool_runs.py sends the end of a run with calls that the page runs by itself."""
     request: Request | None = None
 
 
 def render(state: RunState, stored: StoredEntry) -> tuple[Frame, RunState]:
     shown, state = _entry_events(state, stored.entry)
-    return (Frame(encode_events(shown, stored.seq, state.turn)) if shown else SILENT), state
+    encoded = encode_events(shown, stored.seq, state.turn)
+    if state.holds and isinstance(stored.entry, End) and is_held(stored.entry):
+        encoded = encoded[:-1]
+    return (Frame(encoded) if shown else SILENT), state
 
 
 def _entry_events(state: RunState, entry: Any) -> tuple[list[Json], RunState]:
@@ -155,6 +165,11 @@ def find_interrupts(calls: Mapping[str, str], metadata: Mapping[str, str] | None
     ]
 
 
+def is_held(end: End) -> bool:
+    """Returns whether tool_runs.py sends the end of a turn: there may be calls that its page runs by itself."""
+    return end.successor is None and has_waiting_calls(end)
+
+
 def _started(state: RunState, asked: Request | TurnRecord) -> Json:
     """Returns the first event. It has the turn's own messages for a client that gets the whole thread."""
     names = _names(state, asked)
@@ -241,7 +256,7 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
     """Returns a dialect. `given` are further fields of RunState, and `variant` names their values for a turn."""
 
     def start(key: TurnKey) -> RunState:
-        return RunState(key.turn, Answer(key.turn), is_1, **given)
+        return RunState(key.turn, Answer(key.turn), is_1, holds=variant.startswith(HELD), **given)
 
     def render_record(record: TurnRecord, seen: int) -> Frame:
         shown = record_events(start(TurnKey(LOCAL, record.turn)), record, seen)
@@ -271,4 +286,4 @@ def make_dialect(variant: str = "", *, is_1: bool, **given: Any) -> Dialect:
 AG_UI = make_dialect(is_1=False)
 AG_UI_1 = make_dialect(is_1=True)
 # Of a client that may have the messages of the thread as they were before another one has sent results.
-JOINED = make_dialect("joined", is_1=False, known=frozenset())
+JOINED = make_dialect(f"{HELD}joined", is_1=False, known=frozenset())

@@ -261,3 +261,25 @@ async def test_a_call_is_decided_in_the_tab_that_asked(stack: Stack) -> None:
     assert [second["parent"], third["parent"]] == [first["turn"], second["turn"]]
     assert (await stack.do(0, "ends", words(3)))["errors"] == []
     assert await stack.count_calls() == 3
+
+
+@pytest.mark.parametrize("app", ["tanstack"], indirect=True)
+@pytest.mark.proves("ag-ui", "runs the tools of the page once, over a reload and in two tabs", "TanStack AI (Chromium)")
+async def test_a_tool_of_the_page_runs_once_in_two_tabs_and_after_a_reload(stack: Stack) -> None:
+    """The page is loaded again in mid-answer. One of the tabs sends the result, and both show what follows."""
+    line = '#sim words=400 rate=40 tool=note json={"text":"milk"}'
+    await stack.do(0, "open")
+    await stack.do(0, "ask", line)
+    await stack.do(0, "chars", 80)
+    await stack.do(1, "open")
+    await stack.do(1, "chars", 160)
+    await stack.do(0, "reload")
+    first, second = await stack.wait_for_turns(2)
+    assert (first["stop_reason"], second["parent"], second["outcome"]) == ("tool_use", first["turn"], "completed")
+    (result,) = [block for block in second["input"][-1]["content"] if block["type"] == "tool_result"]
+    assert result["content"] == "The note is kept in the browser."
+    for tab in (0, 1):
+        await stack.do(tab, "reload")
+        seen = await stack.do(tab, "ends", second["text"])
+        assert (seen["users"], seen["errors"], seen["notes"]) == ([line], [], ["milk"])
+    assert await stack.count_calls() == 2

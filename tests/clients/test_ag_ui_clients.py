@@ -23,6 +23,8 @@ VERSIONS = ("1.0.0", "0.0.59")
 TOOLS = [{"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}]
 # Cuts at each tenth byte, each in a run of its own. The first event, whose id the client needs, ends at byte 770.
 BYTES_MIN, BYTES_STEP, BYTES_MAX = 790, 10, 2790
+# The same in the stream of a run with a call of the page.
+TOOL_BYTES_STEP, TOOL_BYTES_MAX = 25, 2300
 
 
 async def run_cases(*urls_and_cases: tuple[str, Json], deadline_s: float = node.DEADLINE_S) -> list[Json]:
@@ -114,6 +116,29 @@ async def test_chat_client_resumes_after_a_cut_at_each_tenth_byte(gateway: Gatew
             assert [proxy.left for proxy in proxies] == [[]] * len(cuts)
         for thread in threads:
             assert len(await turns_of(gateway, thread)) == 1
+
+
+@pytest.mark.proves("ag-ui", "runs the tools of the page once, after a cut at any byte", "TanStack AI ChatClient 0.33")
+@pytest.mark.timeout(240)
+async def test_chat_client_runs_its_own_tool_once_after_a_cut_at_each_place(gateway: Gateway) -> None:
+    """The run with the call is cut. The client sends the result with the next run."""
+    given = {"client": "tanstack", "text": '#sim words=2 rate=0 tool=look json={"query":"sky"}', "result": "blue"}
+    places = [Cut(place) for place in range(BYTES_MIN, TOOL_BYTES_MAX, TOOL_BYTES_STEP)]
+    left: list[Cut] = []
+    for cuts in batched(places, 20):
+        threads = [new_id() for _ in cuts]
+        async with AsyncExitStack() as stack:
+            proxies = [await stack.enter_async_context(Cutting(gateway.port, [cut])) for cut in cuts]
+            cases = [(proxy.url, {**given, "thread": one}) for proxy, one in zip(proxies, threads, strict=True)]
+            for one in await run_cases(*cases):
+                assert (one["ran"], one["errors"]) == ([{"query": "sky"}], []), one
+            left += [cut for proxy in proxies for cut in proxy.left]
+        for thread in threads:
+            first, second = await turns_of(gateway, thread)
+            assert (second["parent"], second["outcome"]) == (first["turn"], "completed")
+            (result,) = second["input"][-1]["content"]
+            assert (result["type"], result["content"]) == ("tool_result", "blue")
+    assert left == []
 
 
 @pytest.mark.proves("ag-ui", "a second tab joins, a third one stops", "CopilotKit core 1.74")

@@ -368,7 +368,7 @@ async def route(one: Client, log: MemoryLog, request: ApiRequest, path: str) -> 
     if path.startswith("/api/chat"):
         return await get_stream(request, one.streams, turns, None)  # type: ignore[arg-type]
     if path.startswith("/api/agui"):
-        return await get_thread_or_run(request, one.streams, MemoryClaims(), None, one.streams.settings)  # type: ignore[arg-type]
+        return await get_thread_or_run(request, one.streams, MemoryClaims(), None, None, None)  # type: ignore[arg-type]
     return await native.get_events(request, one.streams, DIALECTS)
 
 

@@ -1,5 +1,5 @@
 // A chat with TanStack AI: npm install && npm run dev. Each tab with the same ?thread= shows the same, also while an
-// answer runs. The model may call `book`, which waits until someone allows it.
+// answer runs. The model may call `book`, which waits until someone allows it, and `note`, which runs in one of the tabs.
 import { fetchServerSentEvents, useChat } from "@tanstack/ai-react";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
@@ -7,7 +7,15 @@ import { createRoot } from "react-dom/client";
 const threadId = new URLSearchParams(location.search).get("thread") ?? "my-thread";
 // By default, the client gives up after 1.3 seconds without a server.
 const connection = fetchServerSentEvents("/api/agui", { reconnect: { maxAttempts: 120, delayMs: 500 } });
-const tools = [{ name: "book", description: "Books a table.", inputSchema: { type: "object", properties: {} } }];
+const keepNote = ({ text }) => {
+  localStorage.notes = JSON.stringify([...JSON.parse(localStorage.notes ?? "[]"), text]);
+  return "The note is kept in the browser.";
+};
+const note = { type: "object", properties: { text: { type: "string" } }, required: ["text"] };
+const tools = [
+  { name: "book", description: "Books a table.", inputSchema: { type: "object", properties: {} } },
+  { name: "note", description: "Keeps a note in the browser.", inputSchema: note, execute: keepNote },
+];
 const forwardedProps = { approve: ["book"] };
 
 function Chat() {

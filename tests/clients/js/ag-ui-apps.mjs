@@ -23,7 +23,7 @@ const tabs = [];
 
 const shown = (parts) => {
   const texts = (part) => [...document.querySelectorAll(parts[part])].map((one) => one.textContent.trim()).filter(Boolean);
-  return { users: texts("user"), answers: texts("answer"), errors: texts("error") };
+  return { users: texts("user"), answers: texts("answer"), errors: texts("error"), ...(localStorage.notes && { notes: JSON.parse(localStorage.notes) }) };
 };
 const until = (tab, test, argument) =>
   tab.waitForFunction(([shown, test, parts, argument]) => eval(`(${test})`)(eval(`(${shown})`)(parts), argument), [`${shown}`, `${test}`, PARTS, argument], { polling: 50 });

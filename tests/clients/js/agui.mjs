@@ -66,16 +66,20 @@ async function http(url, { version, runs, thread }) {
   return { messages: agent.messages, ended, warnings: warnings.splice(0), invalid: await invalid(schema) };
 }
 
-async function tanstack(url, { thread, text }) {
+async function tanstack(url, { thread, text, result }) {
   const errors = [];
+  const ran = [];
+  const execute = (input) => (ran.push(input), result);
+  const tools = result && [{ name: "look", description: "Looks.", inputSchema: { type: "object", properties: {} }, execute }];
   let requests = 0;
   const fetchClient = (...request) => (requests++, plainFetch(...request));
   const connection = fetchServerSentEvents(`${url}/api/agui`, { headers, fetchClient, reconnect: { delayMs: 5, maxAttempts: 20 } });
-  const client = new ChatClient({ connection, id: thread, threadId: thread, onError: (error) => errors.push(`${error.name}: ${error.message}`) });
+  const client = new ChatClient({ connection, id: thread, threadId: thread, tools, onError: (error) => errors.push(`${error.name}: ${error.message}`) });
   await client.sendMessage(text);
   const part = (kind) => client.getMessages().at(-1).parts.filter((one) => one.type === kind).map((one) => one.content).join("");
+  while (result && !errors.length && (client.getIsLoading() || client.getMessages().at(-1).parts.at(-1).type !== "text")) await wait(10);
   const hydrated = await connection.hydrate(client.threadId ?? thread);
-  return { text: part("text"), thinking: part("thinking"), requests, errors, hydrated };
+  return { text: part("text"), thinking: part("thinking"), requests, errors, hydrated, ran };
 }
 
 async function copilot(url, { thread, text, stopped }) {
