@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGTERM
 from typing import Any, NamedTuple
 
 import httpx2
@@ -27,6 +27,7 @@ from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
 from tailrace.proto.ownership import ScopedKey
 from tests.harness.cutting_proxy import Cut, Cutting
+from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
 from tests.harness.readers import read
@@ -37,6 +38,8 @@ from tests.promises import Frame
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 START_S_MAX = 30.0
+# A gateway that does not answer for so long is busy. One that does not answer for the other time has vanished.
+BUSY_S, VANISHED_S_MAX = 3.0, 10.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
 STREAMS_ADDRESS_MAX = 6
 # The limits of silence in the files: of a stream, and of a response that comes when its turn has ended.
@@ -278,6 +281,35 @@ async def connected(url: str, context: ssl.SSLContext) -> ClientConnection | Non
     with suppress(InvalidHandshake, OSError):
         return await connect(url, ssl=context, max_size=None)
     return None
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is missing")
+async def test_haproxy_cuts_the_streams_of_a_gateway_that_has_vanished_and_not_those_of_a_busy_one(
+    proxied_system: System, tmp_path: Path
+) -> None:
+    """A frozen gateway is like a machine without power: its connections stay open, and nothing comes."""
+    async with running_proxy("haproxy", read_file("haproxy"), ports_of(proxied_system), tmp_path) as proxy:
+        turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=40"})).json()["turn"]
+        reading = asyncio.create_task(read(proxy.client, turn))
+        try:
+            await until(lambda: have_readers(proxied_system, 1), START_S_MAX)
+            serving = [await open_streams(client) for client in proxied_system.clients].index(1)
+            frozen = proxied_system.gateways[serving]
+            freeze(frozen)
+            await asyncio.sleep(BUSY_S)
+            frozen.signal(SIGCONT)
+            # Longer than it takes HAProxy to notice.
+            assert not (await asyncio.wait([reading], timeout=VANISHED_S_MAX))[0]
+            freeze(frozen)
+            async with asyncio.timeout(VANISHED_S_MAX):
+                first = await reading
+                assert first.over == "cut"
+                assert (await read(proxy.client, turn, first.frames[-1].seq, most=3)).over == "left"
+        finally:
+            reading.cancel()
+            proxied_system.gateways[0].signal(SIGCONT)
+            proxied_system.gateways[1].signal(SIGCONT)
+        await until(lambda: wait_for_cancellation(proxy.client, turn), START_S_MAX)
 
 
 async def have_readers(system: System, count: int) -> bool:
