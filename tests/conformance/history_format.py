@@ -366,6 +366,9 @@ def agent_messages(items: Sequence[Item]) -> list[Json]:
             case "system":
                 role = item.get("role", "system")
                 found.append({"id": f"s{number}", "role": role, "content": item["system"]})
+            case "result" if "decided" in item:
+                # In `resume` of the run, as a denied call.
+                pass
             case "result":
                 text = text_of(item)
                 more = {"error": text} if "is_error" in item else {}
@@ -381,13 +384,17 @@ def agent_messages(items: Sequence[Item]) -> list[Json]:
 
 def agent_decisions(items: Sequence[Item]) -> list[Json]:
     """Returns the `resume` of the newest run."""
-    return [
-        {"interruptId": item["denied"], "status": "resolved", "payload": {"approved": False, "reason": item["reason"]}}
-        if "reason" in item
-        else {"interruptId": item["denied"], "status": "cancelled"}
-        for item in items
-        if kind_of(item) == "denied"
-    ]
+    found: list[Json] = []
+    for item in items:
+        match item:
+            case {"denied": call, "reason": reason}:
+                payload = {"approved": False, "reason": reason}
+                found.append({"interruptId": call, "status": "resolved", "payload": payload})
+            case {"denied": call}:
+                found.append({"interruptId": call, "status": "cancelled"})
+            case {"result": call, "decided": _}:
+                found.append({"interruptId": call, "status": "resolved", "payload": {"result": text_of(item)}})
+    return found
 
 
 def _agent_answer(group: list[Item], name: str) -> list[Json]:
@@ -467,6 +474,8 @@ def _result_block(item: Item) -> Json:
     if "denied" in item:
         # As `POST /v1/sessions/{session}/calls/{call}` makes it of the decision.
         return result_block(item["denied"], Decision(reason=item.get("reason")))
+    if "decided" in item:
+        return result_block(item["result"], Decision(result=text_of(item)))
     parts = parts_of(item)
     is_list = isinstance(item.get("content"), list)
     content = [_block(part, {}) for part in parts] if is_list else parts[0]
