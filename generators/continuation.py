@@ -35,7 +35,7 @@ from tailrace.proto.entries import Block, Message, Mode, Request, StoredThinking
 from tailrace.proto.fold import EMPTY_TURN, Turn, content
 from tailrace.proto.models import find_model
 from tailrace.proto.server_tools import is_real_result
-from tailrace.proto.system_messages import place_system_messages, with_betas
+from tailrace.proto.system_messages import fold_into_prompt, place_system_messages, with_betas
 from tailrace.proto.thinking_prefix import (
     BoundPrompt,
     bind,
@@ -70,11 +70,12 @@ FilterCall = Callable[[Call, Request, Turn], Call]
 
 def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn = EMPTY_TURN) -> Call:
     """Returns the call that answers `request` from the beginning, changed by `filters` one after the other."""
+    messages, system = fold_into_prompt(place_system_messages(request.messages), request.system, request.model)
     call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
-        messages=place_system_messages(request.messages),
-        system=request.system,
+        messages=messages,
+        system=system,
         tools=request.tools,
         options=request.options,
         betas=with_betas(request.betas, request.messages),

@@ -5,11 +5,13 @@ in later requests, also one that is cleared or that only changes the effort. Wit
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import msgspec
 
 from tailrace.proto.entries import Message
+from tailrace.proto.models import find_model
 from tailrace.proto.server_tools import is_result
 from tailrace.proto.thinking_prefix import checks_thinking
 
@@ -18,6 +20,9 @@ OUTPUT_CONFIG = "mid-conversation-output-config-2026-07-01"
 TOOL_CHANGES = "mid-conversation-tool-changes-2026-07-01"
 INLINE_TOOLS = "inline-tools-2026-09-15"
 INLINE_MCP = "mcp-client-2026-09-15"
+# The release of the first model that takes system messages: Claude Opus 4.8 (page "Mid-conversation system messages").
+FIRST = date(2026, 5, 28)
+Prompt = str | list[dict[str, Any]] | None
 
 
 def fit_system_messages(
@@ -94,6 +99,16 @@ def _insert(messages: list[Message], held: Sequence[Message]) -> None:
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     return [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
+
+
+def fold_into_prompt(messages: list[Message], system: Prompt, model: str) -> tuple[list[Message], Prompt]:
+    """Returns messages and system prompt for `model`. Those before Claude Opus 4.8 get the texts with the prompt."""
+    known = find_model(model)
+    added = [block for one in messages if one.role == "system" for block in _blocks(one)]
+    if not added or known is None or known.released is None or known.released >= FIRST:
+        return messages, system
+    begun = [{"type": "text", "text": system}] if isinstance(system, str) else system or []
+    return [one for one in messages if one.role != "system"], [*begun, *added]
 
 
 def with_betas(betas: list[str] | None, messages: Iterable[Message]) -> list[str] | None:

@@ -26,6 +26,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     thinking: tuple[str, ...] = ("adaptive",)
     efforts: tuple[str, ...] = EFFORTS
 
+    @property
+    def takes_system_messages(self) -> bool:
+        """Whether `messages` may have system messages. Claude Opus 4.8 is the first (vercel/ai#15674)."""
+        return self.binds_thinking or self.created_at >= "2026-05-28"
+
     def card(self) -> dict[str, Any]:
         """Returns the model's object in GET /v1/models."""
         return {

@@ -474,7 +474,10 @@ def refuse_schema(schema: Any) -> None:
 
 
 def refuse_model(request: Request, model: Model) -> None:
-    """Raises Refusal for sampling, forced tools, prefill, or thinking after a prefill if the model lacks it."""
+    """Raises Refusal for system messages, sampling, forced tools, prefill, or thinking after it that a model lacks."""
+    if not model.takes_system_messages and any(one.role == "system" and one.content for one in request.messages):
+        # anthropics/claude-code#61242 quotes the message. What such a model says to one without content is not known.
+        raise Refusal(INVALID, "role 'system' is not supported on this model")
     for name in SAMPLING:
         if getattr(request, name) is not msgspec.UNSET and not model.takes_sampling:
             raise Refusal(INVALID, f"{name}: sampling parameters are not supported by this model")

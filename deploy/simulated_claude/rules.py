@@ -132,6 +132,9 @@ def refuse_unknown_fields(request: Json, places: list[Place], betas: str) -> Non
     the message for a field. The wording for a block and for a request without thinking is not known.
     """
     for number, message in enumerate(request["messages"]):
+        if message.get("clear_at") == "next_user_message" and any(find_marked(message.get("content"))):
+            # diillson/chatcli#1524 says so; the wording is not known.
+            raise Refusal(INVALID, f"messages.{number}: `cache_control` is not permitted with `clear_at`")
         for field, names in BETAS_OF_FIELDS.items():
             if message.get(field) is not None and not any(name in betas for name in names):
                 raise Refusal(INVALID, f"messages.{number}.{field}: Extra inputs are not permitted")

@@ -29,9 +29,9 @@ def move_schema_to_prompt(call: Call) -> Call:
 
 
 def append_to_question(call: Call, text: str) -> Call:
-    """Returns `call` with `text` as a paragraph after its last question, or after its system prompt.
+    """Returns `call` with `text` as a paragraph after its last question, or in the last result of a tool.
 
-    A change of the system prompt would cost the thinking of all earlier answers (PROTOCOL R140). But what follows the
+    A change of the system prompt would cost the thinking of all earlier answers (PROTOCOL R140). What follows the
     results of the client's tools ends an answer that has an open call of a server tool, and the API refuses that.
     """
     *before, last = call.messages
@@ -39,13 +39,19 @@ def append_to_question(call: Call, text: str) -> Call:
         # A system message with content stands directly before the answer.
         shorter = append_to_question(msgspec.structs.replace(call, messages=before), text)
         return msgspec.structs.replace(shorter, messages=[*shorter.messages, last])
-    if has_results(last) and has_open_server_call(before):
-        return msgspec.structs.replace(call, system=append_to_system(call.system, text))
     if last.role != "user":
         return msgspec.structs.replace(call, messages=[*call.messages, Message("user", text)])
-    blocks = [{"type": "text", "text": last.content}] if isinstance(last.content, str) else last.content
-    question = msgspec.structs.replace(last, content=[*blocks, {"type": "text", "text": f"\n\n{text}"}])
+    blocks = _with_text(last.content, text)
+    if has_results(last) and has_open_server_call(before):
+        *others, result = last.content
+        blocks = [*others, {**result, "content": _with_text(result.get("content") or [], text)}]
+    question = msgspec.structs.replace(last, content=blocks)
     return msgspec.structs.replace(call, messages=[*before, question])
+
+
+def _with_text(content: Any, text: str) -> list[Any]:
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [*blocks, {"type": "text", "text": f"\n\n{text}"}]
 
 
 def has_open_server_call(messages: list[Message]) -> bool:

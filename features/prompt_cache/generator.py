@@ -5,6 +5,7 @@ tools, system, messages. A call has at most four marks; thinking and empty text 
 about a thousand tokens are not cached.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from tailrace.generators.backends import Call
 from tailrace.generators.feature import Feature, Hooks
 from tailrace.proto.blobs import references
-from tailrace.proto.entries import CacheFor, Request
+from tailrace.proto.entries import CacheFor, Message, Request
 from tailrace.proto.fold import Turn
 from tailrace.proto.usage import estimate_tokens
 
@@ -72,13 +73,15 @@ def cache_prompt(call: Call, request: Request, _turn: Turn) -> Call:
 def add_cache_marks(call: Call, cache: CacheFor | None, history: int) -> Call:
     """Returns `call` with marks after its tools, its system prompt, the first `history` messages, and the last message.
 
+    A system message at the end has none: see `_last_spoken`.
+
     The marks have the same positions in every call of a turn, so that a continuation reads what the first call cached.
     If the client has set marks, none are added.
     """
     if cache is None or has_cache_marks(call) or (cache == "auto" and estimate_prompt(call) < TOKENS_MIN):
         return call
     mark: Block = {"type": "ephemeral", "ttl": "1h"} if cache == "1h" else {"type": "ephemeral"}
-    ends = {history - 1, len(call.messages) - 1}
+    ends = {_last_spoken(call.messages[:history]), _last_spoken(call.messages)}
     return msgspec.structs.replace(
         call,
         tools=[*call.tools[:-1], call.tools[-1] | {"cache_control": mark}] if call.tools else call.tools,
@@ -88,6 +91,15 @@ def add_cache_marks(call: Call, cache: CacheFor | None, history: int) -> Call:
             for number, message in enumerate(call.messages)
         ],
     )
+
+
+def _last_spoken(messages: Sequence[Message]) -> int:
+    """Returns the index of the last message that is no system message; -1 without one.
+
+    The API refuses a mark on a message with `clear_at` (diillson/chatcli#1524), and reads no entry whose mark is on a
+    system message again (anthropics/claude-code#96101).
+    """
+    return max((number for number, message in enumerate(messages) if message.role != "system"), default=-1)
 
 
 def _mark_last(content: str | list[Block], mark: Block) -> str | list[Block]:

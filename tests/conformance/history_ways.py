@@ -199,14 +199,19 @@ class Player:
 
     async def _with_stored(self, items: Sequence[Item], as_sent: Callable[[Json], Json]) -> None:
         found: list[Json] = []
+        record: TurnRecord | None = None
         for exchange in exchanges(items):
             found += form.response_items(exchange.asked)
             if exchange.answered:
                 blocks = form.answer_blocks(exchange.answered)
-                # A result without its call would be refused, and a response has no item for it.
-                if exchange.answered[0].get("found"):
-                    raise Inexpressible("a result of an earlier call")
-                record = await self.ask("/v1/responses", {"input": "Go.", **_TOOLS_OF_RESPONSES}, blocks)
+                body: Json = {"input": "Go.", **_TOOLS_OF_RESPONSES}
+                if record is not None and "found" in exchange.answered[0]:
+                    # The answer before has the call.
+                    body |= {
+                        "input": form.response_items(exchange.asked),
+                        "previous_response_id": f"resp_{record.turn}",
+                    }
+                record = await self.ask("/v1/responses", body, blocks)
                 found += map(as_sent, response_of(record)["output"])
         await self.ask("/v1/responses", {"input": found, **_TOOLS_OF_RESPONSES}, [])
 

@@ -64,6 +64,8 @@ class Features(NamedTuple):
     """A call of a server tool."""
     reused: bool
     """The id of a call occurs again."""
+    repeated: bool
+    """A question is asked again that has got no answer."""
     split_calls: bool
     """Calls in several messages of the assistant in a row."""
     has_system: bool
@@ -180,7 +182,13 @@ def features_of(items: Sequence[Item]) -> Features:
                     expected, newest, is_behind = [], [], False
             case _:
                 expected, is_behind = [], True
-    unanswered = bool(waiting)
+    unanswered, repeated, asked = bool(waiting), False, list[str]()
+    for item in items:
+        if item.get("answer", " ").strip() or "call" in item:
+            asked = []
+        elif "user" in item:
+            repeated = repeated or json.dumps(item) in asked
+            asked.append(json.dumps(item))
     last = exchanges(items)[-1].asked
     answered = max((n for n, item in enumerate(items) if item.get("answer", " ").strip() or "call" in item), default=0)
     said = [part for item in items if "user" in item for part in form.parts_of(item)]
@@ -192,6 +200,7 @@ def features_of(items: Sequence[Item]) -> Features:
         refused_file=has_refused_file(items[answered:]),
         server=any("search" in item for item in items),
         reused=len(calls) != len(set(calls)),
+        repeated=repeated,
         split_calls=any("break" in item for item in items) and bool(calls),
         has_system=any("system" in item for item in items),
         begins_with_system="system" in items[0],
@@ -251,7 +260,7 @@ def has_own_rule(way: str, found: Features) -> bool:
         case "ui-content" | "agents":
             return found.server
         case "chat-session":
-            return found.moved or found.orphan or found.reused
+            return found.moved or found.orphan or found.reused or found.repeated
     return False
 
 

@@ -134,6 +134,8 @@ class Client:
             # An edit, or the same question once more: the newest exchanges are gone.
             del self.branch[-random.randint(1, len(self.branch)) :]
             changed = (*changed, "branch")
+        if self.protocol == "messages":
+            self._drop_unfinished_code()
         kind = random.choice(self.profile.kinds)
         if kind in ("paused", "blank") and self.protocol == "messages":
             # Its clients send a paused answer back themselves, and cannot send a blank text back.
@@ -159,6 +161,18 @@ class Client:
             changed = (*changed, "results")
             results = self._late_results() if random.random() < 0.5 else []
         return self._step(kind, results, changed)
+
+    def _drop_unfinished_code(self) -> None:
+        """Drops what follows code that has got the result of its call, and has none itself: its turn has failed.
+
+        The API refuses another question behind it.
+        """
+        blocks = [block for one in self.branch for block in one.record.content]
+        results = {block.get("tool_use_id") for block in blocks}
+        for number, asked in enumerate(self.branch[:-1]):
+            if any("caller" in block and block["caller"]["tool_id"] not in results for block in asked.record.content):
+                del self.branch[number:]
+                return
 
     def _step(self, kind: str, results: list[Json], changed: tuple[str, ...]) -> Step:
         random, options, fields = self.random, dict[str, Any](), dict[str, Any]()

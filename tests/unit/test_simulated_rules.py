@@ -17,6 +17,7 @@ Json = dict[str, Any]
 ASK: Json = {"role": "user", "content": "x"}
 GOOD: Json = {"model": "claude-sonnet-5-5", "max_tokens": 10, "messages": [ASK]}
 MARK = {"cache_control": {"type": "ephemeral"}}
+CLEARED = {"clear_at": "next_user_message"}
 IMAGES = {
     "image/png": b"\x89PNG\r\n\x1a\n",
     "image/jpeg": b"\xff\xd8\xff\xe0",
@@ -64,6 +65,10 @@ REFUSED: list[tuple[Json, str]] = [
     ({"stop_sequences": ["x", "\n"]}, "stop_sequences: each stop sequence must contain non-whitespace"),
     ({"stop_sequences": [""]}, "stop_sequences: each stop sequence must contain non-whitespace"),
     (marked(5), "A maximum of 4 blocks with cache_control may be provided. Found 5."),
+    (
+        {"messages": [ASK, {"role": "system", "content": [{"type": "text", "text": "s", **MARK}], **CLEARED}]},
+        "messages.1: `cache_control` is not permitted with `clear_at`",
+    ),
     (marked(4) | MARK, "Found 5."),
     (marked(4) | {"system": [{"type": "text", "text": "s", **MARK}]}, "Found 5."),
     (marked(3) | {"tools": [{"name": "a", **MARK}, {"name": "b", **MARK}]}, "Found 5."),

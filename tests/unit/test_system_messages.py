@@ -172,6 +172,23 @@ def test_a_call_has_a_system_message_where_the_api_takes_it(messages: list[Messa
 
 
 @pytest.mark.rule("R132")
+@pytest.mark.parametrize(
+    ("system", "prompt"),
+    [
+        (None, ["be kind"]),
+        ("be brief", ["be brief", "be kind"]),
+        ([{"type": "text", "text": "be brief"}], ["be brief", "be kind"]),
+    ],
+)
+def test_a_model_that_takes_no_system_messages_gets_them_with_the_prompt(system: Any, prompt: list[str]) -> None:
+    asked = request(model="claude-haiku-4-5", messages=[USER, KIND, ANSWER, USER], system=system)
+    call = build_call(asked)
+    assert call.messages == [USER, ANSWER, USER]
+    assert isinstance(call.system, list)
+    assert [block["text"] for block in call.system] == prompt
+
+
+@pytest.mark.rule("R132")
 @pytest.mark.parametrize(("before", "new"), [([], [USER, ANSWER, KIND]), ([USER, ANSWER], [KIND])])
 def test_a_system_message_behind_an_answer_asks_nothing(before: list[Message], new: list[Message]) -> None:
     """The model would have to continue the answer, and current models cannot."""

@@ -40,6 +40,19 @@ def test_marks_are_set_after_the_stable_parts(cache: CacheFor, mark: dict[str, A
     ]
 
 
+@pytest.mark.rule("R61")
+def test_a_system_message_at_the_end_has_no_mark() -> None:
+    """The API refuses a mark on one that is cleared later, and does not read an entry with a mark on any."""
+    context = Message("system", "d", clear_at="next_user_message")
+    made = add_cache_marks(call(messages=[*TURNS, context]), "5m", history=2)
+    assert made.messages == [
+        Message("user", "a"),
+        Message("assistant", [text("b", **FIVE)]),
+        Message("user", [text("c", **FIVE)]),
+        context,
+    ]
+
+
 def test_a_marked_message_keeps_its_other_field() -> None:
     effort = {"effort": "low"}
     made = add_cache_marks(call(messages=[Message("user", "a", effort)]), "5m", history=0)

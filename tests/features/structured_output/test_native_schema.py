@@ -155,15 +155,18 @@ def test_a_schema_stands_before_a_system_message() -> None:
 
 
 def test_nothing_follows_the_results_of_an_answer_with_an_open_search() -> None:
-    """It would end the answer, and the API refuses that. The schema follows the system prompt."""
+    """It would end the answer, and the API refuses that. The schema is in the last result."""
     search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
     tool_call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
     results = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}])
     messages = [Message("user", "Hi."), Message("assistant", [search, tool_call]), results]
     asked = request(messages=messages, system="Be brief.", options=with_schema(None, OPEN))
     call = move_schema_to_prompt(build_call(asked))
-    assert call.messages == messages
-    assert str(call.system).startswith("Be brief.\n\nYour whole answer is one JSON value")
+    assert (call.messages[:2], call.system) == (messages[:2], "Be brief.")
+    (result,) = call.messages[2].content
+    said, added = result["content"]  # type: ignore[index]
+    assert said == {"type": "text", "text": "1"}
+    assert "Your whole answer is one JSON value" in added["text"]
 
 
 def test_two_schemas_are_refused() -> None:
