@@ -42,7 +42,7 @@ def append_to_question(call: Call, text: str) -> Call:
     if last.role != "user":
         return msgspec.structs.replace(call, messages=[*call.messages, Message("user", text)])
     blocks = _with_text(last.content, text)
-    if has_results(last) and has_open_server_call(before):
+    if has_results(last) and isinstance(last.content, list) and has_open_server_call(before):
         *others, result = last.content
         blocks = [*others, {**result, "content": _with_text(result.get("content") or [], text)}]
     question = msgspec.structs.replace(last, content=blocks)

@@ -163,8 +163,9 @@ def test_nothing_follows_the_results_of_an_answer_with_an_open_search() -> None:
     asked = request(messages=messages, system="Be brief.", options=with_schema(None, OPEN))
     call = move_schema_to_prompt(build_call(asked))
     assert (call.messages[:2], call.system) == (messages[:2], "Be brief.")
-    (result,) = call.messages[2].content
-    said, added = result["content"]  # type: ignore[index]
+    content = call.messages[2].content
+    assert isinstance(content, list)
+    said, added = content[0]["content"]
     assert said == {"type": "text", "text": "1"}
     assert "Your whole answer is one JSON value" in added["text"]
 
