@@ -85,13 +85,13 @@ def place_system_messages(messages: Iterable[Message]) -> list[Message]:
 def _insert(messages: list[Message], held: Sequence[Message]) -> None:
     """Adds system messages as one, behind the newest message of the user or result of a server tool."""
     at = len(messages)
-    while (
-        held and at and messages[at - 1].role == "assistant" and not any(map(is_result, _blocks(messages[at - 1])[-1:]))
-    ):
+    while held and at:
+        before = messages[at - 1]
+        if before.role == "system" and before.content:
+            held = [messages.pop(at - 1), *held]
+        elif before.role == "user" or (before.role == "assistant" and any(map(is_result, _blocks(before)[-1:]))):
+            break
         at -= 1
-    while held and at and messages[at - 1].role == "system" and messages[at - 1].content:
-        at -= 1
-        held = [messages.pop(at), *held]
     if held:
         blocks = [block for one in held for block in _blocks(one)]
         messages.insert(at, held[0] if len(held) == 1 else msgspec.structs.replace(held[-1], content=blocks))

@@ -254,12 +254,14 @@ def refuse_system_messages(messages: list[Message]) -> None:
     """Raises Refusal for a system message with content that stands in a wrong place.
 
     Anthropic's page "Mid-conversation system messages", "Limitations"; anthropics/claude-code#73821 and
-    diillson/chatcli#1523 quote the second message, which two system messages in a row get, too.
+    diillson/chatcli#1523 quote the second message, which two system messages in a row get, too. A message that only
+    sets the effort may stand anywhere, so also between such a message and its neighbours.
     """
-    for number, message in enumerate(messages):
-        if message.role != "system" or not message.content:
+    placed = [(number, one) for number, one in enumerate(messages) if one.role != "system" or one.content]
+    for at, (number, message) in enumerate(placed):
+        if message.role != "system":
             continue
-        before = messages[number - 1]
+        before = placed[at - 1][1]
         follows_result = before.role == "assistant" and before.blocks[-1:] != [] and is_server_result(before.blocks[-1])
         if before.role != "user" and not follows_result:
             raise Refusal(
@@ -267,7 +269,7 @@ def refuse_system_messages(messages: list[Message]) -> None:
                 f"messages.{number}: role 'system' must follow a 'user' message or an 'assistant' message ending in a "
                 f"server tool result; {DIRECTIVE_ONLY}",
             )
-        if number + 1 < len(messages) and messages[number + 1].role != "assistant":
+        if at + 1 < len(placed) and placed[at + 1][1].role != "assistant":
             raise Refusal(
                 INVALID,
                 f"messages.{number}: role 'system' must precede an 'assistant' message or end the array; "

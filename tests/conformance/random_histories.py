@@ -241,7 +241,7 @@ def is_allowed(way: str, outcome: Outcome, found: Features) -> bool:
     if outcome.refused:
         # Tailrace names what it refuses.
         is_named = "`" in outcome.refused
-        ends = found.ends_with_answer or (found.late and way.endswith("-thread"))
+        ends = found.ends_with_answer or (found.late and way.endswith(("-thread", "-socket")))
         return is_named and (found.refused_file or found.blank or found.orphan or ends)
     if way == "turns":
         return found.moved or found.orphan or found.blank or found.refused_file

@@ -21,6 +21,7 @@ from tailrace.proto.system_messages import (
     OUTPUT_CONFIG,
     TOOL_CHANGES,
     fit_system_messages,
+    place_system_messages,
 )
 from tests.harness.turn_builder import request
 
@@ -195,3 +196,10 @@ def test_a_system_message_behind_an_answer_asks_nothing(before: list[Message], n
     position = Position(session=SessionId("s"), before=before, new=new)
     with pytest.raises(Refused, match="must not end with a message of the assistant"):
         build_entry(NewTurn(message="", model="claude-sonnet-5-5"), position, 100, Offer(), pseudonym=str)
+
+
+@pytest.mark.rule("R132")
+def test_a_message_that_only_sets_the_effort_stays_behind_one_with_a_text() -> None:
+    """It may stand anywhere."""
+    assert place_system_messages([USER, CLEARED, LOW]) == [USER, CLEARED, LOW]
+    assert place_system_messages([USER, LOW, NEVER, ANSWER]) == [USER, NEVER, LOW, ANSWER]
