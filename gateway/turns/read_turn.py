@@ -40,10 +40,13 @@ class TurnReader:
             return await self.read(key)
 
     async def refresh(self, key: ScopedKey, record: TurnRecord) -> TurnRecord:
-        """If the turn is running, returns it as the log has it: the database only knows its request and its end."""
-        if record.outcome != "running":
-            return record
-        try:
-            return record_from_fold(key.plain, await self._log.read_turn(key))
-        except TurnUnknown:
-            return close_record(record)
+        """Returns a record of a list as `with_cursor` does; of a running turn, the record that the log has.
+
+        The database only knows the request and the end of a turn.
+        """
+        if record.outcome == "running":
+            try:
+                record = record_from_fold(key.plain, await self._log.read_turn(key))
+            except TurnUnknown:
+                record = close_record(record)
+        return self.with_cursor(record)

@@ -5,8 +5,16 @@ import time
 import pytest
 
 from tailrace.deploy.nats.restores import new_epoch
+from tailrace.gateway.history_client import HistoryClient
+from tailrace.gateway.turns.read_turn import TurnReader
+from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq
+from tailrace.proto.nats import Rpc
+from tailrace.proto.ownership import ScopedKey
+from tailrace.proto.records import record_from_fold
 from tailrace.proto.restores import EPOCH_MAX, EPOCHS_AT, Restore, Restores
+from tailrace.testing import MemoryLog
+from tests.harness.turn_builder import KEY, completed_turn
 
 
 def cursor(epoch: int, seq: int) -> int:
@@ -68,3 +76,16 @@ def test_an_epoch_is_used_again_after_six_days(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(time, "time", lambda minute=minute: minute * 60.0)
         found.add(new_epoch())
     assert found == set(range(1, EPOCH_MAX + 1))
+
+
+@pytest.mark.rule("R150")
+async def test_the_cursor_of_a_record_is_an_id_of_the_turns_stream() -> None:
+    """In a list and by itself, whether the turn runs or has ended."""
+    log, turn = MemoryLog(), completed_turn("a", "b")
+    log.restores, last = TWICE, turn.stored[-1].seq
+    record = record_from_fold(KEY, fold(turn.stored))
+    reader, key = TurnReader(log, HistoryClient(Rpc(MemoryLog.connection), 1.0)), ScopedKey.whole(KEY)
+    assert (await reader.refresh(key, record)).cursor == reader.with_cursor(record).cursor == cursor(9, last)
+    log.load(KEY, turn.stored[:-1])
+    running = record_from_fold(KEY, fold(turn.stored[:-1]))
+    assert (await reader.refresh(key, running)).cursor == cursor(9, turn.stored[-2].seq)
