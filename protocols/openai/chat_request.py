@@ -142,7 +142,7 @@ class ChatCompletionRequest(RequestBody, frozen=True, kw_only=True, forbid_unkno
     tools: list[ChatTool] | None = None
     """The functions that the model may call. `strict` and Anthropic's `cache_control` are passed on."""
     tool_choice: Choice | NamedChatTool | None = None
-    """`auto`, `none`, `required`, or the function that the model must call."""
+    """`auto`, `none`, `required`, or the function that the model must call. `allowed_tools` is refused."""
     response_format: PlainText | AnyJson | JsonSchema | None = None
     """`text`, `json_object`, or `json_schema` with the schema that the answer must fit."""
     reasoning_effort: Effort | None = None

@@ -101,7 +101,7 @@ class ResponseRequest(RequestBody, frozen=True, kw_only=True, forbid_unknown_fie
     and nothing else.
     """
     tool_choice: Choice | NamedResponseTool | None = None
-    """`auto`, `none`, `required`, or the function that the model must call."""
+    """`auto`, `none`, `required`, or the function that the model must call. `allowed_tools` is refused."""
     reasoning: Reasoning | None = None
     """`effort`, with thinking; `summary`: visible thinking. `context` is ignored, `mode` must be `standard`."""
     text: Text | None = None
