@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.conformance import history_format as form
-from tests.conformance.history_case import Item, exchanges, has_refused_file, is_question, kind_of
+from tests.conformance.history_case import Item, exchanges, has_refused_file, is_answered, is_question, kind_of
 from tests.conformance.history_ways import WAYS, Outcome, play
 from tests.sessions.play import patched
 
@@ -66,6 +66,8 @@ class Features(NamedTuple):
     """The id of a call occurs again."""
     repeated: bool
     """A question is asked again that has got no answer."""
+    divided: bool
+    """A system message divides an answer with calls, unless the protocol hoists it."""
     split_calls: bool
     """Calls in several messages of the assistant in a row."""
     has_system: bool
@@ -201,6 +203,7 @@ def features_of(items: Sequence[Item]) -> Features:
         server=any("search" in item for item in items),
         reused=len(calls) != len(set(calls)),
         repeated=repeated,
+        divided=any(is_dividing(number, items) for number in range(len(items))),
         split_calls=any("break" in item for item in items) and bool(calls),
         has_system=any("system" in item for item in items),
         begins_with_system="system" in items[0],
@@ -208,6 +211,16 @@ def features_of(items: Sequence[Item]) -> Features:
         ends_with_answer=not any("user" in item for item in last) and late,
         late=late,
     )
+
+
+def is_dividing(number: int, items: Sequence[Item]) -> bool:
+    """Returns whether the item is a system message between two parts of the assistant, with or without results."""
+    if "system" not in items[number]:
+        return False
+    others = ("system", "result")
+    before = next((one for one in reversed(items[:number]) if kind_of(one) not in others), {})
+    after = next((one for one in items[number:] if kind_of(one) not in others), {})
+    return bool(before and after) and is_answered(before) and is_answered(after)
 
 
 class Verdict(NamedTuple):
@@ -256,9 +269,11 @@ def has_own_rule(way: str, found: Features) -> bool:
         case "turns" | "responses-previous":
             return found.moved or found.orphan or found.reused
         case "ui":
-            return found.server or found.split_calls
+            return found.server or found.split_calls or found.divided
         case "ui-content" | "agents":
-            return found.server
+            return found.server or found.divided
+        case "ui-thread" | "agents-thread":
+            return found.divided
         case "chat-session":
             return found.moved or found.orphan or found.reused or found.repeated
     return False
