@@ -273,7 +273,7 @@ def has_own_rule(way: str, found: Features) -> bool:
         case "ui-content" | "agents":
             return found.server or found.divided
         case "ui-thread" | "agents-thread":
-            return found.divided
+            return found.divided or (found.server and found.late)  # a late result begins a branch without the session
         case "chat-session":
             return found.moved or found.orphan or found.reused or found.repeated
     return False
