@@ -49,7 +49,9 @@ class ToolRuns:
         if calls and await self._gateway.claims.claim(key.scope.tenant, _claim_name(key), mine) != mine:
             calls = []
         shown = encode_events([*calls, {"type": ""}], seq, key.turn, FIRST)[:-1]
-        await stream.write(Frame((*shown, stream.dialect.render_record(record, 0).events[-1])))
+        # A reader may have been cut off behind one of these events.
+        received = max(stream.reader.part - FIRST, 0)
+        await stream.write(Frame((*shown[received:], stream.dialect.render_record(record, 0).events[-1])))
         return False
 
     async def _read_undecided(self, scope: Scope, record: TurnRecord) -> list[Json]:

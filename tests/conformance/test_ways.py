@@ -114,7 +114,10 @@ class Ways:
         line = f"#sim case={name} rate=0"
         first = {"message": line, "create_session": True, **fields, **({"options": options} if options else {})}
         results = [{"type": "tool_result", "tool_use_id": call, "content": "42"} for call in case.answerable_calls]
-        question = {"role": "user", "content": [*results, {"type": "text", "text": "#sim words=1 rate=0"}]}
+        # While code of the API waits for a result, the API takes nothing beside it.
+        is_by_code = any("caller" in block for block in case.whole.get("content", [])) if not case.raw else False
+        more = [] if is_by_code and results else [{"type": "text", "text": "#sim words=1 rate=0"}]
+        question = {"role": "user", "content": [*results, *more]}
         for body in (first, {"messages": [question], **fields}):
             ended = await self.gateway.post("/v1/turns", json=body)
             if ended.status_code == 202:

@@ -165,7 +165,7 @@ async def test_only_requests_that_create_a_turn_are_counted(nats_url: str, new_g
     """Invalid requests, requests above the whole limit and idempotent repeats do not count."""
     gateway = await new_gateway(nats_url, limits_key=f"requests=1, burst=2, tokens={2 * TOKENS}, running=2")
     for _ in range(3):
-        assert (await gateway.client.post("/v1/turns", json=SLOW | {"model": "unknown"})).status_code == 400
+        assert (await gateway.client.post("/v1/turns", json=SLOW | {"model": "unknown"})).status_code == 404
     large = await gateway.client.post("/v1/turns", json=SLOW | {"max_tokens": 2 * TOKENS})
     # Not a 429: a retry can never succeed.
     assert (large.status_code, code(large), "retry-after" in large.headers) == (400, "request_invalid", False)
