@@ -5,7 +5,7 @@
 | rule of Claude's API | here |
 |---|---|
 | results directly follow the answer with their calls | they are put there, in the order of the calls |
-| a call's id occurs once | a result belongs to the nearest call before it that has none; two calls are two answers |
+| a call's id occurs once | two calls are two answers; a result is of the first open call in the nearest answer |
 | each call has one result | the first result counts |
 | no text is blank, and no message is empty | a blank text or message is left out; a blank last one is refused |
 | thinking has Claude's signature | other thinking is left out |
@@ -82,7 +82,9 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
     system: list[Block] = []
     found: list[MessageParam | _Answer] = []
     results_of_stored: dict[str, Block] = {}
-    calls: dict[str, list[tuple[_Answer, int]]] = {}
+    # Each call without a result: its answer, the number of its block, and the number of the client's answer.
+    calls: dict[str, list[tuple[_Answer, int, int]]] = {}
+    number_of_answer = 0
     answer: _Answer | None = None
     has_server_calls = False
     # What is refused if nothing follows: parts that Claude does not take, and an empty message.
@@ -96,6 +98,7 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
             if answer is None or answer.has_result:
                 answer = _Answer([], {})
                 found.append(answer)
+                number_of_answer += 1
             for block in content:
                 kind = block["type"]
                 if kind == "tool_use":
@@ -108,7 +111,7 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
                             continue
                         answer = _Answer([], {})
                         found.append(answer)
-                    waiting.append((answer, len(answer.blocks)))
+                    waiting.append((answer, len(answer.blocks), number_of_answer))
                     answer.results[len(answer.blocks)] = None
                 elif kind in CALLS:
                     has_server_calls = True
@@ -120,7 +123,9 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
                 call, inner = given["tool_use_id"], given["content"]
                 block = given if isinstance(inner, str) else {**given, "content": _usable(inner, item, name, refused)}
                 if unanswered := calls.get(call):
-                    owner, index = unanswered.pop()
+                    nearest = unanswered[-1][2]
+                    first = next(at for at, one in enumerate(unanswered) if one[2] == nearest)
+                    owner, index, _ = unanswered.pop(first)
                     owner.results[index] = block
                     owner.has_result = True
                 elif call not in calls and not is_page:

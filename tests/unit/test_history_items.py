@@ -110,8 +110,8 @@ ROWS = [
         [Q, CALLED, DONE, Q],
     ),
     Row(
-        "another call with its id is of another answer",
-        [user("q"), answer(call(), call(given='{"a": 1}')), result("c", "b"), result("c", "a")],
+        "another call with its id is of another answer, and their results come in the order of the calls",
+        [user("q"), answer(call(), call(given='{"a": 1}')), result("c", "a"), result("c", "b")],
         [
             Q,
             CALLED,
