@@ -93,6 +93,8 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
     for item in items:
         role, content = item.role, item.content
         if role == "assistant":
+            # Also an empty answer, as a client stores one that has failed.
+            refused.clear()
             if not content:
                 continue
             if answer is None or answer.has_result:
@@ -116,7 +118,6 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
                 elif kind in CALLS:
                     has_server_calls = True
                 answer.blocks.append(block if kind != REFUSED else _name_file(block))
-            refused.clear()
             empty.clear()
         elif role == "result":
             for given in content:

@@ -178,6 +178,11 @@ ROWS = [
         [("user", [NAMED_FILE, *blocks("q")]), A, Q],
     ),
     Row(
+        "a file before an answer that has failed is named, too",
+        [user(REFUSED_FILE, "q"), Item("assistant", []), user("q")],
+        [("user", [NAMED_FILE, *blocks("q")]), Q],
+    ),
+    Row(
         "so is a refused part of a result",
         [answer(call()), result("c", [REFUSED_FILE]), answer("a"), user("q")],
         [CALLED, ("user", [done(content=[NAMED_FILE])]), A, Q],
