@@ -16,7 +16,7 @@ WEBHOOKS = "a turn names its own `webhook` in POST /v1/turns"
 # The text for a path and all below it; for a path that ends with a slash, only for those below it.
 ADVICE = {
     # Anthropic
-    "/v1/complete": "the legacy completions do not exist here: use POST /v1/messages",
+    "/v1/complete": "use POST /v1/messages",
     "/v1/skills": "skills cannot be uploaded here: send their text with the message",
     "/v1/agents": NO_AGENTS,
     "/v1/deployment_runs": NO_AGENTS,
@@ -39,7 +39,7 @@ ADVICE = {
     "/v1/realtime": REALTIME,
     "/v1/moderations": "there is no moderation: ask a model with POST /v1/chat/completions",
     "/v1/decisions": "ask a model with POST /v1/chat/completions for JSON (`response_format`)",
-    "/v1/completions": "the legacy completions do not exist here: use POST /v1/chat/completions",
+    "/v1/completions": "use POST /v1/chat/completions",
     "/v1/chat/completions/": "a completion is a turn: GET /v1/turns/{turn} with its id without `chatcmpl-`",
     "/v1/conversations": NO_STATE,
     "/v1/assistants": NO_STATE,
