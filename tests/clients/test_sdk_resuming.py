@@ -41,7 +41,7 @@ SEED = 76
 KILLS = 20
 B = "http://b:2/app"
 # Of each kind of run while the gateway is killed: about as long as the kills take.
-RUNS_OF_A_KIND = 25
+RUNS_OF_A_KIND = 32
 # Some minutes on a machine that does a lot else.
 DEADLINE_S = 500.0
 JAVASCRIPT = ("messages.stream", "toolRunner", "chat completions", "responses")
