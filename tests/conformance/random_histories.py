@@ -260,7 +260,9 @@ def is_allowed(way: str, outcome: Outcome, found: Features) -> bool:
         return found.moved or found.orphan or found.blank or found.refused_file
     if way in ("chat-session", "responses-previous", "responses-socket"):
         return found.late or found.orphan or (found.unanswered and way == "responses-socket")
-    return (found.unanswered and way in STRICT) or (found.orphan and not way.startswith(PAGES))
+    # A late result begins a branch with the whole history, in which a call without a result is refused as in STRICT.
+    is_strict = way in STRICT or (found.late and way in ("chat-thread", "responses-thread"))
+    return (found.unanswered and is_strict) or (found.orphan and not way.startswith(PAGES))
 
 
 def has_own_rule(way: str, found: Features) -> bool:

@@ -75,7 +75,8 @@ async def test_the_model_gets_the_same_of_a_history_in_each_way() -> None:
 
 @pytest.mark.no_cover
 @pytest.mark.timeout(120)
-@settings(max_examples=150)
+# The same ones each time: `make histories` draws others.
+@settings(max_examples=150, derandomize=True)
 @given(histories())
 def test_the_model_gets_the_same_of_a_random_history_in_each_way(items: list[Item]) -> None:
     """Or a row names the rule of the way. `make histories` tries more of them."""
