@@ -25,7 +25,7 @@ class Restores:
 
     def __init__(self, restores: Sequence[Restore] = ()) -> None:
         self.offset = EPOCHS_AT * restores[-1].epoch if restores else 0
-        """What the gateway adds to a sequence for a cursor."""
+        """A cursor is this number plus a sequence."""
         self._tails = [one.tail for one in restores]
         epochs = [0, *(one.epoch for one in restores)]
         self._limits = {epoch: min(self._tails[number:], default=math.inf) for number, epoch in enumerate(epochs)}

@@ -36,6 +36,7 @@ from tailrace.deploy.local.options import Options
 from tailrace.deploy.local.processes import is_simulated
 from tailrace.deploy.local.readiness import http_get
 from tailrace.deploy.local.terminal_text import table
+from tailrace.deploy.monitoring.rules import CERTIFICATE_DAYS_MIN, CLOCK_OFFSET_S_MAX
 from tailrace.features.persistence import DATABASES
 from tailrace.gateway.http import fd_limit
 from tailrace.gateway.log.fullness import disk_shortage
@@ -62,10 +63,6 @@ work.
 """
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
-# As in the alert ClocksDiffer.
-OFFSET_S_MAX = 1.0
-# As in the alert CertificateEnds.
-CERTIFICATE_DAYS_MIN = 21
 CLOCK_TIMEOUT_S = 5.0
 BUSY_TIMEOUT_S = 2.0
 DAMAGED_NAMED_MAX = 20
@@ -254,7 +251,7 @@ async def _certificates(url: str) -> Sequence[Finding]:
 
 
 def _compare_clocks(offset_s: float) -> Finding:
-    if abs(offset_s) < OFFSET_S_MAX:
+    if abs(offset_s) < CLOCK_OFFSET_S_MAX:
         return Finding("NATS clock", "ok", "agrees with the clock of this machine")
     detail = (
         f"the clock of this machine is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} nats-server's"

@@ -24,6 +24,9 @@ BURN_RATES: dict[Severity, tuple[tuple[str, str, float], ...]] = {
 # An alert about a share of events needs at least this many bad events in its (long) window: in a system with few users,
 # one event is a large share. Tickets of a service level have no minimum, because their budgets are for days.
 EVENTS_MIN = 5
+# `tailrace doctor` has the same limits.
+CERTIFICATE_DAYS_MIN = 21
+CLOCK_OFFSET_S_MAX = 1
 # The codes of requests that no client can cure. `queue_full` may be the share of one tenant.
 OUTAGES = ("log_full", "log_unavailable", "persistence_unavailable")
 # An interval of scrapes of at most a minute, and a while. ProcessDown is held longer.
@@ -217,7 +220,8 @@ ALERTS = (
     ),
     Alert(
         "CertificateEnds",
-        f"min({_fresh('tailrace_nats_certificate_expiry_timestamp_seconds')} > 0) - time() < 21 * 86400",
+        f"min({_fresh('tailrace_nats_certificate_expiry_timestamp_seconds')} > 0) - time() "
+        f"< {CERTIFICATE_DAYS_MIN} * 86400",
         "1h",
         "ticket",
         "A certificate of the connection to NATS ends within three weeks",
@@ -226,7 +230,7 @@ ALERTS = (
     ),
     Alert(
         "ClocksDiffer",
-        f"max(abs({_fresh('tailrace_clock_offset_seconds')})) > 1",
+        f"max(abs({_fresh('tailrace_clock_offset_seconds')})) > {CLOCK_OFFSET_S_MAX}",
         "5m",
         "ticket",
         "The clock of a machine differs from that of nats-server by more than a second",

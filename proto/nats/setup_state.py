@@ -93,8 +93,8 @@ async def read_setup_state(connection: Connection) -> SetupState:
             except nats.js.errors.NotFoundError:
                 missing.append(f"the bucket {stream[3:]}" if stream.startswith("KV_") else f"the stream {stream}")
             else:
-                observe_stream(info)
-                behind |= set(servers_behind(info))
+                behind.update(away := servers_behind(info))
+                observe_stream(info, len(away))
                 if stream == STREAM:
                     last, is_replicated = Seq(info.state.last_seq), has_replicas(info)
                     leads = (info.cluster.leader or "") if info.cluster else ""
@@ -130,13 +130,13 @@ def servers_behind(info: StreamInfo) -> list[str]:
     return names + [NO_NAME] * ((info.config.num_replicas or 1) - 1 - len(copies))
 
 
-def observe_stream(info: StreamInfo) -> None:
-    """Sets the metrics of the stream's size and replicas. BYTES_MAX is 0 if the stream has no limit."""
+def observe_stream(info: StreamInfo, behind: int) -> None:
+    """Sets the metrics of the stream's size, and of its replicas that are `behind`. BYTES_MAX is 0 without a limit."""
     name = info.config.name
     MESSAGES.labels(name).set(info.state.messages)
     BYTES.labels(name).set(info.state.bytes)
     BYTES_MAX.labels(name).set(max(info.config.max_bytes or 0, 0))
-    REPLICAS_BEHIND.labels(name).set(len(servers_behind(info)))
+    REPLICAS_BEHIND.labels(name).set(behind)
 
 
 def observe_consumer(info: ConsumerInfo) -> None:

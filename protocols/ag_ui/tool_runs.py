@@ -55,8 +55,10 @@ class ToolRuns:
         return False
 
     async def _read_undecided(self, scope: Scope, record: TurnRecord) -> list[Json]:
-        """Returns the events for the calls about which nobody has decided since the turn has ended: none if its thread
-        has gone on. Raises LogUnavailable if the database does not answer."""
+        """Returns the events for the calls without a decision; none if the thread has a later turn.
+
+        Raises LogUnavailable if the database does not answer.
+        """
         if not tools_of(record):
             return []
         history, read_decided = self._gateway.history, self._gateway.submitter.steps.read_decided

@@ -87,7 +87,7 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
     number_of_answer = 0
     answer: _Answer | None = None
     has_server_calls = False
-    # What is refused if nothing follows: parts that Claude does not take, and an empty message.
+    # Reasons for a refusal unless a later item removes them: parts that Claude does not take, and an empty message.
     refused: list[str] = []
     empty: list[str] = []
     for item in items:

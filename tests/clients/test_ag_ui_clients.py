@@ -5,7 +5,7 @@ client's own schema.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any
@@ -99,6 +99,17 @@ async def test_http_agent_takes_each_stream_without_a_warning(gateway: Gateway, 
         assert tool["ended"][0]["finished"]["outcome"]["pendingToolCallIds"]
 
 
+async def run_cut(gateway: Gateway, given: Json, cuts: Sequence[Cut]) -> tuple[dict[str, Json], list[Cut]]:
+    """Runs a case once for each cut, in a thread of its own; returns the outcomes by thread, and the unused cuts."""
+    threads = [new_id() for _ in cuts]
+    # A connection has several requests, so each run has a proxy of its own.
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(Cutting(gateway.port, [cut])) for cut in cuts]
+        cases = [(proxy.url, {**given, "thread": one}) for proxy, one in zip(proxies, threads, strict=True)]
+        outcomes = await run_cases(*cases)
+        return dict(zip(threads, outcomes, strict=True)), [cut for proxy in proxies for cut in proxy.left]
+
+
 @pytest.mark.proves("ag-ui", "resumes after any byte", "TanStack AI ChatClient 0.33")
 @pytest.mark.timeout(240)
 async def test_chat_client_resumes_after_a_cut_at_each_tenth_byte(gateway: Gateway) -> None:
@@ -106,15 +117,11 @@ async def test_chat_client_resumes_after_a_cut_at_each_tenth_byte(gateway: Gatew
     given = {"client": "tanstack", "text": "#sim words=8 thinking=3 rate=0"}
     places = [Cut(place) for place in range(BYTES_MIN, BYTES_MAX, BYTES_STEP)]
     for cuts in batched(places, 20):
-        threads = [new_id() for _ in cuts]
-        # A connection has several requests, so each run has a proxy of its own.
-        async with AsyncExitStack() as stack:
-            proxies = [await stack.enter_async_context(Cutting(gateway.port, [cut])) for cut in cuts]
-            cases = [(proxy.url, {**given, "thread": one}) for proxy, one in zip(proxies, threads, strict=True)]
-            for one in await run_cases(*cases):
-                assert (one["text"], one["thinking"], one["errors"]) == (words(8), words(3, "t"), [])
-            assert [proxy.left for proxy in proxies] == [[]] * len(cuts)
-        for thread in threads:
+        outcomes, left = await run_cut(gateway, given, cuts)
+        assert left == []
+        for outcome in outcomes.values():
+            assert (outcome["text"], outcome["thinking"], outcome["errors"]) == (words(8), words(3, "t"), [])
+        for thread in outcomes:
             assert len(await turns_of(gateway, thread)) == 1
 
 
@@ -126,14 +133,11 @@ async def test_chat_client_runs_its_own_tool_once_after_a_cut_at_each_place(gate
     places = [Cut(place) for place in range(BYTES_MIN, TOOL_BYTES_MAX, TOOL_BYTES_STEP)]
     left: list[Cut] = []
     for cuts in batched(places, 20):
-        threads = [new_id() for _ in cuts]
-        async with AsyncExitStack() as stack:
-            proxies = [await stack.enter_async_context(Cutting(gateway.port, [cut])) for cut in cuts]
-            cases = [(proxy.url, {**given, "thread": one}) for proxy, one in zip(proxies, threads, strict=True)]
-            for one in await run_cases(*cases):
-                assert (one["ran"], one["errors"]) == ([{"query": "sky"}], []), one
-            left += [cut for proxy in proxies for cut in proxy.left]
-        for thread in threads:
+        outcomes, more = await run_cut(gateway, given, cuts)
+        left += more
+        for outcome in outcomes.values():
+            assert (outcome["ran"], outcome["errors"]) == ([{"query": "sky"}], []), outcome
+        for thread in outcomes:
             first, second = await turns_of(gateway, thread)
             assert (second["parent"], second["outcome"]) == (first["turn"], "completed")
             (result,) = second["input"][-1]["content"]

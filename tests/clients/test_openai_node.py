@@ -143,7 +143,7 @@ async def test_the_agents_sdk_over_both_protocols(gateway: Gateway) -> None:
 
 @pytest.mark.proves("openai-chat", "its own options, tools, usage", "@openrouter/ai-sdk-provider")
 async def test_openrouters_provider_with_its_own_options(gateway: Gateway) -> None:
-    """What has no effect is named in a header. Without `usage.include` it asks for no usage."""
+    """A header names the fields without effect. Without `usage.include` the provider requests no usage."""
     plain, counted, thinking, routed, tools = await node.run("openrouter.mjs", KEY, gateway.url)
     for shown in (plain, counted, thinking, routed):
         assert (shown["text"], shown["errors"]) == (words(5), [])

@@ -49,7 +49,7 @@ class HistoryCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Exchange(NamedTuple):
-    """What a client asks, and the answer to it; no answer for the last question."""
+    """A client's messages, and the answer to them; the last one has no answer."""
 
     asked: list[Item]
     answered: list[Item]

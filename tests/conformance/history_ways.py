@@ -57,7 +57,7 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 
 
 class Outcome(NamedTuple):
-    """What the model gets; or who refuses the history, and why."""
+    """The request that the model gets; or the refusal of the history, by Tailrace or by the API."""
 
     sent: list[Item] | None
     refused: str = ""

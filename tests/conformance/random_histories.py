@@ -37,7 +37,7 @@ STRICT = (
 )
 OPENAI = ("chat", "responses")
 PAGES = ("ui", "ui-content", "agents")
-# What is not compared.
+# The items that are not compared.
 PARTS = {
     "all": (),
     "all but system messages": ("system", "prompt"),
@@ -48,7 +48,7 @@ WHOLE = (*STRICT, *PAGES)
 
 
 class Features(NamedTuple):
-    """What is odd in a history, as far as a protocol has a rule of its own for it."""
+    """The odd things in a history for which a protocol has a rule of its own."""
 
     unanswered: bool
     """A call of an answer that others follow has no result."""

@@ -1,4 +1,4 @@
-"""What a client of each dialect shows for the bytes that it received: text, thinking, inputs and results of tools."""
+"""The text, thinking, and inputs and results of tools that a client of each dialect shows for the bytes it received."""
 
 import json
 import re

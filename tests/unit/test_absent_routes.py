@@ -68,7 +68,7 @@ def test_no_advice_is_given_for_a_route_that_exists() -> None:
 TEXTS = [*dict.fromkeys([*ADVICE.values(), *RUNTIME.values(), MESSAGE])]
 # A path that a text names, with its method if that is named, too. "…/connect" is a part of one.
 NAMED_PATH = re.compile(r"(?:\b([A-Z]{3,6}) )?(?<![\w…}])(/(?:v1|api|docs)\b[\w/{}.-]*)")
-# What a text says does not exist.
+# The things whose absence a text states.
 DENIED = re.compile(r"\b(?:there (?:is|are) no|has no|have no|makes no|cannot be) ([\w ]+)")
 FIELDS = {field.encode_name for one in ROUTES if one.body for field in msgspec.structs.fields(one.body)}
 # Further names in backticks.

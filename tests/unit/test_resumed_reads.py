@@ -100,7 +100,7 @@ TURNS = build_turns()
 
 
 class Received(NamedTuple):
-    """What a reader had when it was cut."""
+    """The events and bytes that a reader had when it was cut."""
 
     entries: int
     """The number of entries of which it has an event, or of which none follows."""
