@@ -45,9 +45,30 @@ LOOP_BEAT = prometheus_client.Gauge(
     "tailrace_event_loop_seconds", "Monotonic clock at the last beat of the event loop, which beats once a second"
 )
 BEAT_EVERY_S = 1.0
+EXPECTED = prometheus_client.Gauge(
+    "tailrace_expected_processes", "How many processes of a role TAILRACE_EXPECTED states at least", ["role"]
+)
 
 
-class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
+class ExpectedProcesses(msgspec.Struct, frozen=True, kw_only=True):
+    """How many processes an operator expects at least. The commands `status` and `doctor` read it, too."""
+
+    expected: Annotated[
+        str,
+        Meta(
+            pattern=r"^((gateway|generators|persistence)=[0-9]{1,3}(,(?!$)|$))*$",
+            description="number of processes below which `status`, `doctor` and an alert name a role, such as "
+            "gateway=2,generators=3,persistence=1",
+        ),
+    ] = ""
+
+    def by_role(self) -> dict[str, int]:
+        """Returns the numbers by role, without roles of which the setting says nothing."""
+        pairs = (pair.split("=") for pair in self.expected.split(",") if pair)
+        return {role: int(count) for role, count in pairs}
+
+
+class ProcessSettings(ExpectedProcesses, frozen=True, kw_only=True):
     """The settings of every process."""
 
     nats_url: Annotated[
@@ -236,6 +257,8 @@ async def _run(role: str, settings: S, preflight: Preflight[S], serve: Serve[S],
     # From here on, because the kernel ignores SIGTERM without a handler for the first process of a container.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.signal)
+    for part, count in settings.by_role().items():
+        EXPECTED.labels(part).set(count)
     if settings.metrics_port:
         metrics_server.serve(settings.metrics_host, settings.metrics_port, HEALTH_CHECKS, settings.metrics_targets)
     beating = asyncio.create_task(_beat())

@@ -21,6 +21,7 @@ import tailrace.features.backends
 import tailrace.gateway.settings
 from tailrace.deploy.cli.arguments import add_address, add_data, add_json
 from tailrace.deploy.cli.result import print_json
+from tailrace.deploy.cli.status import NatsStatus, read_nats
 from tailrace.deploy.local import (
     check_environment,
     nats_cluster,
@@ -44,9 +45,9 @@ from tailrace.persistence.sqlite import find_moved_aside
 from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import Connection, TurnLog, certificates, check
-from tailrace.proto.nats.connection import RENEW, parse_servers
+from tailrace.proto.nats.connection import RENEW, parse_servers, user_of
 from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_clock_offset_s, read_setup_state
-from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.nats.users import ADMIN, USERS
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
 
@@ -58,8 +59,9 @@ examples:
   tailrace doctor --json
 
 It checks Python, the settings, the port, the disk, the file limit, the database, NATS with its version and setup, the
-log, and the model key with one request that is free of charge. It changes nothing. Exit status 1: something does not
-work.
+log, what the generators and persistence report, and the model key with one request that is free of charge. It changes
+nothing. For your own NATS, set TAILRACE_NATS_URL with the user admin: the port and the data directory of an `up` are
+then not checked. Exit status 1: something does not work.
 """
 Level = Literal["ok", "warning", "error"]
 SKEW_S_MAX = 5.0
@@ -96,14 +98,20 @@ class Finding(msgspec.Struct, frozen=True):
 
 async def examine(options: Options, environ: Mapping[str, str]) -> list[Finding]:
     """Runs all checks. Starts nothing and costs nothing: the model key is checked with a request for `/v1/models`."""
+    # With your own NATS, no `up` uses the port and the data directory.
+    of_up = not environ.get("TAILRACE_NATS_URL")
+    database = environ.get("TAILRACE_DATABASE") or (str(options.data_dir / "tailrace.db") if of_up else "")
+    folder = (
+        options.data_dir if of_up else Path(database).parent if database and not DATABASES.is_url(database) else None
+    )
     return [
         Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}"),
         *check_copy(),
         await _settings(environ),
-        await _port(options),
-        _disk(options.data_dir),
+        *([await _port(options)] if of_up else []),
+        *([_disk(folder)] if folder else []),
         _files(environ),
-        await _database(options.data_dir, environ),
+        *([await _database(database)] if database else []),
         *await _nats(options.data_dir, environ),
         *await _model(environ),
     ]
@@ -179,8 +187,7 @@ def _files(environ: Mapping[str, str]) -> Finding:
     return Finding("File limit", "ok", detail)
 
 
-async def _database(data_dir: Path, environ: Mapping[str, str]) -> Finding:
-    where = environ.get("TAILRACE_DATABASE") or str(data_dir / "tailrace.db")
+async def _database(where: str) -> Finding:
     try:
         if not DATABASES.is_url(where) and not await asyncio.to_thread(exists, Path(where)):
             return Finding("Database", "ok", f"{where} does not exist yet; persistence creates it")
@@ -205,7 +212,7 @@ async def _nats(data_dir: Path, environ: Mapping[str, str]) -> Sequence[Finding]
     except SettingsInvalid:
         url = ""
     if url and (environ.get("TAILRACE_NATS_URL") or status_file.read(data_dir) is not None):
-        return await _nats_setup(url, ADMIN if not environ.get("TAILRACE_NATS_URL") else None)
+        return await _nats_setup(url, environ)
     return [await asyncio.to_thread(_nats_binary)]
 
 
@@ -218,14 +225,17 @@ def _nats_binary() -> Finding:
     return Finding("NATS", "ok", f"{version.strip()}; `tailrace up` starts it")
 
 
-async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
+async def _nats_setup(url: str, environ: Mapping[str, str]) -> Sequence[Finding]:
     try:
-        connection = await Connection.open(url, "tailrace-doctor", user)
+        connection = await Connection.open(url, "tailrace-doctor")
         try:
             await check(connection)
             version = ".".join(map(str, connection.server_version or ()))
             behind, offset_s = (await read_setup_state(connection)).behind, await read_clock_offset_s(connection)
             damaged = await TurnLog(connection).damaged_turns()
+            # NATS lets no other role ask all processes.
+            may_ask = user_of(parse_servers(url)) not in {*USERS} - {ADMIN}
+            processes = _processes(await read_nats(connection, environ)) if may_ask else NOT_ASKED
         finally:
             await connection.close()
     except TailraceError as error:
@@ -236,7 +246,33 @@ async def _nats_setup(url: str, user: str | None) -> Sequence[Finding]:
         *_redundancy(behind),
         _compare_clocks(offset_s),
         _damage(damaged),
+        *processes,
         *await _certificates(url),
+    ]
+
+
+NOT_ASKED = (Finding("Processes", "ok", "not checked: TAILRACE_NATS_URL needs the user admin"),)
+
+
+def _processes(found: NatsStatus) -> Sequence[Finding]:
+    """Returns what the generators and persistence report: the data directory of this command may not be theirs."""
+    action = "see docs/RUNBOOK.md, A part is not ready"
+    generators, persistence = f"{found.generators} answer", found.persistence_detail or "no process answers"
+    if found.is_degraded:
+        generators += f"; new answers fail: {found.generators_detail}"
+    return [
+        Finding("Generators", "ok", generators)
+        if found.generators and not found.is_degraded
+        else Finding("Generators", "error", generators, action),
+        Finding("Persistence", "ok", "records turns")
+        if found.persistence
+        else Finding("Persistence", "error", persistence, action),
+        *(
+            Finding(
+                "Processes", "warning", f"too few answer: {role}", "start them: docs/RUNBOOK.md, A process is missing"
+            )
+            for role in found.processes_missing
+        ),
     ]
 
 

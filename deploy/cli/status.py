@@ -22,11 +22,14 @@ from tailrace.deploy.local.terminal_text import has_cursor, make_printable, tabl
 from tailrace.persistence.health import PersistenceHealth
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.generator_health import GeneratorHealth
+from tailrace.proto.ids import LOCAL, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Connection, Rpc, stream_size
 from tailrace.proto.nats.leases import consumer_backlog
 from tailrace.proto.nats.setup_state import REDUNDANCY_LOST, read_setup_state
-from tailrace.proto.nats.users import ADMIN
+from tailrace.proto.nats.users import ADMIN, GATEWAY
+from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.exit_status import EXIT_ERROR
+from tailrace.proto.service import ExpectedProcesses
 from tailrace.proto.subjects import BODIES, GENERATORS, PERSISTENCE, STREAM
 from tailrace.proto.version import VERSION
 
@@ -87,6 +90,8 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `behind`: nats-servers that are away, or far behind, with their copy of a stream.
 
+    `processes_missing`: roles of which fewer processes answer than TAILRACE_EXPECTED states, as text.
+
     `is_degraded`: a generator works but its turns fail, for the reason in `generators_detail`.
 
     `queued`: turns that wait for a slot; `running`: turns that generators run.
@@ -98,6 +103,7 @@ class NatsStatus(msgspec.Struct, frozen=True, kw_only=True):
     leader: str
     missing: list[str]
     behind: list[str]
+    processes_missing: list[str]
     log_fullness: float
     blobs_fullness: float
     queued: int
@@ -140,7 +146,11 @@ async def fetch(data_dir: Path, environ: Mapping[str, str]) -> Status:
     processes = await asyncio.gather(*(_process(entry) for entry in up.processes)) if up is not None else []
     unready = await find_unready(up.url) if up is not None else {}
     try:
-        nats = await _nats(url)
+        connection = await Connection.open(url, "tailrace-status", ADMIN)
+        try:
+            nats = await read_nats(connection, environ)
+        finally:
+            await connection.close()
     except LogUnavailable as unavailable:
         error = str(unavailable)
     is_served = nats is not None and not nats.missing and nats.generators > 0 and nats.persistence
@@ -166,47 +176,56 @@ async def _process(entry: ProcessEntry) -> ProcessStatus:
     return ProcessStatus(entry.name, entry.pid, is_ready, list(entry.where))
 
 
-async def _nats(url: str) -> NatsStatus:
-    connection = await Connection.open(url, "tailrace-status", ADMIN)
-    try:
-        rpc = Rpc(connection)
-        setup = await read_setup_state(connection)
-        generators, persistence = await asyncio.gather(
-            rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
-        )
-        log, blobs, queued, records = 0.0, 0.0, 0, 0
-        # A missing stream or consumer has no figures.
-        with suppress(LogUnavailable):
-            log, blobs = (await stream_size(connection, STREAM)).ratio, (await stream_size(connection, BODIES)).ratio
-            queued = (await consumer_backlog(connection, GENERATORS)).waiting
-            backlog = await consumer_backlog(connection, PERSISTENCE)
-            records = backlog.waiting + backlog.leased
-        reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
-        health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
-        databases = {report.database_id: report.database for report in health}
-        # Each database would have a part of the turns, and lack the others.
-        names = ", ".join(sorted(databases.values()))
-        conflict = f"its processes use different databases: {names}" if len(databases) > 1 else ""
-        waiting = sum(sum(report.waiting.values()) for report in reports)
-        return NatsStatus(
-            version=".".join(map(str, connection.server_version or ())),
-            leader=setup.leader,
-            missing=setup.missing,
-            behind=setup.behind,
-            log_fullness=log,
-            blobs_fullness=blobs,
-            queued=queued + waiting,
-            running=sum(report.held for report in reports) - waiting,
-            unrecorded=records,
-            generators=len(reports),
-            generator_slots_free=sum(report.free for report in reports),
-            generators_detail=next((report.detail for report in reports if report.detail), ""),
-            is_degraded=any(report.state == "degraded" for report in reports),
-            persistence=bool(health) and all(report.ok for report in health) and not conflict,
-            persistence_detail=conflict or next((report.detail for report in health if report.detail), ""),
-        )
-    finally:
-        await connection.close()
+async def read_nats(connection: Connection, environ: Mapping[str, str]) -> NatsStatus:
+    """Returns what NATS, and the generators and persistence over it, report to the user admin.
+
+    Raises SettingsInvalid, LogUnavailable.
+    """
+    expected = settings.read(ExpectedProcesses, environ).by_role()
+    rpc = Rpc(connection)
+    setup = await read_setup_state(connection)
+    generators, persistence = await asyncio.gather(
+        rpc.every_health(GENERATORS, wait_s=WAIT_S), rpc.every_health(PERSISTENCE, wait_s=WAIT_S)
+    )
+    gateways = list[bytes]()
+    if GATEWAY in expected:
+        # Every gateway reports the readers of a turn, also of one that does not exist.
+        gateways = await rpc.collect_readers_as_admin(TurnKey(LOCAL, TurnId(new_id())), wait_s=WAIT_S)
+    log, blobs, queued, records = 0.0, 0.0, 0, 0
+    # A missing stream or consumer has no figures.
+    with suppress(LogUnavailable):
+        log, blobs = (await stream_size(connection, STREAM)).ratio, (await stream_size(connection, BODIES)).ratio
+        queued = (await consumer_backlog(connection, GENERATORS)).waiting
+        backlog = await consumer_backlog(connection, PERSISTENCE)
+        records = backlog.waiting + backlog.leased
+    reports = [msgspec.json.decode(report, type=GeneratorHealth) for report in generators]
+    health = [msgspec.json.decode(report, type=PersistenceHealth) for report in persistence]
+    databases = {report.database_id: report.database for report in health}
+    # Each database would have a part of the turns, and lack the others.
+    names = ", ".join(sorted(databases.values()))
+    conflict = f"its processes use different databases: {names}" if len(databases) > 1 else ""
+    waiting = sum(sum(report.waiting.values()) for report in reports)
+    answering = {GATEWAY: len(gateways), GENERATORS: len(reports), PERSISTENCE: len(health)}
+    return NatsStatus(
+        version=".".join(map(str, connection.server_version or ())),
+        leader=setup.leader,
+        missing=setup.missing,
+        behind=setup.behind,
+        processes_missing=[
+            f"{role}: {answering[role]} of {least}" for role, least in expected.items() if answering[role] < least
+        ],
+        log_fullness=log,
+        blobs_fullness=blobs,
+        queued=queued + waiting,
+        running=sum(report.held for report in reports) - waiting,
+        unrecorded=records,
+        generators=len(reports),
+        generator_slots_free=sum(report.free for report in reports),
+        generators_detail=next((report.detail for report in reports if report.detail), ""),
+        is_degraded=any(report.state == "degraded" for report in reports),
+        persistence=bool(health) and all(report.ok for report in health) and not conflict,
+        persistence_detail=conflict or next((report.detail for report in health if report.detail), ""),
+    )
 
 
 def render(status: Status) -> str:
@@ -233,6 +252,7 @@ def _render_nats(nats: NatsStatus) -> str:
     rows = [
         ("NATS", nats.version + leader + missing),
         *([("Copies", f"{', '.join(nats.behind)} has no current copy: {REDUNDANCY_LOST}")] if nats.behind else []),
+        *([("Processes", f"too few answer: {', '.join(nats.processes_missing)}")] if nats.processes_missing else []),
         ("Log", f"{nats.log_fullness:.1%} full; blobs {nats.blobs_fullness:.1%}"),
         ("Turns", f"{nats.running} running, {nats.queued} queued"),
         ("Generators", f"{nats.generators} answer, {nats.generator_slots_free} slots free{detail}"),

@@ -29,6 +29,12 @@ CERTIFICATE_DAYS_MIN = 21
 CLOCK_OFFSET_S_MAX = 1
 # The codes of requests that no client can cure. `queue_full` may be the share of one tenant.
 OUTAGES = ("log_full", "log_unavailable", "persistence_unavailable")
+# A gauge that each process of the role exports from its start to its end.
+GAUGES_OF_ROLES = {
+    "gateway": "tailrace_gateway_log_writable",
+    "generators": "tailrace_generator_slots",
+    "persistence": "tailrace_persistence_backlog",
+}
 # An interval of scrapes of at most a minute, and a while. ProcessDown is held longer.
 FRESH_S = 65
 
@@ -115,6 +121,15 @@ def _fresh(gauge: str) -> str:
     return f"({gauge} and time() - timestamp({gauge}) < {FRESH_S})"
 
 
+def _has_fewer(role: str, gauge: str) -> str:
+    """Returns the condition that fewer processes report `gauge`, which all of a role have, than TAILRACE_EXPECTED says.
+
+    Processes that drain report it, too. A target that discovery no longer finds has no `up` that could be 0.
+    """
+    expected = f'tailrace_expected_processes{{role="{role}"}}'
+    return f"max by (role) ({_fresh(expected)}) > on () group_left () (count({_fresh(gauge)}) or vector(0))"
+
+
 def _exceeds(bad: str, share: float, every: str) -> str:
     """Returns the condition that the sum `bad` is more than a share of the sum `every`, and more than a few events."""
     return f"{bad} > {share:g} * {every} and {bad} >= {EVENTS_MIN}"
@@ -152,6 +167,15 @@ ALERTS = (
         "A process runs, and does not do its work",
         "Its `/readyz` and its log say what it waits for. If NATS is lost later, LogNotWritable fires instead.",
         panels.NOT_READY,
+    ),
+    Alert(
+        "ProcessesMissing",
+        " or ".join(_has_fewer(role, gauge) for role, gauge in GAUGES_OF_ROLES.items()),
+        "5m",
+        "ticket",
+        "Fewer processes report than TAILRACE_EXPECTED states",
+        "Start the missing one. `tailrace status` has their numbers.",
+        panels.MISSING,
     ),
     Alert(
         "LogNotWritable",

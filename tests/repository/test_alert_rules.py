@@ -34,6 +34,11 @@ FIRES = {
     },
     "ProcessDown": {'up{job="tailrace"}': "0+0"},
     "ProcessNotReady": {"tailrace_ready": "0+0"},
+    # The target of the fourth is gone, too.
+    "ProcessesMissing": {
+        'tailrace_expected_processes{role="generators"}': "4+0",
+        **{f'tailrace_generator_slots{{instance="{name}"}}': "32+0" for name in "abc"},
+    },
     "LogNotWritable": {"tailrace_gateway_log_writable": "0+0"},
     "LogNearlyFull": {"tailrace_gateway_log_fullness_ratio": "0.85+0"},
     "DiskNearlyFull": {
@@ -90,6 +95,9 @@ HEALTHY = {
     'up{job="tailrace"}': "1+0",
     "tailrace_ready": "1+0",
     "tailrace_gateway_log_writable": "1+0",
+    'tailrace_expected_processes{role="gateway"}': "1+0",
+    'tailrace_expected_processes{role="generators"}': "2+0",
+    **{f'tailrace_generator_slots{{instance="{name}"}}': "32+0" for name in "abc"},
     "tailrace_gateway_log_fullness_ratio": "0.5+0",
     "tailrace_gateway_disk_free_bytes": "0+0",
     "tailrace_gateway_disk_reserve_bytes": "0+0",
@@ -192,6 +200,13 @@ def test_no_alert_fires_for_the_last_samples_before_a_restart_of_prometheus(aler
         "promql_expr_test": [{"expr": FIRING, "eval_time": "193m", "exp_samples": []}],
     }
     check_rules([test], tmp_path)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("role", ["gateway", "generators", "persistence"])
+def test_an_alert_fires_if_the_last_process_of_a_role_vanishes_with_its_target(role: str, tmp_path: Path) -> None:
+    expected = f'tailrace_expected_processes{{role="{role}"}}'
+    check_rules([case({expected: "1+0"}, ["ProcessesMissing"]), case({expected: "0+0"}, [])], tmp_path)
 
 
 @needs_prometheus

@@ -65,6 +65,7 @@ LABELS: dict[tuple[str, str], Iterable[str]] = {
     ("tailrace_generator_turn_seconds", "model"): MODELS,
     ("tailrace_generator_cost_dollars", "model"): MODELS,
     ("tailrace_generator_usage_tokens", "model"): MODELS,
+    ("tailrace_expected_processes", "role"): {"gateway", "generators", "persistence"},
     ("tailrace_gateway_refused", "code"): CODES,
     ("tailrace_gateway_stream_ends", "end"): get_args(StreamEnd),
     **{(name, "stream_name"): EVERY_STREAM for name in (*STREAM_GAUGES, *CONSUMER_GAUGES)},

@@ -44,6 +44,21 @@ async def test_a_data_directory_that_is_a_file_is_an_error(tmp_path: Path) -> No
     assert (found.level, found.detail) == ("error", f"{tmp_path}/file is not a directory")
 
 
+@pytest.mark.parametrize(
+    ("database", "names"),
+    [({}, set()), ({"TAILRACE_DATABASE": "new/tailrace.db"}, {"Disk", "Database"})],
+    ids=["of another machine", "of this machine"],
+)
+async def test_with_your_own_nats_what_no_process_uses_is_not_checked(
+    tmp_path: Path, database: dict[str, str], names: set[str]
+) -> None:
+    """The port and the data directory are those of `up`."""
+    database = {name: str(tmp_path / path) for name, path in database.items()}
+    found = await findings(Options(data_dir=tmp_path), TAILRACE_NATS_URL="nats://127.0.0.1:1", **database)
+    assert found.keys() & {"Port", "Disk", "Database"} == names
+    assert all(str(tmp_path / "new") in found[name].detail or name == "Disk" for name in names)
+
+
 @asynccontextmanager
 async def run_up(state_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> AsyncIterator[str]:
     """Runs a server that answers with `status`, and notes it as an `up` of this user. Yields its URL."""

@@ -60,6 +60,19 @@ BY_TYPE = {
 }
 BY_NAME: dict[str, list[tuple[str, str]]] = {
     "TAILRACE_NATS_URL": NATS,
+    "TAILRACE_EXPECTED": each(
+        *(
+            "3",
+            "generator=2",
+            "gateway",
+            "gateway=",
+            "gateway=-1",
+            "gateway=2,",
+            "gateway=2;generators=3",
+            "gateway=1000",
+        ),
+        says="gateway=2,generators=3,persistence=1",
+    ),
     "TAILRACE_METRICS_PORT": [("65536", "<= 65535")],
     "TAILRACE_METRICS_HOST": each("", "metrics.example", "127.0.0.1:9100", says="IP address"),
     "TAILRACE_PORT": [("65536", "<= 65535")],

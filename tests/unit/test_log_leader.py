@@ -45,6 +45,7 @@ def test_status_names_the_leader_of_the_log() -> None:
         leader="nats-2",
         missing=[],
         behind=[],
+        processes_missing=[],
         log_fullness=0,
         blobs_fullness=0,
         queued=0,
