@@ -8,7 +8,7 @@ CLIENTS := tests/clients/js/node_modules/installed
 LAUNCHER := .venv/bin/tailrace
 
 .DEFAULT_GOAL := help
-.PHONY: no-copy test-core test-all conformance findings frames shipped roll docs audit types style tests-compiled schedules kills wear fuzz help setup setup-test clients run test coverage check litellm lock chaos histories rules mutation wheel release bench schema clean
+.PHONY: no-copy test-core test-all conformance findings frames shipped roll docs audit types style tests-compiled schedules kills wear fuzz help setup setup-test clients run test coverage check litellm lock chaos histories sdks rules mutation wheel release bench schema clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,7 @@ wear: PROGRAM = tests.kills.wear ## kill generators one after the other while th
 kills: PROGRAM = tests.kills ## kill each process at each entry of a turn, and keep the result; ARGS='--processes gateway' for one process
 conformance: PROGRAM = tests.conformance.real_kills ## kill real generators at each event of each conformance case; ARGS='--every 4' for some of them
 histories: PROGRAM = tests.conformance.random_histories ## send random odd histories in each protocol, and compare what the model gets; ARGS='--count 10000'
+sdks: PROGRAM = tests.clients.sdk_versions ## run older and newer SDKs while gateways and generators are killed, and keep the result; needs the network
 schedules: PROGRAM = tests.schedules ## simulate schedules of faults; ARGS='--seed 7 --trace' prints one, '--without fence' disables a rule
 rules: PROGRAM = tests.rules ## list the rules of the protocol, the faults and the attacks with their tests
 frames: PROGRAM = tools.count_frames ## count the functions that a POST, a delta and a resume run through
@@ -94,7 +95,7 @@ findings: PROGRAM = tools.run_findings ## run the facts about other libraries an
 mutation: PROGRAM = tools.mutation_score ## change the pure core line by line, and count the changes that its unit tests find; takes 10 minutes
 shipped: PROGRAM = tests.shipped ## run the units and the image in their real homes, systemd and Docker; needs root and mmdebstrap; ARGS='--help'
 roll: PROGRAM = tests.upgrade.roll $(or $(BEFORE),HEAD~1) ## replace an older version by this one while turns run, and go back: make roll BEFORE=COMMIT
-lock audit chaos wear kills conformance histories schedules rules frames findings mutation shipped roll: setup
+lock audit chaos wear kills conformance histories sdks schedules rules frames findings mutation shipped roll: setup
 	@exec $(PYTHON) -m $(PROGRAM) $(ARGS)
 
 schema: setup-test ## generate schemas and tables; after `make setup` also dashboards, alert rules, results of tests

@@ -40,10 +40,18 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a coroutine of the blocking client has suspended")
 
 
+def require_client(http: object, kind: type) -> None:
+    """Raises TypeError if `http` is not the kind of client: one of httpx, or an asynchronous one for a blocking one."""
+    if not isinstance(http, kind):
+        given = f"{type(http).__module__.partition('.')[0]}.{type(http).__qualname__}"
+        raise TypeError(f"http is of {given}: give a client of httpx2.{kind.__name__}")
+
+
 class BlockingHttp:
     """An `Http` over `httpx2.Client`. Its coroutines block and never suspend, so `drive` can run them."""
 
     def __init__(self, client: httpx2.Client) -> None:
+        require_client(client, httpx2.Client)
         self.client = client
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:
@@ -72,6 +80,7 @@ class AsyncHttp:
     """An `Http` over `httpx2.AsyncClient`, for a program with an event loop."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
+        require_client(client, httpx2.AsyncClient)
         self.client = client
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:

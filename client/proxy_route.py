@@ -17,7 +17,7 @@ from urllib.parse import quote
 import anyio
 import httpx2
 
-from tailrace.client.clients import UNLIMITED, WITHOUT_PROXY
+from tailrace.client.clients import UNLIMITED, WITHOUT_PROXY, require_client
 from tailrace.client.core import SILENCE_S, URL, require_url
 from tailrace.client.errors import TailraceError
 
@@ -66,6 +66,7 @@ class Proxy:
         self._key = key
         self._may_use = may_use
         self._http = http or httpx2.AsyncClient(limits=UNLIMITED, mounts=WITHOUT_PROXY)
+        require_client(self._http, httpx2.AsyncClient)
 
     async def aclose(self) -> None:
         await self._http.aclose()

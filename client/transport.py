@@ -4,13 +4,14 @@
     client = anthropic.Anthropic(base_url="http://localhost:8000", http_client=http)
 
 The SDK does not see a cut. Any other request, and a server that is not Tailrace, get the wrapped transport as it is.
-The classes work with httpx2 and with httpx: `ResumingTransport(httpx.HTTPTransport())`.
+The classes work with httpx2, and with httpx, which older SDKs use: each request is sent by its own library.
 """
 
 import hashlib
 import math
 import secrets
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -41,6 +42,8 @@ STATUSES_OF_ABSENCE = (502, 503, 504)
 OF_THE_POST = ("host", "content-length", "content-type", "transfer-encoding", "accept-encoding", KEY)
 # Requests that have failed, whose SDK may repeat them.
 KEYS_MAX = 256
+# The HTTP libraries of SDKs, each with the other one.
+LIBRARIES = {"httpx2": "httpx", "httpx": "httpx2"}
 
 
 # BROKEN: an error of the wrapped transport is a broken connection, whatever its type. httpx2 does not convert all:
@@ -66,10 +69,14 @@ class Io(Protocol):
 
 class BlockingIo:
     def __init__(self, transport: Any) -> None:
-        self._transport = transport
+        self._transports = Transports(transport, "HTTPTransport", "handle_request")
 
     async def send(self, request: Any) -> Any:
-        return self._transport.handle_request(request)
+        return self._transports.of(request).handle_request(request)
+
+    def close_transports(self) -> None:
+        for transport in self._transports.take():
+            transport.close()
 
     def body(self, response: Any) -> Iterator[bytes]:
         return iter(response.stream)
@@ -89,10 +96,14 @@ class BlockingIo:
 
 class AsyncIo:
     def __init__(self, transport: Any) -> None:
-        self._transport = transport
+        self._transports = Transports(transport, "AsyncHTTPTransport", "handle_async_request")
 
     async def send(self, request: Any) -> Any:
-        return await self._transport.handle_async_request(request)
+        return await self._transports.of(request).handle_async_request(request)
+
+    async def close_transports(self) -> None:
+        for transport in self._transports.take():
+            await transport.aclose()
 
     def body(self, response: Any) -> AsyncIterator[bytes]:
         return aiter(response.stream)
@@ -141,8 +152,47 @@ def stream_type(ours: type, theirs: type) -> type:
 
 
 def library_of(request: Any) -> ModuleType:
-    """Returns httpx2, or httpx, to which older SDKs' requests belong."""
-    return sys.modules[type(request).__module__.partition(".")[0]]
+    """Returns httpx2 or httpx, to which the request belongs. Raises TypeError."""
+    for base in type(request).__mro__:
+        if (name := base.__module__.partition(".")[0]) in LIBRARIES:
+            return sys.modules[name]
+    raise TypeError(f"a request of {type(request).__module__} is neither one of httpx2 nor one of httpx")
+
+
+class Transports:
+    """The transports that send the requests: the given one, or one of each HTTP library that has a request.
+
+    `name`: the library's class of transports. `method`: the method of it that sends a request.
+    """
+
+    def __init__(self, given: Any, name: str, method: str) -> None:
+        if given is not None and not hasattr(given, method):
+            raise TypeError(f"{type(given).__name__} cannot send these requests: give a transport like httpx2.{name}")
+        self._given = given
+        self._name = name
+        self._lock = threading.Lock()
+        self._made: dict[ModuleType, Any] = {}
+
+    def of(self, request: Any) -> Any:
+        """Returns the transport for a request. Raises TypeError if the given one belongs to the other library."""
+        library = library_of(request)
+        if self._given is not None:
+            own, other = library.__name__, LIBRARIES[library.__name__]
+            if any((base.__module__, base.__name__) == (other, self._name) for base in type(self._given).__mro__):
+                right = f"give {own}.{self._name}(), or no transport"
+                raise TypeError(f"the client uses {own}, and the transport is of {other}: {right}")
+            return self._given
+        with self._lock:
+            if library not in self._made:
+                limits = library.Limits(max_connections=UNLIMITED.max_connections)
+                self._made[library] = getattr(library, self._name)(limits=limits)
+            return self._made[library]
+
+    def take(self) -> list[Any]:
+        """Returns the transports to close. A later request gets a new one."""
+        with self._lock:
+            made, self._made = self._made, {}
+        return list(made.values()) if self._given is None else [self._given]
 
 
 class Keys:
@@ -433,31 +483,32 @@ def _retry_after_s(response: Any) -> float:
 class ResumingTransport(httpx2.BaseTransport):
     """A transport for `httpx2.Client` and `httpx.Client`: heals the streams of SDKs.
 
-    `transport` sends the requests: by default `httpx2.HTTPTransport()`. It is closed with this one. `gateways` are the
-    base URLs of other gateways with the same log; they receive the credentials of the requests. `tries_max`: after so
-    many tries in a row without an event, the SDK gets the error of the cut.
+    `transport` sends the requests: by default an `HTTPTransport()` of the client's library, made at its first request.
+    It is closed with this one. `gateways` are the base URLs of other gateways with the same log; they receive the
+    credentials of the requests. `tries_max`: after so many tries in a row without an event, the SDK gets the error of
+    the cut.
     """
 
     def __init__(self, transport: Any = None, *, gateways: Sequence[str] = (), tries_max: int = TRIES_MAX) -> None:
-        self._transport = httpx2.HTTPTransport(limits=UNLIMITED) if transport is None else transport
-        self._resumer = Resumer(BlockingIo(self._transport), gateways, tries_max)
+        self._io = BlockingIo(transport)
+        self._resumer = Resumer(self._io, gateways, tries_max)
 
     def handle_request(self, request: Any) -> Any:
         return drive(self._resumer.send(request))
 
     def close(self) -> None:
-        self._transport.close()
+        self._io.close_transports()
 
 
 class AsyncResumingTransport(httpx2.AsyncBaseTransport):
     """A transport for `httpx2.AsyncClient` and `httpx.AsyncClient`, with the parameters of `ResumingTransport`."""
 
     def __init__(self, transport: Any = None, *, gateways: Sequence[str] = (), tries_max: int = TRIES_MAX) -> None:
-        self._transport = httpx2.AsyncHTTPTransport(limits=UNLIMITED) if transport is None else transport
-        self._resumer = Resumer(AsyncIo(self._transport), gateways, tries_max)
+        self._io = AsyncIo(transport)
+        self._resumer = Resumer(self._io, gateways, tries_max)
 
     async def handle_async_request(self, request: Any) -> Any:
         return await self._resumer.send(request)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._io.close_transports()

@@ -82,6 +82,16 @@ def client_tables() -> str:
     return "\n".join([*by_hand, proofs.tables()])
 
 
+def sdk_tables() -> str:
+    """Returns the SDKs that `make test-all` runs over Tailrace's transport, and the last results of `make sdks`."""
+    pinned = []
+    for lock in ("dev", "clients"):
+        found = dict(re.findall(r"(?m)^(anthropic|openai|httpx2?)==(\S+)", (ROOT / f"locks/{lock}.lock").read_text()))
+        library = "httpx" if found["anthropic"].startswith("0.") else "httpx2"
+        pinned.append(f"- anthropic {found['anthropic']}, openai {found['openai']}: {library} {found[library]}")
+    return "\n".join(["`make test-all` runs:", "", *pinned, "", csv_tables("tests/clients/sdk_versions.csv", "###")])
+
+
 def kills_tables() -> str:
     """Returns the last results of `make kills`."""
     from tests.kills import page
@@ -114,6 +124,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "docs/METRICS.md": reference_tables.metrics_tables,
     "docs/OPENAI.md": reference_tables.openai_parameters,
     "docs/PROGRAMS.md": lambda: csv_tables("tests/clients/programs.csv", "###"),
+    "docs/PYTHON.md": sdk_tables,
     "docs/RUNBOOK.md": lambda: csv_tables("docs/database_errors.csv", "####"),
     "docs/SHIPPED.md": lambda: "\n".join(
         csv_tables(f"tests/shipped/{name}.csv", "##") for name in ("unproven", "result")

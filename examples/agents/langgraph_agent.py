@@ -13,6 +13,7 @@ import os
 import sys
 
 import anthropic
+import httpx
 import httpx2
 from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import tool
@@ -54,7 +55,8 @@ def call(state: MessagesState) -> dict:
 
 graph = StateGraph(MessagesState)
 # If the connection is lost in the middle, the same request attaches to the same turn. A refusal is final.
-LOST = (anthropic.APIConnectionError, httpx2.TransportError)
+# The SDK raises the errors of its HTTP library: httpx before anthropic 1, which pip may choose.
+LOST = (anthropic.APIConnectionError, httpx.TransportError, httpx2.TransportError)
 graph.add_node("model", call, retry_policy=RetryPolicy(max_attempts=TRIES_MAX, retry_on=LOST))
 graph.add_node("tools", ToolNode([measure_depth]))
 graph.add_edge(START, "model")

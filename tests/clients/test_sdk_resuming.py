@@ -3,9 +3,10 @@
 import asyncio
 import json
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
@@ -45,7 +46,16 @@ RUNS_OF_A_KIND = 32
 # Some minutes on a machine that does a lot else.
 DEADLINE_S = 500.0
 JAVASCRIPT = ("messages.stream", "toolRunner", "chat completions", "responses")
-AGENTS = ("chat", "responses")
+OLDER = (
+    "anthropic",
+    "anthropic, blocking",
+    "openai, chat",
+    "openai, responses, blocking",
+    "openai-agents, chat",
+    "openai-agents, responses",
+    "langchain-anthropic, blocking",
+)
+LANGCHAIN = ("langchain-anthropic", "langchain-openai")
 
 
 def new_transport(name: str, gateways: list[str]) -> Any:
@@ -64,10 +74,12 @@ async def run_javascript(urls: str, gateways: str, runs: int, line: str, *kinds:
     return await node.run("resuming.mjs", *arguments, deadline_s=DEADLINE_S)
 
 
-async def run_agents(url: str, gateways: str, runs: int, line: str) -> list[dict[str, Any]]:
-    """Returns the outcomes of openai-agents, over both protocols."""
-    script = Path(__file__).parent / "python/resuming_agents.py"
-    command = [str(PYTHON), str(script), url, KEY, gateways, str(runs), line + WITH_TOOL]
+async def run_sdks(
+    python: Path, kinds: Sequence[str], url: str, gateways: str, runs: int, line: str
+) -> list[dict[str, Any]]:
+    """Returns the outcomes of the SDKs and frameworks of another Python."""
+    script = Path(__file__).parent / "python/sdk_runs.py"
+    command = [str(python), str(script), url, KEY, gateways, str(runs), line, *kinds]
     printed = await node.command(command, {"HOME": PYTHON.parent, "PYTHONPATH": CHECKOUT}, CHECKOUT, DEADLINE_S)
     return [json.loads(outcome) for outcome in printed.splitlines()]
 
@@ -123,7 +135,9 @@ async def run_everything(url: str, gateways: list[str] | None, runs: int) -> lis
 
     found = await asyncio.gather(
         read("JavaScript", run_javascript(url, given, runs, LONG)),
-        read("openai-agents", run_agents(url, given, runs, LONG)),
+        read("AI SDK", node.run("ai-sdk-providers.mjs", url, KEY, given, runs, LONG, deadline_s=DEADLINE_S)),
+        read("httpx", run_sdks(PYTHON, OLDER, url, given, runs, LONG)),
+        read("httpx2", run_sdks(Path(sys.executable), LANGCHAIN, url, given, runs, LONG)),
         *map(run_python, RUNS),
     )
     return [outcome for outcomes in found for outcome in outcomes]
@@ -156,6 +170,11 @@ async def killable(tmp_path: Path) -> AsyncIterator[System]:
 @pytest.mark.proves("openai-chat", KILLED, "openai (Node)")
 @pytest.mark.proves("openai-chat", KILLED, "openai-agents (Python)")
 @pytest.mark.proves("openai-chat", KILLED, "pydantic-ai")
+@pytest.mark.proves("anthropic", KILLED, "langchain-anthropic")
+@pytest.mark.proves("anthropic", KILLED, "AI SDK's streamText")
+@pytest.mark.proves("openai-chat", KILLED, "AI SDK's streamText")
+@pytest.mark.proves("openai-responses", KILLED, "AI SDK's streamText")
+@pytest.mark.proves("openai-chat", KILLED, "langchain-openai")
 @pytest.mark.proves("openai-responses", KILLED, "openai (Python)")
 @pytest.mark.proves("openai-responses", KILLED, "openai (Node)")
 @pytest.mark.proves("openai-responses", KILLED, "openai-agents (Python)")
@@ -171,7 +190,8 @@ async def test_a_killed_gateway_is_not_seen(killable: System, takeover: str) -> 
     outcomes = await running
     turns = 0
     for kind, outcome in outcomes:
-        has_tool = kind in TWO_TURNS or kind == "JavaScript, toolRunner" or kind.startswith("openai-agents")
+        has_tool = kind in TWO_TURNS or kind == "JavaScript, toolRunner"
+        has_tool |= "openai-agents" in kind or kind.startswith("AI SDK")
         assert outcome == Outcome(words(40), CALLED if has_tool else []), kind
         turns += 2 if has_tool else 1
     assert set(Counter(kind for kind, _ in outcomes).values()) == {RUNS_OF_A_KIND}

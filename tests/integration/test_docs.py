@@ -32,9 +32,15 @@ def blocks() -> Iterator[tuple[str, str]]:
     yield from ((name, (DOCS.parent / "examples" / name).read_text()) for name in PROGRAMS)
 
 
-PROGRAMS = ("openai_resume.py", "openai_responses.py", "openai_websocket.py", "anthropic_repeat.py")
+PROGRAMS = (
+    "openai_resume.py",
+    "openai_responses.py",
+    "openai_websocket.py",
+    "anthropic_repeat.py",
+    "langchain_transport.py",
+)
 BLOCKS = list(blocks())
-[RESPONSES, SOCKET, ANTHROPIC] = [dict(BLOCKS)[name] for name in PROGRAMS[1:]]
+[RESPONSES, SOCKET, ANTHROPIC] = [dict(BLOCKS)[name] for name in PROGRAMS[1:4]]
 # Runs every (page, example) of its input in one process, because the import of an SDK takes a second.
 RUN = f"""
 import json, sys

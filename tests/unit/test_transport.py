@@ -1,17 +1,22 @@
 """Tailrace's transport for SDKs: keys, gateways, cuts and refusals, over a transport of the test."""
 
+import asyncio
 import ssl
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
+import httpx
 import httpx2
 import openai
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, DefaultHttpxClient
 from openai import OpenAI
 
-from tailrace.client import ResumingTransport, TailraceError
+from tailrace.client import AsyncClient, AsyncResumingTransport, Client, ResumingTransport, TailraceError, proxy
+from tests.harness.until import until
 
 A, B = "http://a:1", "http://b:2/app"
 SSE = {"content-type": "text/event-stream", "tailrace-turn": "t1"}
@@ -325,3 +330,121 @@ def test_to_close_a_response_stops_reading() -> None:
     with server.client().stream("POST", "/v1/messages", json=BODY) as response:
         next(response.iter_raw(chunk_size=1))
     assert len(server.requests) == 1
+
+
+# The HTTP library of an SDK is known at its first request: anthropic before 1 and openai before 3 have httpx.
+
+LIBRARIES = pytest.mark.parametrize("library", [httpx2, httpx], ids=lambda library: library.__name__)
+
+
+class Waiting:
+    """A server that answers when so many requests are there."""
+
+    def __init__(self, requests: int) -> None:
+        self._requests = requests
+        self._are_there = asyncio.Event()
+        self.open = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        while await reader.readline() not in (b"\r\n", b""):
+            pass
+        self._requests -= 1
+        if self._requests == 0:
+            self._are_there.set()
+        await self._are_there.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await reader.read()
+        writer.close()
+        self.open -= 1
+
+
+@LIBRARIES
+async def test_the_default_transport_is_that_of_the_requests_library(library: Any) -> None:
+    """It has no limit of connections, and closes all of them. One transport serves both libraries."""
+    waiting = Waiting(120)
+    async with await asyncio.start_server(waiting, "127.0.0.1", 0, backlog=200) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = AsyncResumingTransport()
+        async with library.AsyncClient(transport=transport) as client:
+            answers = await asyncio.gather(*(client.get(url, timeout=20) for _ in range(120)))
+            assert {answer.text for answer in answers} == {"ok"}
+            other = httpx if library is httpx2 else httpx2
+            assert (await other.AsyncClient(transport=transport).get(url)).text == "ok"
+            assert waiting.open == 121
+        await until(lambda: waiting.open == 0)
+
+
+@LIBRARIES
+async def test_threads_share_the_transport_that_the_first_request_makes(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class Slow(library.HTTPTransport):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            made.append(self)
+            threading.Event().wait(0.2)
+            super().__init__(**given)
+
+    monkeypatch.setattr(library, "HTTPTransport", Slow)
+    async with await asyncio.start_server(Waiting(8), "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+        def read() -> None:
+            with library.Client(transport=ResumingTransport()) as client, ThreadPoolExecutor(8) as threads:
+                assert {answer.text for answer in threads.map(client.get, [url] * 8)} == {"ok"}
+
+        await asyncio.to_thread(read)
+    assert len(made) == 1
+
+
+@LIBRARIES
+async def test_a_transport_without_a_request_is_closed(library: Any) -> None:
+    with library.Client(transport=ResumingTransport()):
+        pass
+    ResumingTransport().close()
+    async with library.AsyncClient(transport=AsyncResumingTransport()):
+        pass
+    await AsyncResumingTransport().aclose()
+
+
+def test_a_transport_of_the_other_library_is_an_error_that_says_what_to_give() -> None:
+    transport: Any = ResumingTransport(httpx2.HTTPTransport())
+    with pytest.raises(TypeError, match=r"give httpx\.HTTPTransport\(\), or no transport"):
+        httpx.Client(transport=transport).post(A, json=BODY)
+    http = DefaultHttpxClient(transport=ResumingTransport(httpx.HTTPTransport()))
+    with Anthropic(base_url=A, api_key="k", http_client=http, max_retries=0) as sdk, pytest.raises(Exception) as raised:  # noqa: PT011
+        sdk.messages.create(model="m", max_tokens=1, messages=[])
+    assert "give httpx2.HTTPTransport()" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize("library", [httpx2, httpx])
+def test_a_transport_of_the_other_kind_is_refused(library: Any) -> None:
+    with pytest.raises(TypeError, match=r"give a transport like httpx2\.HTTPTransport"):
+        ResumingTransport(library.AsyncHTTPTransport())
+    with pytest.raises(TypeError, match=r"give a transport like httpx2\.AsyncHTTPTransport"):
+        AsyncResumingTransport(library.HTTPTransport())
+
+
+def test_a_client_of_another_kind_is_refused() -> None:
+    given: Any
+    for given in (httpx.Client(), httpx2.AsyncClient()):
+        with pytest.raises(TypeError, match=r"give a client of httpx2\.Client"):
+            Client(http=given)
+    for given in (httpx.AsyncClient(), httpx2.Client()):
+        with pytest.raises(TypeError, match=r"give a client of httpx2\.AsyncClient"):
+            AsyncClient(http=given)
+        with pytest.raises(TypeError, match=r"give a client of httpx2\.AsyncClient"):
+            proxy(may_use=bool, http=given)
+
+
+def test_a_request_of_an_apps_own_class_belongs_to_its_library() -> None:
+    class Own(httpx2.Request):
+        """As an app may have."""
+
+    server = Server(REFUSED, whole(START, STOP))
+    response = server.client(B).send(Own("POST", f"{A}/v1/messages", json=BODY))
+    assert response.content == START + STOP
+    with pytest.raises(TypeError, match="neither one of httpx2 nor one of httpx"):
+        ResumingTransport().handle_request(object())
