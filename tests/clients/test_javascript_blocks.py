@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.clients import node
+from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.processes import CHECKOUT
 from tests.integration.conftest import Gateway
 from tests.integration.test_docs import QUESTION, text_of
@@ -74,15 +75,22 @@ def folder_of_an_app(tmp_path: Path) -> Path:
 
 
 async def test_each_program_prints_the_whole_answer(open_gateway: Gateway, tmp_path: Path) -> None:
+    """Those with `resumableFetch` also over cuts."""
     folder, answer = folder_of_an_app(tmp_path), await text_of(open_gateway)
     # The programs of other pages are files in examples/, which have their own tests.
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5
+    healed = 0
     for page, code in PROGRAMS:
-        program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(open_gateway.url, code))
-        assert QUESTION in program, page
-        (folder / "program.js").write_text(program)
-        printed = await node.command([str(node.NODE), "program.js"], {}, folder)
-        assert printed.startswith(answer), page
+        is_healed = "resumableFetch(" in code
+        healed += is_healed
+        async with Cutting(open_gateway.port, [Cut(1500), Cut(2500, "fin")] if is_healed else []) as proxy:
+            program = QUESTIONS.sub(f'"{QUESTION}"', GATEWAY.sub(proxy.url, code))
+            assert QUESTION in program, page
+            (folder / "program.js").write_text(program)
+            printed = await node.command([str(node.NODE), "program.js"], {}, folder)
+            assert printed.startswith(answer), page
+            assert proxy.left == []
+    assert healed == 2
 
 
 async def test_typescript_finds_no_error_in_a_fragment(tmp_path: Path) -> None:
