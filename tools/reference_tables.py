@@ -46,7 +46,7 @@ INCOMPLETE_REASONS = {
     "cancelled": ("the response was cancelled; its status is `cancelled`, too", False),
 }
 # The help text indents words by two columns and the kinds of faults by 19.
-HELP_WORD = re.compile(r"^  (\S+) +(.*)$", re.MULTILINE)
+HELP_WORD = re.compile(r"^  (\S+) +(.*(?:\n {17}(?! ).*)*)$", re.MULTILINE)
 HELP_KIND = re.compile(r"^ {19}(\S+(?: \S+)*) {2,}(.*)$", re.MULTILINE)
 # The module of their `render` is that of the field `cursor`, or of all text dialects.
 VARIANTS = {"delta": delta_stream, "content": content_stream, "html": html_stream}
@@ -236,4 +236,4 @@ def claude_api_tables() -> str:
 
 
 def table_rows(rows: list[tuple[str, str]]) -> list[str]:
-    return [f"| `{name}` | {meaning} |" for name, meaning in rows]
+    return [f"| `{name}` | {' '.join(meaning.split())} |" for name, meaning in rows]

@@ -1,7 +1,7 @@
 """The complete answer to a question, and the rest of it after a partial answer. Pure."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,11 +10,12 @@ from msgspec.structs import replace
 from tailrace.deploy.simulated_claude import directive, prose
 from tailrace.deploy.simulated_claude.conversation import Conversation
 from tailrace.deploy.simulated_claude.directive import Directive
+from tailrace.deploy.simulated_claude.sample import INPUT
 from tailrace.deploy.simulated_claude.server_tool import ServerCall
 
-INPUT = '{"query":"tailrace"}'
 # A result is whole in its content_block_start, which counts as one delta.
 RESULT = ("",)
+NO_INPUTS: Mapping[str, str] = {}
 JSON_PIECE = re.compile(r".{1,8}", re.DOTALL)
 
 
@@ -56,13 +57,15 @@ def build_answer(
     directed: Directive,
     *,
     json_sample: str = "",
-    forced: tuple[str, str] | None = None,
+    forced: str = "",
     calls_max: int | None = None,
+    inputs: Mapping[str, str] = NO_INPUTS,
 ) -> Part:
     """Returns the complete answer. A tool of `tool=` is not called again after its result.
 
     `json_sample`: the text is the JSON of `json=`, or else this sample. `forced`: the answer is a call of the tool with
-    this name; the input is that of `json=`, or else this one. `calls_max`: the most calls of `tool=`.
+    this name. `calls_max`: the most calls of `tool=`. The input of a call is that of `json=`, or else the one of its
+    tool in `inputs`.
     """
     if directed.words is not None:
         text = words(directed.tag, directed.words, directed.chars)
@@ -78,12 +81,10 @@ def build_answer(
     blocks = [Block("thinking", tuple(words("t", directed.thinking))), Block("text", tuple(text), cites=directed.cites)]
     if directed.server:
         blocks = server_blocks(blocks[0], blocks[1], directed.server)
-    if forced is not None:
-        name, tool_input = forced
-        blocks[1:] = tool_calls([(name, directed.json_of(0) or tool_input)])
-    elif directed.tool and not conversation.has_tool_result:
-        names = directed.tool.split(",")[:calls_max]
-        blocks += tool_calls([(name, directed.json_of(number) or INPUT) for number, name in enumerate(names)])
+    names = [] if conversation.has_tool_result else directed.tools[:calls_max]
+    if forced:
+        names, blocks = [forced], blocks[:1]
+    blocks += tool_calls([(name, directed.json_of(n) or inputs.get(name, INPUT)) for n, name in enumerate(names)])
     return Part(tuple(block for block in blocks if block.deltas))
 
 

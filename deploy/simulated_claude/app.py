@@ -288,7 +288,7 @@ def require_key(sent: Mapping[str, str]) -> None:
     if not key:
         raise Refusal("authentication_error", "x-api-key header is required")
     if key == REFUSED_KEY:
-        raise Refusal("authentication_error", "invalid x-api-key")
+        raise Refusal("authentication_error", event.INVALID_KEY)
 
 
 async def handle_refusal(http: HttpRequest, refusal: Exception) -> Response:

@@ -10,7 +10,7 @@ from tailrace.deploy.simulated_claude.server_tool import CALLS_MAX, KINDS, Serve
 from tailrace.proto.decoding import DECODE_ERRORS
 
 HELP = """\
-A line `#sim …` in the last user message directs the answer:
+A line `#sim …` in the last user message directs the answer. What follows its last word is the question:
 
   words=N        the text is exactly `w000000 w000001 …`: N words joined by one space, one word a delta
   tag=x          the words are `x000000 x000001 …`
@@ -26,11 +26,13 @@ A line `#sim …` in the last user message directs the answer:
   pauses=N       the first N calls of server= are paused (pause_turn): the result comes when the answer is sent back
   case=NAME      the events of the case NAME, which a POST to /_sim/cases/NAME has set; nothing else but rate and faults
   json={…}       the input of a call, or several, of the calls in order; with a schema in `output_config`, the text
+                 (without it, a value that fits the tool's schema or that one)
   wrong=X        with a schema, the text of the first answer, before a correction is requested: JSON `{…}` or a word
   repeat=N       a continuation repeats the last N words of the partial answer
   refuse=N       the model refuses to go on after N deltas (stop reason `refusal`)
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
+                   401 403      the API refuses the key: health is `degraded` until a call succeeds (at @0 only)
                    error        an `error` event (overloaded_error)
                    cut          the connection is dropped
                    stall        nothing more is sent, the connection stays open
@@ -52,10 +54,10 @@ is answered with about 100 words of Markdown.
 
 Without @N a fault happens at @0, before the first delta. Without xM it breaks every call that sends delta N of the
 whole answer, so a continuation that starts at N or later is not broken. GET /_sim/stats returns counters of calls and
-streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome.
-In a message batch, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response to it,
-and 500 and `error` make errored results. With `unknown@NxM` in its first request, the first N requests find the batch,
-and the next M do not. Requests to retrieve it, to cancel it and to read its results are counted separately. With
+streams. With --show-calls, GET /_sim/calls returns each call with its question, first delta, begin, end and outcome. In
+a message batch, 401, 403, 429 and 529 in its first request refuse the creation of the batch, `cut` drops the response
+to it, and 500 and `error` make errored results. With `unknown@NxM` in its first request, the first N requests find the
+batch, and the next M do not. Requests to retrieve it, to cancel it and to read its results are counted separately. With
 `unlisted@NxM`, the first N lists contain the batch, and the next M do not. With `broken@NxM`, the first N reads of the
 results are whole, and the next M are, in turn, an empty line, a line that is not JSON, and a first line after which the
 connection is dropped. Without xM, no later one is whole. POST /_sim/expire ends all running batches as if a day had
@@ -127,6 +129,8 @@ Setting = Literal[
     "fault",
     "retry_after",
 ]
+# Text behind the words of a line that may be a misspelt word, and not the question.
+LIKE_SETTING = re.compile(rf"({'|'.join(get_args(Setting))})\b|.*?\b[a-z_]+=\S")
 
 
 class DirectiveInvalid(ValueError):
@@ -156,6 +160,11 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float = 1.0
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def tools(self) -> list[str]:
+        """The names of `tool=`."""
+        return self.tool.split(",") if self.tool else []
+
     def json_of(self, number: int) -> str:
         """Returns the JSON of the call with this number, counted from 0; empty without `json=`."""
         return self.inputs_json[min(number, len(self.inputs_json) - 1)] if self.inputs_json else ""
@@ -164,7 +173,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
 def read(text: str) -> Directive:
     """Returns the directive of the line `#sim`, or of `Count to N`, or the default. Raises DirectiveInvalid."""
     line = LINE.search(text)
-    return parse(line[1]) if line else parse_count(text)
+    return parse(line[1])[0] if line else parse_count(text)
 
 
 def parse_count(text: str) -> Directive:
@@ -194,18 +203,24 @@ def number_at_start(text: str) -> int:
 
 
 def remove_directives(text: str) -> str:
-    """Returns `text` without its directive lines."""
-    return LINE.sub("", text).strip()
+    """Returns `text` without its directives: what follows the first one's words is a part of the question."""
+    question = LINE.sub(lambda line: parse(line[1])[1], text, count=1)
+    return LINE.sub("", question).strip()
 
 
-def parse(line: str) -> Directive:
-    """Returns the directive of a `#sim` line. Raises DirectiveInvalid, with the position and the expected word."""
+def parse(line: str) -> tuple[Directive, str]:
+    """Returns the directive of a `#sim` line, and the question behind its words, which has no `NAME=`.
+
+    Raises DirectiveInvalid, with the position and the expected word, so that a misspelt word does not pass as text.
+    """
     fields: dict[str, object] = {}
     faults: list[Fault] = []
     inputs: list[str] = []
     at = 0
     while line[at:].strip():
         name = NAME.match(line, at)
+        if name is None and at and not LIKE_SETTING.match(line[at:].lstrip()):
+            break
         if name is None or name[1] not in get_args(Setting):
             raise DirectiveInvalid(f"#sim: expected one of {', '.join(get_args(Setting))}= at {line[at:].strip()!r}")
         value, at = value_at(line, name.end(), is_json=is_json(name[1], line[name.end() :]))
@@ -215,7 +230,7 @@ def parse(line: str) -> Directive:
             inputs.append(value)
         else:
             fields |= setting(name[1], value)
-    return msgspec.convert({**fields, "faults": faults, "inputs_json": inputs}, Directive)
+    return msgspec.convert({**fields, "faults": faults, "inputs_json": inputs}, Directive), line[at:].strip()
 
 
 def value_at(line: str, start: int, *, is_json: bool) -> tuple[str, int]:

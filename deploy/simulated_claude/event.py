@@ -32,6 +32,7 @@ class Frame(NamedTuple):
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 GARBAGE = b'event: content_block_delta\ndata: {"type":"content_block_delta","ind\n\n'
+INVALID_KEY = "invalid x-api-key"
 OVERLOADED = "Overloaded"
 # continuedev/continue#5499 quotes the message.
 NO_CREDIT = (
@@ -39,6 +40,9 @@ NO_CREDIT = (
     "credits."
 )
 MESSAGES = {
+    "401": INVALID_KEY,
+    # anthropics/claude-code#51610 quotes the message.
+    "403": "Permission denied",
     "429": "Number of requests has exceeded your rate limit",
     "500": "Internal server error",
     "credit": NO_CREDIT,

@@ -15,6 +15,8 @@ from typing import Literal, get_args
 import msgspec
 
 FaultKind = Literal[
+    "401",
+    "403",
     "429",
     "529",
     "500",
@@ -31,11 +33,13 @@ FaultKind = Literal[
     "broken",
 ]
 FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
-HTTP_ONLY = ("html", "credit")
+HTTP_ONLY = ("401", "403", "html", "credit")
 # Faults of a message batch: a call has no such fault.
 BATCH_ONLY = ("unknown", "unlisted", "broken")
 # Error types of the status faults and of `error`.
 ERROR_TYPES = {
+    "401": "authentication_error",
+    "403": "permission_error",
     "429": "rate_limit_error",
     "529": "overloaded_error",
     "500": "api_error",
@@ -62,7 +66,7 @@ class Break(msgspec.Struct, frozen=True):
     @property
     def is_http(self) -> bool:
         """Whether the fault is a complete HTTP response instead of a stream."""
-        return self.after == 0 and self.kind in ("429", "529", "500", "html", "credit")
+        return self.after == 0 and self.kind in ("429", "529", "500", *HTTP_ONLY)
 
 
 def first_break(faults: Sequence[Fault], start: int, deltas: int, call: int) -> Break | None:

@@ -227,9 +227,9 @@ class MessageBatches:
         return is_hidden
 
     def _fault(self, parsed: ParsedRequest) -> tuple[Refusal | None, bool]:
-        """Returns the refusal of a creation (429, 529), and whether to drop the response (cut)."""
+        """Returns the refusal of a creation (401, 403, 429, 529), and whether to drop the response (cut)."""
         for fault in parsed.directed.faults:
-            if fault.kind in ("429", "529", "cut"):
+            if fault.kind in ("401", "403", "429", "529", "cut"):
                 key = f"{fault.kind} {parsed.conversation.key}"
                 self._stats.creations[key] += 1
                 if fault.calls is not None and self._stats.creations[key] > fault.calls:

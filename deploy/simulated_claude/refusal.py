@@ -8,6 +8,7 @@ import msgspec
 STATUS = {
     "invalid_request_error": 400,
     "authentication_error": 401,
+    "permission_error": 403,
     "not_found_error": 404,
     "request_too_large": 413,
     "rate_limit_error": 429,

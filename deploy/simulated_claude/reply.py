@@ -1,7 +1,8 @@
 """The complete reply to one call, decided before its first byte. Pure."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -14,16 +15,17 @@ from tailrace.deploy.simulated_claude.directive import Directive, DirectiveInval
 from tailrace.deploy.simulated_claude.fault import Break, first_break
 from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import INVALID, Request
-from tailrace.deploy.simulated_claude.sample import sample
+from tailrace.deploy.simulated_claude.sample import INPUT, sample, sample_input
 from tailrace.deploy.simulated_claude.server_tool import IN_CONTAINER
 from tailrace.deploy.simulated_claude.settings import Settings
 from tailrace.deploy.simulated_claude.thinking import Transformation
+from tailrace.proto.decoding import DECODE_ERRORS
 
 NOTHING = CachedTokens()
 DEFAULT = Settings()
 NO_CASES: Mapping[str, Lines] = {}
 # A phrase in the prompts of clients whose model has no structured outputs.
-IN_THE_PROMPT = "fits this JSON Schema"
+IN_THE_PROMPT = re.compile(r"fits this JSON Schema[^\n]*\n(.*)")
 
 
 class ParsedRequest(msgspec.Struct, frozen=True):
@@ -84,13 +86,15 @@ def reply(
     request, talk, directed = parsed.request, parsed.conversation, parsed.directed
     if directed.case:
         return play_case(parsed, call, cases)
+    forced = forced_tool(request, directed)
     all_of_it = answer.cut_at_stop_sequence(
         answer.build_answer(
             talk,
             directed,
             json_sample=json_sample(request),
-            forced=forced_call(request, directed),
+            forced=forced,
             calls_max=calls_max(request),
+            inputs={} if directed.inputs_json else sample_inputs(request, [forced, *directed.tools]),
         ),
         request.stop_sequences,
     )
@@ -154,18 +158,26 @@ def json_sample(request: Request) -> str:
     """Returns JSON that fits the request's schema; empty without a schema."""
     if request.answer_format is not None:
         return sample(request.answer_format.schema)
-    return answer.INPUT if any(IN_THE_PROMPT in message.text for message in request.messages) else ""
+    prompts = (IN_THE_PROMPT.search(message.text) for message in reversed(request.messages))
+    found = next((prompt for prompt in prompts if prompt), None)
+    try:
+        return sample(msgspec.json.decode(found[1])) if found else ""
+    except DECODE_ERRORS:
+        return INPUT
 
 
-def forced_call(request: Request, directed: Directive) -> tuple[str, str] | None:
-    """Returns the name and an input of the tool that the answer must call, if there is one.
+def forced_tool(request: Request, directed: Directive) -> str:
+    """Returns the name of the tool that the answer must call; empty if there is none.
 
     Where the request leaves the choice, it is the first tool of `tool=` that the request has.
     """
-    forced = request.forced_tools
-    names = [*directed.tool.split(","), *(tool.name for tool in forced[:1])]
-    found = (tool for name in names for tool in forced if tool.name == name)
-    return next(((tool.name, sample(tool.input_schema)) for tool in found), None)
+    names = [tool.name for tool in request.forced_tools]
+    return next((name for name in directed.tools if name in names), names[0] if names else "")
+
+
+def sample_inputs(request: Request, names: Sequence[str]) -> dict[str, str]:
+    """Returns an input for each of these tools that the request has. Raises Refusal for an invalid schema."""
+    return {tool.name: sample_input(tool.input_schema, tool.type) for tool in request.tools if tool.name in names}
 
 
 def calls_max(request: Request) -> int | None:

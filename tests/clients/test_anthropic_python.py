@@ -253,11 +253,13 @@ async def look(query: str) -> str:
 @pytest.mark.parametrize("has_thread", [False, True])
 async def test_tool_runner_sends_the_whole_conversation(sdk: AsyncAnthropic, claude: str, *, has_thread: bool) -> None:
     """By default the SDK sends only new messages, with the id of an answer that Anthropic's servers do not have."""
-    body = question(f'{LINE} tool=look json={{"query":"a"}}')
+    body = question(f"{LINE} tool=look")
     thread = sdk.beta.messages.thread(**body, tools=[look], unsupported_request_behavior="continue_unthreaded")
     runner = thread.tool_runner() if has_thread else sdk.beta.messages.tool_runner(**body, tools=[look])
     stop_reasons = [message.stop_reason async for message in runner]
     assert stop_reasons == ["tool_use", "end_turn"]
     sent = (await read_last_request(claude))["body"]
     assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "user"]
+    # The function has run: the call's input fits the schema that the SDK made of it.
+    assert sent["messages"][-1]["content"][0]["content"] == "found tailrace"
     assert "thread" not in sent

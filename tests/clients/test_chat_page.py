@@ -24,7 +24,6 @@ from tailrace.proto.ids import SessionId, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tests.clients import node
 from tests.harness import jwts
-from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude
 from tests.harness.generator_in_loop import words
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
@@ -358,10 +357,7 @@ async def test_the_page_says_that_the_model_refuses_the_key_and_that_an_answer_w
 
             await until(is_reached, 60)
 
-        async with (
-            faulty_claude(own.claude, lambda _: BrokenAnswer(KEY_REFUSED)) as refusing,
-            own.running_generator(claude_url=refusing.url),
-        ):
+        async with own.running_generator():
             await wait_for("corrected")
         (await gateway.client.post("/v1/sessions", json={"id": "stopped"})).raise_for_status()
         async with own.running_generator(claude_url="http://api.invalid", call_tries_max=1):

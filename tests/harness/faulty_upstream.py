@@ -15,11 +15,6 @@ from tests.harness.proxy import LINGER_0
 from tests.harness.stop_server import stop
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-_REFUSAL = b'{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}'
-KEY_REFUSED = (
-    b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(_REFUSAL), _REFUSAL)
-)
 HOP_BY_HOP = ("host", "content-length", "connection", "transfer-encoding", "accept-encoding")
 
 

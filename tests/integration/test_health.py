@@ -27,7 +27,6 @@ from tailrace.proto.nats.users import GATEWAY
 from tailrace.proto.subjects import GENERATORS
 from tailrace.proto.version import VERSION
 from tests.harness import processes
-from tests.harness.faulty_upstream import KEY_REFUSED, BrokenAnswer, faulty_claude
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import append_request, failure_code, running_generator, wait_for_end
 from tests.harness.readers import is_read, read
@@ -136,8 +135,9 @@ async def test_each_report_of_the_health_says_that_one_generator_is_degraded(
 
 
 @pytest.mark.rule("R29")
+@pytest.mark.parametrize("fault", ["401", "403"])
 async def test_a_key_that_is_refused_later_degrades_readiness_until_a_call_succeeds(
-    own_server: NatsServer, own_claude: str, own_log: TurnLog, new_gateway: NewGateway, tmp_path: Path
+    fault: str, own_server: NatsServer, own_claude: str, own_log: TurnLog, new_gateway: NewGateway, tmp_path: Path
 ) -> None:
     """Anybody may read it, without a key: it has neither the key nor the address of the API."""
     gateway = await new_gateway(own_server.url)
@@ -152,11 +152,10 @@ async def test_a_key_that_is_refused_later_degrades_readiness_until_a_call_succe
 
     async with (
         processes.persistence(tmp_path, own_server.url),
-        faulty_claude(own_claude, lambda _: BrokenAnswer(KEY_REFUSED)) as claude,
-        running_generator(own_server.url, claude.url),
+        running_generator(own_server.url, own_claude),
     ):
         await until_equal(state, (200, None, None))
-        refused = await wait_for_end(own_log, await append_request(own_log, "words=3 rate=0"))
+        refused = await wait_for_end(own_log, await append_request(own_log, f"words=3 fault={fault}"))
         assert failure_code(refused) == "backend_refused_key"
         assert (await state(), REGISTRY.get_sample_value(name, labels)) == ((200, "degraded", "degraded"), 1)
         await wait_for_end(own_log, await append_request(own_log, "words=3 rate=0"))

@@ -343,12 +343,23 @@ async def test_containers_expire_with_the_batches(client: httpx2.AsyncClient) ->
     assert (await client.post("/v1/messages", json=body)).json()["container"]["id"] != name
 
 
-async def test_an_empty_account_is_a_400(client: httpx2.AsyncClient) -> None:
-    refused = await client.post("/v1/messages", json=ask("#sim words=1 fault=creditx1 rate=0"))
-    assert refused.status_code == 400
-    assert refused.json()["error"]["type"] == "invalid_request_error"
-    assert refused.json()["error"]["message"].startswith("Your credit balance is too low")
-    assert (await client.post("/v1/messages", json=ask("#sim words=1 fault=creditx1 rate=0"))).status_code == 200
+@pytest.mark.parametrize(
+    ("fault", "status", "type_", "message"),
+    [
+        ("credit", 400, "invalid_request_error", "Your credit balance is too low"),
+        ("401", 401, "authentication_error", "invalid x-api-key"),
+        ("403", 403, "permission_error", "Permission denied"),
+    ],
+)
+async def test_a_refused_account_or_key_has_the_error_of_the_api(
+    client: httpx2.AsyncClient, fault: str, status: int, type_: str, message: str
+) -> None:
+    body = ask(f"#sim words=1 fault={fault}x1 rate=0")
+    refused = await client.post("/v1/messages", json=body)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["type"]) == (status, type_)
+    assert error["message"].startswith(message)
+    assert (await client.post("/v1/messages", json=body)).status_code == 200
 
 
 async def test_settings_are_checked(client: httpx2.AsyncClient) -> None:

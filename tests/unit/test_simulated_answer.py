@@ -18,9 +18,7 @@ from tailrace.deploy.simulated_claude.answer import (
 from tailrace.deploy.simulated_claude.conversation import INTERRUPTED, Conversation, read
 from tailrace.deploy.simulated_claude.directive import Directive
 from tailrace.deploy.simulated_claude.directive import read as read_directive
-from tailrace.deploy.simulated_claude.refusal import Refusal
 from tailrace.deploy.simulated_claude.request import Message
-from tailrace.deploy.simulated_claude.sample import LENGTH_MAX, sample
 
 QUESTION = "How do I keep a *log* that survives its broker?"
 
@@ -149,28 +147,3 @@ def test_a_question_after_an_answer_is_not_a_continuation() -> None:
     """Only the words of the continuation message make one."""
     talk = conversation(("user", "one"), ("assistant", "two"), ("user", "Why?"))
     assert (talk.partial, talk.question) == ("", "Why?")
-
-
-NODE = {"$ref": "#/$defs/node"}
-
-
-@pytest.mark.parametrize(
-    ("properties", "expected"),
-    [
-        ({"left": NODE, "right": NODE}, {}),
-        ({"left": {"anyOf": [NODE, {"type": "null"}]}, "right": {"const": 1}}, {"left": None, "right": 1}),
-        ({"children": {"type": "array", "items": NODE}}, {"children": []}),
-        ({"twice": {"type": "array", "items": {"const": 1}, "minItems": 10**12}}, {"twice": [1] * LENGTH_MAX}),
-    ],
-)
-def test_the_sample_of_a_recursive_schema_is_finite(properties: dict[str, Any], expected: Any) -> None:
-    """A tree would otherwise keep the simulated Claude busy for minutes."""
-    schema = {**NODE, "$defs": {"node": {"type": "object", "properties": properties}}}
-    assert msgspec.json.decode(sample(schema)) == expected
-
-
-@pytest.mark.parametrize("schema", [{"properties": []}, {"type": "array", "minItems": "x"}, {"minLength": None}])
-def test_an_invalid_schema_is_refused_as_by_the_api(schema: dict[str, Any]) -> None:
-    """A generator would repeat the call after another error."""
-    with pytest.raises(Refusal, match="JSON schema is invalid"):
-        sample(schema)

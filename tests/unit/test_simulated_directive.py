@@ -22,6 +22,7 @@ from tools.reference_tables import simulated_help
         ('#sim tool=look,see json={} json={"a": 1}', Directive(tool="look,see", inputs_json=("{}", '{"a": 1}'))),
         ("#sim fault=429", Directive(faults=(Fault("429", 0),))),
         ("#sim fault=cut@120 fault=529@7x2", Directive(faults=(Fault("cut", 120), Fault("529", 7, 2)))),
+        ("#sim words=20 hi", Directive(words=20)),
         ("#simple words=3", Directive()),
         ("please write #sim words=3", Directive()),
         ("#sim", Directive()),
@@ -34,7 +35,15 @@ def test_a_directive_line_is_parsed(line: str, directive: Directive) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *("#sim word=3", "#sim words=3 fast", "#sim words=1.5", "#sim words=1000001", "#sim rate=nan"),
+        *(
+            "#sim word=3",
+            "#sim fast",
+            "#sim words=3 rate 5",
+            "#sim words=3 fast raet=5",
+            "#sim words=1.5",
+            "#sim words=1000001",
+            "#sim rate=nan",
+        ),
         *("#sim tag=a.b", "#sim json={", "#sim json=[1]", "#sim fault=explode@3", "#sim fault=cut@x"),
     ],
 )
@@ -70,6 +79,15 @@ def test_a_fault_may_have_no_position(kind: str) -> None:
 
 def test_the_topic_is_the_question_without_its_directive() -> None:
     assert remove_directives("What is a log?\n#sim words=3\n") == "What is a log?"
+
+
+def test_text_behind_the_words_of_a_directive_is_the_question() -> None:
+    """So does a person write who tries the terminal or the page."""
+    assert remove_directives(r"#sim words=20 Why \1 \n?") == r"Why \1 \n?"
+    assert (
+        remove_directives('#sim json={"a": 1} What is a log?\n#sim rate=0\nIn a word.')
+        == "What is a log?\n\nIn a word."
+    )
 
 
 @pytest.mark.parametrize("word", [*(f"{name}=" for name in get_args(Setting)), *FAULT_KINDS])

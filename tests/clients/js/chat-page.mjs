@@ -1059,7 +1059,7 @@ const STEPS = {
     const line = "#sim words=3 rate=0";
     const answers = page.locator(".answer .text");
     await page.goto(`${gateway}/`);
-    await ask(page, line);
+    await ask(page, `${line} fault=401 Why?`);
     const notice = page.locator("#notice", { hasText: "key" });
     await notice.waitFor();
     const refused = [await notice.getAttribute("role"), await notice.textContent(), await page.locator(".failure").innerText()];
