@@ -110,8 +110,8 @@ export function ask(question: string | Record<string, unknown>, options?: Option
 /** Reads a turn, from its start or after `options.after`. */
 export function resume(turn: string, options?: Options): Answer;
 
-/** A stream that is read from now on. */
-export interface Stream {
+/** A stream that is read from now on. Its events are for one loop, `onEvent`, or both. */
+export interface Stream extends AsyncIterable<any> {
   readonly state: State;
   readonly cursor: string;
   /** Settled when the server answers 204, and rejected when the stream is refused, lost for good or closed. */
@@ -120,8 +120,8 @@ export interface Stream {
 }
 
 /**
- * Reads a stream of JSON objects, such as `/v1/sessions/{session}/events`. `onEvent` receives each that has no name, with its
- * `cursor`.
+ * Reads a stream of JSON objects, such as `/v1/sessions/{session}/events`. The loop and `onEvent` receive each that has no name,
+ * with its `cursor`.
  */
 export function follow(
   path: string,

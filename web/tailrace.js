@@ -44,7 +44,7 @@ export function resume(turn, options = {}) {
   return new Answer(options, null, turn);
 }
 
-/** Reads any stream of JSON events until it is closed or the server answers 204. */
+/** Reads any stream of JSON events until it is closed or the server answers 204. Its events are for one loop or `onEvent`. */
 export function follow(path, options = {}) {
   return new Answer(options, null, null, path);
 }
@@ -73,7 +73,9 @@ class Answer {
   #options;
   #post;
   #path;
+  /** All events of a turn, for any number of loops; of another stream, those that the only loop has yet to yield. */
   #events = [];
+  #isIterated = false;
   #texts = [];
   /** The cursor with which this connection began. */
   #sent = "";
@@ -103,10 +105,16 @@ class Answer {
   }
 
   /** Yields each event once, with its `cursor`. To leave the loop closes the connection; the turn goes on. */
-  async *[Symbol.asyncIterator]() {
+  [Symbol.asyncIterator]() {
+    if (this.#path && this.#isIterated) throw new TypeError("tailrace: a stream of follow() has one loop");
+    this.#isIterated = true;
+    return this.#iterate();
+  }
+
+  async *#iterate() {
     try {
       for (let next = 0; ; ) {
-        while (next < this.#events.length) yield this.#events[next++];
+        while (next < this.#events.length) yield this.#path ? this.#events.shift() : this.#events[next++];
         if (this.state === "ended") break;
         await this.#changed.promise;
       }
@@ -230,7 +238,10 @@ class Answer {
 
   #take(event) {
     const { onEvent, onText } = this.#options;
-    if (this.#path) return onEvent?.(event, this);
+    if (this.#path) {
+      if (this.#isIterated || !onEvent) this.#pass(event);
+      return onEvent?.(event, this);
+    }
     if (event.type === "start") {
       // It is the first event of a turn. "0" is the cursor before it.
       if (this.#sent && this.#sent !== "0") {
@@ -245,11 +256,16 @@ class Answer {
     if (event.type === "delta") this.text = addText(this.#texts, event, this.text);
     if (event.type === "steered") this.#start(event.turn);
     if (event.type === "reset" || event.type === "steered") [this.text, this.#texts] = ["", []];
+    this.#pass(event);
+    onEvent?.(event, this);
+    if (["delta", "reset", "steered"].includes(event.type)) onText?.(this.text, this);
+  }
+
+  /** Passes an event to the loops. */
+  #pass(event) {
     this.#events.push(event);
     this.#changed.resolve();
     this.#changed = deferred();
-    onEvent?.(event, this);
-    if (["delta", "reset", "steered"].includes(event.type)) onText?.(this.text, this);
   }
 
   /** Returns the end of a turn whose stream has nothing after the cursor. A proxy may refuse it. */

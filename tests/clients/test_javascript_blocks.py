@@ -23,6 +23,7 @@ QUESTIONS = re.compile(r'"(Why is the sky blue\?|What is a tailrace\?)"')
 GLOBALS = """
 declare const ask: typeof import("./tailrace.js").ask;
 declare const resume: typeof import("./tailrace.js").resume;
+declare const follow: typeof import("./tailrace.js").follow;
 declare const request: typeof import("./tailrace.js").request;
 declare const useTurn: typeof import("./react.js").useTurn;
 declare const useState: typeof import("react").useState;
@@ -32,7 +33,7 @@ declare const TailraceChatTransport: typeof import("./ai-sdk.js").TailraceChatTr
 declare const [paragraph, mark, answer]: HTMLElement[];
 declare const [question, key, turn, chatId, threadId]: string[];
 declare const [agent, copilotkit]: any[];
-declare const [show, mayUse, isOwn, userOf, token, setError]: ((...given: unknown[]) => any)[];
+declare const [show, showOlder, mayUse, isOwn, userOf, token, setError]: ((...given: unknown[]) => any)[];
 // In a service worker.
 declare function addEventListener(type: "fetch", listener: (event: FetchEvent) => void): void;
 interface FetchEvent { request: Request; respondWith(response: Promise<Response>): void }

@@ -1,5 +1,5 @@
 // web/tailrace.js besides what the client matrix tests: `tailrace.mjs URL KEY`. Prints one line with what each step gave.
-import { ask, request, resume, TailraceError } from "../../../web/tailrace.js";
+import { ask, follow, request, resume, TailraceError } from "../../../web/tailrace.js";
 
 const [url, key] = process.argv.slice(2);
 const options = { url, key };
@@ -27,6 +27,19 @@ const end = await whole.done;
 
 // After the end nothing comes.
 const nothing = await resume(left.turn, { ...options, after: whole.cursor }).done;
+
+// The loop and `onEvent` receive each event; a second loop would take events from the first one.
+const [called, looped] = [[], []];
+const following = follow(`/v1/sessions/${end.session}/events`, { ...options, onEvent: ({ type }) => called.push(type) });
+for await (const { type } of following) {
+  looped.push(type);
+  if (type === "session") ask({ message: "#sim words=2", session: end.session }, options);
+  if (type === "done") break;
+}
+const loop = async (stream) => {
+  for await (const event of stream) return event.type;
+};
+const unknownSession = follow("/v1/sessions/nowhere/events", options);
 
 const leaving = new AbortController();
 const aborted = ask(LONG, { ...options, signal: leaving.signal, onText: () => leaving.abort() });
@@ -73,6 +86,9 @@ console.log(
     end: end.outcome,
     isWhole: end.text === cancelled.text && end.text.startsWith(before),
     nothing: [nothing.outcome, nothing.session === end.session, nothing.cost_usd === end.cost_usd],
+    followed: [[...new Set(looped)], String(called) === String(looped), following.state],
+    followedAgain: await failure(loop(following)),
+    followedNothing: await failure(loop(unknownSession)),
     aborted: await failure(aborted.done),
     refused: await refused,
     unknown: await failure(resume("01a1fe35-0000-7000-8000-000000000000", options).done),
