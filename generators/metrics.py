@@ -94,6 +94,15 @@ TAKEOVER_S = Histogram(
     "Time from the last entry of a generator that stopped until another continues the turn",
     buckets=WAIT_BUCKETS_S,
 )
+PEERS_GONE = Counter(
+    "tailrace_generator_peers_gone_total",
+    "Other generators that left NATS without notice: dead, their leases released here; unsure, their leases expire; "
+    "alive, this process is taken for dead by another one: 0 is normal",
+    ["verdict"],
+)
+LEASES_RELEASED = Counter(
+    "tailrace_generator_leases_released_total", "Turns of a dead generator released before their lease expired"
+)
 STOP_S = Histogram(
     "tailrace_generator_stop_seconds",
     "Time from a cancellation in the log until the call to the model is closed",
@@ -110,6 +119,8 @@ for _mode in get_args(Mode):
 for _outcome in get_args(Outcome):
     ENDS.labels(_outcome)
 FAILURES.labels("attempts_exhausted")
+for _verdict in ("dead", "unsure", "alive"):
+    PEERS_GONE.labels(_verdict)
 
 
 def observe_start(turn: Turn) -> None:

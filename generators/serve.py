@@ -17,6 +17,7 @@ from tailrace.generators.feature import Features, Generator, join_handlers, join
 from tailrace.generators.key_health import KeyHealth
 from tailrace.generators.load_blobs import BlobLoader
 from tailrace.generators.model_caller import ModelCaller, OneBackend
+from tailrace.generators.peer_watch import PeerWatch
 from tailrace.generators.planner import Planner
 from tailrace.generators.retry import Retry
 from tailrace.generators.rpc import cancel_turn, end_damaged_turn, list_models
@@ -30,6 +31,7 @@ from tailrace.proto.ids import TurnKey
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
 from tailrace.proto.models import extend_models
 from tailrace.proto.nats import BlobStore, Connection, Counters, Deliveries, Rpc, Slots, TurnLog
+from tailrace.proto.nats.peers import PeerLink
 from tailrace.proto.nats.rpc import Handler
 from tailrace.proto.nats.settlement import Settlement
 from tailrace.proto.runtime.fair_semaphore import FairSemaphore
@@ -119,8 +121,11 @@ async def serve(settings: Settings, connection: Connection, stop: service.Stop, 
         service.mark_ready(generator=name, concurrency=settings.concurrency)
         reports = [asyncio.create_task(report_facts(backends, worker))]
         reports += [asyncio.create_task(check_key(claude, caller.keys))] if claude is not None else []
+        watch = PeerWatch(PeerLink(connection, name), name, log, worker)
+        reports.append(asyncio.create_task(watch.run()))
         try:
             await worker.run(stop, stop.now)
+            await watch.leave()
         finally:
             for report in reports:
                 report.cancel()

@@ -4,8 +4,9 @@ A lease only decides which generator tries. The log decides, entry by entry, whi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -166,6 +167,10 @@ class Worker:
             # If some of the fetched turns were given back, fetch more than there are slots, to reach the turns of other
             # tenants behind them.
             least = 1 if all(kept) else min(2 * count, FETCHED_MAX)
+
+    def deliveries(self) -> Iterable[Delivery]:
+        """Returns the deliveries that this process holds: those of running turns, and then of those that wait."""
+        return chain(self._held.values(), self._waiting.values())
 
     def report_health(self) -> bytes | None:
         """Returns the health report as JSON. While this process drains: None, and no report is sent."""

@@ -11,6 +11,7 @@
      |   +- LogUnavailable         no answer from the log in time, or no stream: retry later
      |   |   +- LogRefused         NATS rejects the user or password: the process does not start
      |   |   +- LogDenied          NATS denies the permission to publish: its nats-users.conf is of another version
+     |   |   +- PeerAbsent         no generator of this name is connected to NATS
      |   +- LogFull                the stream's byte limit is reached; running turns have a reserve
      |   +- LogMisconfigured       NATS, a stream or a consumer belongs to another version: the process does not start
      |   |   +- LogIncomplete      a stream, bucket or consumer is missing: the process waits at its start
@@ -132,6 +133,10 @@ class LogRefused(LogUnavailable):
 
 class LogDenied(LogUnavailable):
     """NATS denies this process's user the permission to publish there."""
+
+
+class PeerAbsent(LogUnavailable):
+    """No generator of this name is connected to NATS. One that runs may be about to connect again."""
 
 
 class LogFull(LogError):

@@ -257,6 +257,19 @@ def health(role: str) -> str:
     return f"health.{_token(role)}"
 
 
+def holding(generator: str) -> str:
+    """Returns the subject on which one generator is asked what it holds (PROTOCOL R151).
+
+    The name is a part of a setting, and may have any characters.
+    """
+    return f"peers.holding.{generator.encode().hex()}"
+
+
+# The notices of generators to one another, and every subject of them.
+PEER_NOTICES = "peers.notices"
+EVERY_PEER = "peers.>"
+
+
 def presence(key: TurnKey) -> str:
     """Returns the subject on which a gateway asks the others whether a turn has readers."""
     return f"readers.{_token(key.tenant)}.{_token(key.turn)}"

@@ -30,6 +30,7 @@ from tailrace.features.usage.records import (
     ListTenantUsage,
 )
 from tailrace.proto.model_records import CANCEL_TURN, END_DAMAGED_TURN, MODELS
+from tailrace.proto.nats.peers import SERVERS
 from tailrace.proto.nats.users import ADMIN, GATEWAY, inbox_prefix
 from tailrace.proto.records import (
     GetAncestry,
@@ -60,6 +61,7 @@ from tailrace.proto.subjects import (
     EVERY_LIMIT,
     EVERY_LIVE,
     EVERY_LIVE_KEY,
+    EVERY_PEER,
     EVERY_PRESENCE,
     EVERY_READER_QUERY,
     EVERY_READER_REPLY,
@@ -224,11 +226,10 @@ RIGHTS: Mapping[str, Rights] = {
             *READ_BLOBS,
             READ_CLAIMS,
             *consume_subjects(GENERATORS),
+            EVERY_PEER,
+            SERVERS,
         ),
-        subscribe=(
-            f"{inbox_prefix(GENERATORS)}.>",
-            EVERY_LIVE,
-        ),
+        subscribe=(f"{inbox_prefix(GENERATORS)}.>", EVERY_LIVE, EVERY_PEER),
         serves=(health(GENERATORS), *GENERATOR_QUERIES, END_DAMAGED, DISCOVERY),
         can_reply=True,
     ),
@@ -298,7 +299,8 @@ def imports_of(user: str) -> list[Import]:
     services = [
         Import(owner, subject)
         for subject in rights.publish
-        if subject not in rights.subscribe
+        # nats-server imports SERVERS into each account itself.
+        if subject not in (*rights.subscribe, SERVERS)
         for owner in ([account(one) for one in RIGHTS if subject in RIGHTS[one].serves] or [LOG])
     ]
     streams = [Import(LOG, subject, is_stream=True) for subject in rights.subscribe if subject in FEEDS]

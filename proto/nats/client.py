@@ -187,6 +187,11 @@ class Client(NatsClient):
         self._pending.append(b"".join((line, headers, payload, LINE_END)))
         self._write_soon()
 
+    @property
+    def server(self) -> tuple[str, str]:
+        """The name and the id of the nats-server that this client was last connected to."""
+        return str(self._server_info.get("server_name", "")), str(self._server_info.get("server_id", ""))
+
     def abort(self) -> None:
         """Closes the socket at once and drops unsent bytes. nats-py has no public method for it."""
         if self._transport:

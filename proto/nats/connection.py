@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from random import sample
+from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -85,6 +86,10 @@ class Connection:
         self._denied = deque[str](maxlen=DENIED_KEPT)
         """The newest errors about permissions."""
         self.disconnects = 0
+        self.changed_at = 0.0
+        """The last disconnect or reconnect, by the monotonic clock."""
+        self.is_leaving = False
+        """The nats-server has announced that it ends (lame duck mode): the client will be disconnected soon."""
         self.forkless_after: Seq | None = None
         """Entries of the log after this one were stored by one replica, so none is of a fork; None: not known.
 
@@ -132,6 +137,7 @@ class Connection:
                     disconnected_cb=connection._on_disconnected,
                     reconnected_cb=connection._on_reconnected,
                     closed_cb=connection._on_closed,
+                    lame_duck_mode_cb=connection._on_lame_duck,
                 )
                 await connection.client.open_inbox()
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -328,12 +334,14 @@ class Connection:
 
     async def _on_disconnected(self) -> None:
         self.disconnects += 1
+        self.changed_at = monotonic()
         self.forkless_after = None
         if not self._is_closing:
             logger.warning("nats connection lost")
 
     async def _on_reconnected(self) -> None:
-        self.is_refused = self._is_tls_failing = False
+        self.is_refused = self._is_tls_failing = self.is_leaving = False
+        self.changed_at = monotonic()
         self._denied.clear()
         logger.info("nats connection restored")
         self._read_again()
@@ -341,6 +349,9 @@ class Connection:
     def _read_again(self) -> None:
         for call in tuple(self._reconnected):
             call()
+
+    async def _on_lame_duck(self) -> None:
+        self.is_leaving = True
 
     async def _on_closed(self) -> None:
         self.closed.set()

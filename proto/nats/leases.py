@@ -77,6 +77,11 @@ class Delivery:
         """Frees the memory of the entry."""
         self._payload = None
 
+    @property
+    def ack_subject(self) -> str:
+        """The subject of its acknowledgement, by which another process can release it (PROTOCOL R151)."""
+        return self._message.reply
+
     async def renew(self) -> None:
         """Renews the lease. A failed renewal is only logged: the fence shows who owns the turn."""
         try:

@@ -43,8 +43,11 @@ KINDS = ("request", "attempt", "event", "progress", "end", "probe", "anything")
 WRITES = {GATEWAY: {"request", "end"}, GENERATORS: {"request", "attempt", "event", "progress", "end"}}
 # Buckets with secrets and identities that only gateways may read and write.
 GATEWAY_BUCKETS = ("KV_SECRETS", "KV_LOGINS", "KV_KEYS")
+OF_GENERATORS = ("peers.notices", "peers.holding.x", "$SYS.REQ.ACCOUNT.PING.STATZ")
 DENIED_TO_ALL = (
     "anything",
+    *OF_GENERATORS,
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
     "live.local.x.event",
     "keys.key",
     "reader_queries.t.x",
@@ -68,7 +71,7 @@ def consumer(durable: str) -> list[str]:
 
 BUCKET_READS = [f"$JS.API.{verb}.{stream}" for stream in GATEWAY_BUCKETS for verb in ("STREAM.MSG.GET", "DIRECT.GET")]
 DENIED: dict[str, list[str]] = {
-    ADMIN: ["bodies.t.x", "limits.t.t.requests.1", "$KV.SECRETS.signing", "$KV.CLAIMS.x", "anything"],
+    ADMIN: ["bodies.t.x", "limits.t.t.requests.1", "$KV.SECRETS.signing", "$KV.CLAIMS.x", "anything", *OF_GENERATORS],
     GATEWAY: [
         # Operators change keys through gateways.
         *(subject for subject in DENIED_TO_ALL if subject != "$KV.KEYS.key"),
@@ -80,7 +83,7 @@ DENIED: dict[str, list[str]] = {
         "$JS.API.STREAM.PURGE.BODIES",
     ],
     GENERATORS: [
-        *DENIED_TO_ALL,
+        *(subject for subject in DENIED_TO_ALL if subject not in OF_GENERATORS),
         *consumer(PERSISTENCE),
         *BUCKET_READS,
         "$KV.CLAIMS.extended.t",
@@ -104,7 +107,7 @@ DENIED_SUBSCRIPTIONS: dict[str, list[str]] = {
         *(["live.>"] if user in (PERSISTENCE, ADMIN) else []),
         *(["reader_replies.*.*"] if user != ADMIN else []),
         *(["queries.t.turn"] if user != PERSISTENCE else []),
-        *(["queries.*.models"] if user != GENERATORS else []),
+        *(["queries.*.models", "peers.>"] if user != GENERATORS else []),
     ]
     for user in RIGHTS
 }

@@ -147,7 +147,8 @@ def _attributes(tree: ast.Module, name: str) -> Iterator[ast.Attribute]:
             gateway/auth/api_keys.py gateway/auth/authenticate.py gateway/auth/static_keys.py gateway/history_client.py
             gateway/streaming/feed.py gateway/streaming/response.py
             gateway/turns/delete.py gateway/turns/reader_presence.py gateway/turns/request_body.py
-            generators/attempt_runner.py generators/rpc.py generators/turn_runner.py generators/worker.py
+            generators/attempt_runner.py generators/peer_watch.py generators/rpc.py generators/turn_runner.py
+            generators/worker.py
             persistence/commands.py persistence/queries.py persistence/recorder.py
             """,
             "a request has a scope, `request.access`: pass it on. If no user asks for the work, add the module here",

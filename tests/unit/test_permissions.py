@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from tailrace.deploy.nats.permissions import RIGHTS, imports_of
+from tailrace.proto.nats.peers import SERVERS
 from tailrace.proto.nats.users import ADMIN, GATEWAY
 
 
@@ -34,13 +35,13 @@ def test_messages_within_a_role_stay_in_its_account() -> None:
 
 @pytest.mark.parametrize("user", RIGHTS)
 def test_all_that_a_role_may_ask_is_answered_somewhere(user: str) -> None:
-    """By the log, by another role, or among its own."""
+    """By the log, by another role, among its own, or by nats-server in each account."""
     rights = RIGHTS[user]
     led = {way.subject for way in imports_of(user)}
     assert [
         subject
         for subject in rights.publish
-        if subject not in led | {*rights.subscribe, *rights.serves} and user != ADMIN
+        if subject not in led | {*rights.subscribe, *rights.serves, SERVERS} and user != ADMIN
     ] == []
 
 

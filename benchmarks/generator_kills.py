@@ -1,0 +1,142 @@
+"""The pause of readers when a generator ends: `python -m benchmarks.generator_kills`.
+
+Turns run on three generators with the default settings, and the log is synced at each write. One of them after the
+other receives the signal: KILL, TERM, or STOP, after which it continues 6 s later. Prints, of the turns of that
+generator, the longest pause between two deltas around the signal; and the time until the first word of a turn that was
+posted within 100 ms of the signal, of which each third is in that generator.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import httpx2
+
+from benchmarks.command_line import count, new_parser
+from benchmarks.latencies import percentile
+from tailrace.proto.ids import Tenant, TurnId, TurnKey
+from tests.harness.generator_in_loop import read_attempts
+from tests.harness.processes import Process
+from tests.harness.system import System
+from tests.harness.until import until
+
+GENERATORS = 3
+LINE = "#sim words=4000 rate=20"
+BEFORE_S, AFTER_S, FROZEN_S = 0.3, 5.0, 6.0
+LATE_POST_S = 0.1
+# After a start, until the others watch it.
+WATCHED_S = 1.5
+
+
+class Reader:
+    """Reads one turn, and notes when deltas arrive."""
+
+    def __init__(self) -> None:
+        self.posted_at = time.monotonic()
+        self.deltas = list[float]()
+        self.key: TurnKey | None = None
+
+    async def run(self, client: httpx2.AsyncClient, line: str = LINE) -> None:
+        posted = await client.post("/v1/turns", json={"message": line, "on_disconnect": "cancel"})
+        posted.raise_for_status()
+        self.key = TurnKey(Tenant("local"), TurnId(posted.json()["turn"]))
+        async with client.stream("GET", f"/v1/turns/{self.key.turn}/events") as response:
+            async for received in _lines(response):
+                if received.startswith("data: ") and json.loads(received[6:]).get("type") == "delta":
+                    self.deltas.append(time.monotonic())
+
+    def pause_s(self, at: float) -> float | None:
+        """The longest time between two deltas around `at`; None if the turn did not run then."""
+        times = [one for one in self.deltas if at - BEFORE_S < one < at + AFTER_S]
+        if not times or times[0] > at:
+            return None
+        return max((after - before for before, after in pairwise([*times, at + AFTER_S])), default=None)
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
+    with suppress(httpx2.HTTPError):
+        async for line in response.aiter_lines():
+            yield line
+
+
+async def measure(system: System, turns: int, kills: int, number: signal.Signals) -> tuple[list[float], list[float]]:
+    """Returns the pauses and the times until first words, in seconds."""
+    pauses, first_words, client = list[float](), list[float](), system.clients[0]
+    async with asyncio.TaskGroup() as group:
+        readers = [Reader() for _ in range(turns)]
+        tasks = [group.create_task(reader.run(client)) for reader in readers]
+        await until(lambda: all(reader.deltas for reader in readers), 30)
+        for kill in range(kills):
+            for place in [place for place, task in enumerate(tasks) if task.done()]:
+                readers[place] = Reader()
+                tasks[place] = group.create_task(readers[place].run(client))
+            await asyncio.sleep(WATCHED_S + random.random() / 2)
+            victim = system.generators[kill % GENERATORS]
+            own = [reader for reader in readers if reader.deltas and await _is_of(system, reader, victim)]
+            late, offset_s = Reader(), random.uniform(-LATE_POST_S, LATE_POST_S)
+            posting = group.create_task(_post_at(late, client, max(0.0, offset_s)))
+            await asyncio.sleep(max(0.0, -offset_s))
+            at = time.monotonic()
+            victim.signal(number)
+            await asyncio.sleep(FROZEN_S if number == signal.SIGSTOP else AFTER_S)
+            found = [pause for reader in own if (pause := reader.pause_s(at)) is not None]
+            pauses += found
+            if late.deltas:
+                first_words.append(late.deltas[0] - late.posted_at)
+            shown = " ".join(f"{1000 * pause:.0f}" for pause in sorted(found))
+            print(
+                f"{kill + 1}: pauses {shown}; first word {[round(1000 * one) for one in first_words[-1:]]} ms",
+                flush=True,
+            )
+            posting.cancel()
+            if number == signal.SIGSTOP:
+                victim.signal(signal.SIGCONT)
+            else:
+                await victim.stop(number)
+                await victim.start()
+        for task in tasks:
+            task.cancel()
+    return pauses, first_words
+
+
+async def _post_at(reader: Reader, client: httpx2.AsyncClient, wait_s: float) -> None:
+    await asyncio.sleep(wait_s)
+    reader.posted_at = time.monotonic()
+    await reader.run(client, "#sim words=20 rate=20")
+
+
+async def _is_of(system: System, reader: Reader, generator: Process) -> bool:
+    assert reader.key is not None
+    attempts = await read_attempts(system.log, reader.key)
+    at = system.generators.index(generator)
+    return bool(attempts) and attempts[-1].generator.startswith(f"g{at}-")
+
+
+async def main(turns: int, kills: int, servers: int, number: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with System(Path(folder), servers=3 if servers == 3 else 1) as system:
+            await system.start(generators=GENERATORS)
+            pauses, first_words = await measure(system, turns, kills, number)
+            verdicts = [line["event"] for one in system.generators for line in one.log_lines]
+    for name, times in (("pause", pauses), ("first word of a turn posted then", first_words)):
+        p50, p95 = percentile(times, 50), percentile(times, 95)
+        print(f"{name}: n={len(times)}, p50 {p50:.3f} s, p95 {p95:.3f} s, most {max(times):.3f} s")
+    print(f"dead generators detected: {verdicts.count('generator is gone: its leases are released')} of {kills}")
+    print(f"live ones taken for dead: {verdicts.count('another generator takes this one for dead')}")
+
+
+if __name__ == "__main__":
+    parser = new_parser(__doc__)
+    parser.add_argument("--turns", type=count, default=20, help="turns at once")
+    parser.add_argument("--kills", type=count, default=40)
+    parser.add_argument("--servers", type=int, choices=(1, 3), default=1, help="nats-servers")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "STOP"), default="KILL")
+    given = parser.parse_args()
+    asyncio.run(main(given.turns, given.kills, given.servers, signal.Signals[f"SIG{given.signal}"]))
