@@ -279,8 +279,10 @@ def _processes(found: NatsStatus) -> Sequence[Finding]:
 async def _certificates(url: str) -> Sequence[Finding]:
     if (expiry := await certificates.read_expiry(parse_servers(url))) is None:
         return []
-    days = (expiry - datetime.now(UTC)).days
-    detail = f"the first certificate of the connection to NATS ends in {days} days, on {expiry:%Y-%m-%d}"
+    now = datetime.now(UTC)
+    days = (expiry - now).days
+    when = f"ends in {days} days" if days >= 0 else f"ended {(now - expiry).days} days ago"
+    detail = f"the first certificate of the connection to NATS {when}, on {expiry:%Y-%m-%d}"
     if days >= CERTIFICATE_DAYS_MIN:
         return [Finding("Certificate", "ok", detail)]
     return [Finding("Certificate", "warning" if days >= 0 else "error", detail, RENEW)]

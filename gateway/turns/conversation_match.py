@@ -110,6 +110,7 @@ def _messages_of_turn(context: Context, index: int) -> list[Message]:
 def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int | None:
     """Returns the index in `sent` after a turn with the messages `stored` that begins at `start`; None: they differ.
 
+    Client protocols have no question beside results: such a message comes as two.
     Clients leave out an answer without text, or send it as an empty message, and leave out calls without a result.
     They also leave out a system message that only sets the effort, or that the gateway has made of a page's context.
     """
@@ -117,15 +118,18 @@ def _end_of_turn(stored: list[Message], sent: list[Message], start: int) -> int 
     for message in stored:
         if at < len(sent) and _is_same(message, sent[at]):
             at += 1
-        elif not _is_answer_without_text(message) and (message.role != "system" or _is_seen(message)):
+        elif has_results(message) and len(sent) > at + 1 and identify(message) == _joined(sent[at], sent[at + 1]):
+            at += 2
+        elif not _is_answer_without_text(message) and is_seen(message):
             return None
     while at < len(sent) and _is_answer_without_text(sent[at]) and not identify(sent[at]).calls:
         at += 1
     return at
 
 
-def _is_seen(message: Message) -> bool:
-    return bool(message.content) and message.clear_at != "next_user_message"
+def is_seen(message: Message) -> bool:
+    """Returns whether a client has a message: none has the context of its page as one."""
+    return message.role != "system" or (bool(message.content) and message.clear_at != "next_user_message")
 
 
 def _is_same(stored: Message, sent: Message) -> bool:
@@ -169,7 +173,15 @@ class Identity(NamedTuple):
     text: str
     files: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
-    """The ids of tool calls, or of the calls whose results the message has."""
+    """The ids of tool calls, or of the calls whose results the message has, in the order of the alphabet."""
+
+
+def _joined(message: Message, following: Message) -> Identity | None:
+    """Returns the identity of two messages as one; None if their roles differ."""
+    one, two = identify(message), identify(following)
+    if one.role != two.role:
+        return None
+    return Identity(one.role, one.text + two.text, one.files + two.files, tuple(sorted(one.calls + two.calls)))
 
 
 def identify(message: Message) -> Identity:
@@ -192,4 +204,4 @@ def identify(message: Message) -> Identity:
                 files.append(kind)
             case _:
                 pass
-    return Identity(message.role, "".join(texts).strip(), tuple(files), tuple(calls))
+    return Identity(message.role, "".join(texts).strip(), tuple(files), tuple(sorted(calls)))

@@ -3,7 +3,7 @@
 Source: `@ag-ui/core` 1.0.0. Its schemas do not accept null, so absent fields are left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -39,14 +39,18 @@ def custom(name: str, value: object) -> Json:
     return {"type": "CUSTOM", "name": f"tailrace.{name}", "value": value}
 
 
-def encode_events(shown: Iterable[Json], seq: int, turn: TurnId, first: int = 0) -> sse.Events:
+def encode_events(shown: Sequence[Json], seq: int, turn: TurnId, first: int = 0) -> sse.Events:
     """Returns the server-sent events of an entry. Each has an id, from `first` on: TanStack AI drops a repeated one.
 
     The last one has the entry's own id, so that a client that has all of them resumes after the entry.
     """
-    lines = [_fit(event, turn) for event in shown]
-    ids = [*(b"%d-%d" % (seq, number) for number in range(first, first + len(lines) - 1)), b"%d" % seq]
-    return tuple(sse.Event(line, leading_id=name) for line, name in zip(lines, ids, strict=False))
+    last = [sse.Event(_fit(event, turn), leading_id=b"%d" % seq) for event in shown[-1:]]
+    return (*encode_part(shown[:-1], seq, turn, first), *last)
+
+
+def encode_part(shown: Iterable[Json], seq: int, turn: TurnId, first: int) -> sse.Events:
+    """Returns the server-sent events of an entry before its last one, with ids from `first` on."""
+    return tuple(sse.Event(_fit(event, turn), leading_id=b"%d-%d" % (seq, at)) for at, event in enumerate(shown, first))
 
 
 def _fit(event: Json, turn: TurnId) -> bytes:

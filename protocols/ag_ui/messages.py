@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.turns.conversation_match import is_seen
 from tailrace.proto.conversation import simplify
 from tailrace.proto.decoding import DECODE_ERRORS
 from tailrace.proto.entries import Message
@@ -16,10 +17,7 @@ from tailrace.protocols.ag_ui.events import Json
 
 
 def build_messages(messages: Iterable[Message], name: str) -> list[Json]:
-    """Returns the messages of a conversation. Their ids are made of `name` and their numbers.
-
-    A system message with `clear_at` is a context, which the client has not sent as a message.
-    """
+    """Returns the messages of a conversation that a page shows. Their ids are made of `name` and their numbers."""
     found: list[Json] = []
     for number, message in enumerate(messages):
         blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
@@ -29,7 +27,7 @@ def build_messages(messages: Iterable[Message], name: str) -> list[Json]:
             add_events(found, [*shown, *close_blocks(answer)[0]])
         elif message.role == "system":
             text = text_of(blocks)
-            found += [{"id": own, "role": "system", "content": text}] if text and not message.clear_at else []
+            found += [{"id": own, "role": "system", "content": text}] if text and is_seen(message) else []
         else:
             found += _tool_messages(blocks, own)
             parts = [part for block in blocks if (part := _part(block)) is not None]

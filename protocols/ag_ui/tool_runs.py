@@ -20,7 +20,7 @@ from tailrace.proto.nats import Claim
 from tailrace.proto.ownership import Scope, ScopedKey, owned_key
 from tailrace.proto.records import GetLastTurn, TurnRecord, record_from_fold
 from tailrace.protocols.ag_ui.blocks import is_call
-from tailrace.protocols.ag_ui.events import Json, encode_events
+from tailrace.protocols.ag_ui.events import Json, encode_part
 from tailrace.protocols.ag_ui.runs import Thread
 from tailrace.protocols.ag_ui.stream import HELD, LIVE, POSTED, find_interrupts, is_held, result_events
 from tailrace.protocols.common.stop_reasons import has_waiting_calls
@@ -48,7 +48,7 @@ class ToolRuns:
         mine = Claim(key.turn, POSTED if variant.startswith(POSTED) else new_id())
         if calls and await self._gateway.claims.claim(key.scope.tenant, _claim_name(key), mine) != mine:
             calls = []
-        shown = encode_events([*calls, {"type": ""}], seq, key.turn, FIRST)[:-1]
+        shown = encode_part(calls, seq, key.turn, FIRST)
         # A reader may have been cut off behind one of these events.
         received = max(stream.reader.part - FIRST, 0)
         await stream.write(Frame((*shown[received:], stream.dialect.render_record(record, 0).events[-1])))

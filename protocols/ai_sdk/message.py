@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tailrace.gateway.turns.conversation_match import is_seen
 from tailrace.proto.entries import Message
 from tailrace.proto.records import TurnRecord
 from tailrace.protocols.ai_sdk.part import Chunk, content_chunks
@@ -56,18 +57,20 @@ def build_messages(turns: Iterable[TurnRecord], decided: Iterable[Message] = ())
 
 def _add_input(built: list[UIMessage], calls: dict[str, Part], message: Message, name: str) -> None:
     """Adds a message of the request. Tool results go into the message with the tool call."""
+    if not is_seen(message):
+        return
     blocks = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
     tool_outputs = tool_results(blocks)
     for chunk in tool_outputs if built else []:
         add_chunk(built[-1], calls, chunk)
-    if tool_outputs:
-        return
-    built.append(UIMessage(name, message.role))
     if message.role == "assistant":
+        built.append(UIMessage(name, message.role))
         for chunk in content_chunks(blocks, None):
             add_chunk(built[-1], calls, chunk)
-    else:
-        built[-1].parts += [part for block in blocks for part in _user_parts(block)]
+        return
+    parts = [part for block in blocks for part in _user_parts(block)]
+    if parts or not tool_outputs:
+        built.append(UIMessage(name, message.role, parts=parts))
 
 
 def _user_parts(block: dict[str, Any]) -> list[Part]:

@@ -17,9 +17,9 @@ STEPS_MAX = 100
 
 
 def is_question(message: Message) -> bool:
-    """Returns whether a message begins another answer: one of the user without a tool's result."""
+    """Returns whether a message begins another answer: one of the user with more than results of tools."""
     blocks = message.content if isinstance(message.content, list) else []
-    return message.role == "user" and not any(block.get("type") == "tool_result" for block in blocks)
+    return message.role == "user" and not (blocks and all(block.get("type") == "tool_result" for block in blocks))
 
 
 def own_messages(asked: Request | TurnRecord) -> list[Message]:

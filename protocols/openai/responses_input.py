@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from tailrace.gateway.turns.conversation_match import is_seen
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
 from tailrace.protocols.common.file_block import build_file, file_url, refused_part, uploaded_file
@@ -186,7 +187,7 @@ def _items(turn: str, messages: Sequence[Message]) -> Iterator[OutputItem]:
                     }
                 case _:
                     parts.append(_part(block))
-        if parts:
+        if parts and is_seen(message):
             yield {
                 "id": f"msg_{turn}_in{number}",
                 "type": "message",

@@ -264,7 +264,7 @@ async def test_the_end_of_a_certificate_is_measured_and_a_reload_renews_it(
 
 
 async def test_a_certificate_that_has_ended_is_named_with_its_cure(
-    server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: NatsServer, ours: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renew(ours, -1)
     server.signal(SIGHUP)
@@ -277,3 +277,8 @@ async def test_a_certificate_that_has_ended_is_named_with_its_cure(
     await until(is_ended)
     with pytest.raises(LogUnavailable, match=f"certificate has expired.*{RENEW}"):
         await Connection.open(url(server, ADMIN, ours, with_cert=False), "test")
+    environ = {"TAILRACE_NATS_URL": url(server, ADMIN, ours)}
+    findings = await doctor.examine(Options(data_dir=tmp_path), environ)
+    found = next(one for one in findings if one.name == "Certificate")
+    assert (found.level, found.action) == ("error", RENEW)
+    assert "ended 1 days ago" in found.detail

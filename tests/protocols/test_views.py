@@ -22,8 +22,9 @@ from tailrace.protocols.ag_ui.runs import Thread
 from tailrace.protocols.ag_ui.stream import JOINED
 from tailrace.protocols.ai_sdk.message import build_messages
 from tailrace.protocols.ai_sdk.stream import Earlier, replay_dialect, step_chunks
-from tailrace.protocols.common.earlier_steps import steps_of
+from tailrace.protocols.common.earlier_steps import is_question, steps_of
 from tailrace.protocols.common.newest_branch import Branch
+from tailrace.protocols.openai.responses_input import items_of
 from tailrace.protocols.openai.responses_stream import response_of
 from tests.harness.sse_parser import parse
 from tests.harness.turn_builder import Handwritten, attempted_turn, block_events, opening_events
@@ -31,6 +32,8 @@ from tests.harness.turn_builder import Handwritten, attempted_turn, block_events
 Json = dict[str, Any]
 Shown = dict[str, str | None]
 """The result of each call; None: the call waits."""
+Said = list[tuple[str, str]]
+"""The texts in their order, each with its role."""
 
 SEARCH: Json = {"type": "server_tool_use", "id": "srvtoolu_01S", "name": "web_search", "input": {"query": "rivers"}}
 LOOK: Json = {"type": "tool_use", "id": "toolu_01L", "name": "look", "input": {"q": 1}}
@@ -56,9 +59,11 @@ class State(NamedTuple):
 
     def logs(self) -> Iterable[tuple[TurnKey, Handwritten]]:
         earlier: list[Message] = []
+        question = 1
         for number, (own, answer, stop_reason) in enumerate(self.turns, 1):
             # The page of `useChat` that has asked sends the results of its tools.
-            metadata = {"ui_message": "msg_turn-1"} if number > 1 else None
+            question = number if any(map(is_question, own)) else question
+            metadata = {"ui_message": f"msg_turn-{question}"} if number > question else None
             asked: Json = {"messages": [*earlier, *own], "history": len(earlier), "metadata": metadata}
             blocks = [event for index, block in enumerate(answer) for event in block_events(index, block)]
             stop = events.MessageDelta(events.StopReason(stop_reason))
@@ -115,6 +120,17 @@ STATES: dict[str, tuple[State, Shown]] = {
     ),
 }
 DECIDED = State([BOTH], (result(LOOK, "blue"),))
+# Only `POST /v1/turns` and Anthropic's protocol have a question beside results. The context of a page of AG-UI, and a
+# system message that only sets the effort, are no messages.
+BESIDE = Message("user", [result(LOOK, "blue"), {"type": "text", "text": "And how deep?"}])
+UNSEEN = [Message("system", "The page is dark.", clear_at="next_user_message"), Message("system", "")]
+ASKED_BESIDE = State(
+    [
+        ([QUESTION, *UNSEEN], [LOOK], "tool_use"),
+        ([BESIDE, *UNSEEN], [TEXT, BUY], "tool_use"),
+        ([Message("user", [result(BUY, "1 kg")])], [TEXT], "end_turn"),
+    ]
+)
 
 
 def stream_of(dialect: Dialect, key: TurnKey, log: Handwritten) -> list[Json]:
@@ -189,9 +205,11 @@ def ui_replayed(read: Callable[[Dialect, TurnKey, Handwritten], list[Json]]) -> 
 
 
 def ui_loaded(state: State) -> Shown:
-    question, message = build_messages(*state.branch)
-    assert (question.role, message.id, message.role) == ("user", "msg_turn-1", "assistant")
-    parts = [part for part in message.parts if "toolCallId" in part]
+    messages = build_messages(*state.branch)
+    asked = sum(map(is_question, [message for turn in state.turns for message in turn[0]]))
+    assert [one.role for one in messages] == ["user", "assistant"] * asked
+    assert messages[1].id == "msg_turn-1"
+    parts = [part for one in messages for part in one.parts if "toolCallId" in part]
     assert {part["state"] for part in parts} <= {"input-available", "output-available", "output-error"}
     return {
         part["toolCallId"]: part["errorText"]
@@ -279,6 +297,68 @@ def test_a_decided_call_is_shown_while_another_one_waits(view: str) -> None:
     shown = LOADED[view](DECIDED)
     assert shown == {LOOK["id"]: shown[LOOK["id"]], BUY["id"]: None}
     assert "blue" in (shown[LOOK["id"]] or "")
+
+
+def ui_said(state: State) -> Said:
+    messages = build_messages(*state.branch)
+    assert len({one.id for one in messages}) == len(messages)
+    return [(one.role, part["text"]) for one in messages for part in one.parts if part["type"] == "text"]
+
+
+def page_said(state: State) -> Said:
+    messages = Thread(state.branch).page("run")["messages"]
+    return [(one["role"], part["content"]) for one in messages for part in one["parts"] if part["type"] == "text"]
+
+
+def connect_said(read: Callable[[Dialect, TurnKey, Handwritten], list[Json]]) -> Callable[[State], Said]:
+    def view(state: State) -> Said:
+        key, log = list(state.logs())[-1]
+        found: Said = []
+        for event in read(Thread(state.branch).dialect(is_1=True, has_reasoning=False), key, log):
+            messages = event.get("messages") or event.get("input", {}).get("messages", [])
+            found += [(one["role"], one["content"]) for one in messages if one["role"] != "tool"]
+            if event["type"] == "TEXT_MESSAGE_CONTENT":
+                found.append(("assistant", event["delta"]))
+        return found
+
+    return view
+
+
+def items_said(state: State) -> Said:
+    """The input items of each response, and its output."""
+    items = [item for one in state.records for item in [*items_of(one.turn, one.input), *response_of(one)["output"]]]
+    return [(one["role"], part["text"]) for one in items if one["type"] == "message" for part in one["content"]]
+
+
+SAID: dict[str, Callable[[State], Said]] = {
+    "ui: messages": ui_said,
+    "ag-ui: page": page_said,
+    "ag-ui: connect": connect_said(stream_of),
+    "ag-ui: connect, database": connect_said(record_of),
+    "responses: items": items_said,
+}
+
+
+@pytest.mark.parametrize("view", SAID)
+def test_a_view_shows_a_question_beside_results(view: str) -> None:
+    said = SAID[view](ASKED_BESIDE)
+    questions = [("user", "Where?"), ("user", "And how deep?")]
+    assert said == [*questions, ("assistant", "Done."), ("assistant", "Done.")]
+
+
+@pytest.mark.parametrize("view", [*LOADED, "ui: streams", "ui: streams, database"])
+def test_a_view_shows_the_results_beside_a_question(view: str) -> None:
+    """They are of the answer before the question, and the answer behind it is another message."""
+    shown = (LOADED | FOLLOWED)[view](ASKED_BESIDE)
+    assert [(call, (text or "").strip('"')) for call, text in shown.items()] == [
+        (LOOK["id"], "blue"),
+        (BUY["id"], "1 kg"),
+    ]
+    calls = {
+        one.id: [part["toolCallId"] for part in one.parts if "toolCallId" in part]
+        for one in build_messages(*ASKED_BESIDE.branch)
+    }
+    assert [calls["msg_turn-1"], calls["msg_turn-2"]] == [[LOOK["id"]], [BUY["id"]]]
 
 
 RESULT_TYPES = {

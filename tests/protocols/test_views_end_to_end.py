@@ -9,6 +9,7 @@ import pytest
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import TurnLog
 from tests.harness.generator_in_loop import words
+from tests.harness.requests import run_turn
 from tests.harness.sse_parser import parse
 from tests.integration.conftest import Gateway
 from tests.protocols.test_views import FOUND, LOOK, SEARCH, TEXT
@@ -151,6 +152,25 @@ async def test_a_run_has_the_result_of_a_search_beside_a_tool_of_the_page(gatewa
         if part["type"] == "tool-call"
     }
     assert outputs == {SEARCH["id"]: FOUND["content"], LOOK["id"]: "blue"}
+
+
+async def test_a_page_goes_on_after_a_question_beside_results(gateway: Gateway) -> None:
+    """Each view has the question of `/v1/turns` as a message of its own, and no branch begins behind it."""
+    session, line = new_id(), "#sim words=1 rate=0"
+
+    async def ask(content: Any) -> Json:
+        messages = [{"role": "user", "content": content}]
+        return await run_turn(gateway, messages=messages, session=session, create_session=True, tools=TOOLS)
+
+    call = (await ask(f"{line} tool=look"))["content"][-1]
+    result = {"type": "tool_result", "tool_use_id": call["id"], "content": "blue"}
+    last = await ask([result, {"type": "text", "text": line}])
+    shown = (await gateway.client.get(f"/api/chat/{session}/messages")).json()
+    assert [one["role"] for one in shown] == ["user", "assistant", "user", "assistant"]
+    further = {"id": "u", "role": "user", "parts": [{"type": "text", "text": line}]}
+    await gateway.client.post("/api/chat", json={"id": session, "tools": TOOLS, "messages": [*shown, further]})
+    (newest,) = (await gateway.client.get(f"/v1/sessions/{session}/turns?limit=1&order=desc")).json()["data"]
+    assert (newest["parent"], len(newest["input"])) == (last["turn"], 1)
 
 
 async def decide(gateway: Gateway, session: str, name: str, result: str) -> Json:

@@ -172,6 +172,21 @@ def test_messages_are_compared_by_their_content() -> None:
     assert identify(Message("user", "q1")) != identify(Message("assistant", "q1"))
 
 
+def test_a_question_beside_results_is_the_same_as_both_messages() -> None:
+    """Anthropic's protocol has a question beside the results of tools; others have it as a message of its own."""
+    calls = [CALL, {**CALL, "id": "c2"}]
+    results = [{"type": "tool_result", "tool_use_id": call["id"], "content": "1"} for call in calls]
+    question = {"type": "text", "text": "And now?"}
+    held = [HELD[0], Message("assistant", calls), Message("user", [*results[::-1], question]), HELD[3]]
+    context = msgspec.structs.replace(CONTEXT, messages=held)
+    both = [Message("user", results), Message("user", "And now?\n")]
+    for sent in (both, [Message("user", [*results, question])]):
+        conversation = [*held[:2], *sent, HELD[3], NEW]
+        assert match_history(context, conversation) == build_position("t2", held, [NEW])
+    for other in ([both[0], OTHER], both[:1], both[1:], [both[0], Message("assistant", "And now?")]):
+        assert match_history(context, [*held[:2], *other, HELD[3], NEW]).parent == "t1"
+
+
 CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
 RESULT = Message("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "blue"}])
 CALLED: list[dict[str, Any]] = [{"type": "text", "text": "a1"}, CALL]

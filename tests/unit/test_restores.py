@@ -69,11 +69,11 @@ def test_a_turn_has_the_tail_of_the_first_restore_after_its_request() -> None:
     assert [BACK.find_tail(Seq(request)) for request in (50, 51, 101)] == [50, 100, None]
 
 
-def test_an_epoch_is_used_again_after_six_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    minutes = 29_000_000
+def test_an_epoch_is_used_again_after_9000_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = 1_740_000_000
     found = set()
-    for minute in range(minutes, minutes + EPOCH_MAX):
-        monkeypatch.setattr(time, "time", lambda minute=minute: minute * 60.0)
+    for second in range(began, began + EPOCH_MAX):
+        monkeypatch.setattr(time, "time", lambda second=second: second + 0.5)
         found.add(new_epoch())
     assert found == set(range(1, EPOCH_MAX + 1))
 
