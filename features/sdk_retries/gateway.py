@@ -1,9 +1,9 @@
-"""Repetitions of a request that an SDK sends without an idempotency key: they get the turn of the first request.
+"""Repetitions of a request without an idempotency key, of SDKs and of proxies: they get the turn of the first request.
 
-The SDKs of OpenAI and Anthropic count their repetitions in a header. The first request stores a claim of its turn,
-which is removed when the answer was delivered. A repetition uses the claim's turn, unless that turn has failed, was
-cancelled because its readers had left, has readers, or is older than an hour (PROTOCOL R115). If the turn was stopped,
-the repetition is refused.
+The SDKs of OpenAI and Anthropic count their repetitions in a header, and Envoy its own in another one. The first
+request stores a claim of its turn for each count, which is removed when the answer was delivered. A repetition uses the
+claim's turn, unless that turn has failed, was cancelled because its readers had left, has readers, or is older than an
+hour (PROTOCOL R115). If the turn was stopped, the repetition is refused.
 
 AI SDK does not count: its repetitions are equal to new requests, byte for byte. Without a stream, no client has seen a
 part of an answer that was not delivered, so an equal request may get it. After a stop, such a request is a new turn.
@@ -13,7 +13,7 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -31,6 +31,9 @@ from tailrace.proto.ownership import ScopedKey
 from tailrace.proto.runtime.settings import NoSettings
 
 RETRY_COUNT = "x-stainless-retry-count"
+# Envoy's count begins with 1. Its tries have one REQUEST_ID, but so may several requests of an app in a mesh, which
+# passes on the id of the request that it answers: the id alone marks no repetition.
+ATTEMPT_COUNT, REQUEST_ID = "x-envoy-attempt-count", "x-request-id"
 COUNT = re.compile(r"[0-9]{1,4}")
 # AI SDK appends its name to a name that the app has set. Its provider packages used without it do not repeat.
 AI_SDK = re.compile(r"(?:^| )ai/[0-9]")
@@ -45,11 +48,19 @@ SUBSCRIBE_WAIT_S = 0.2
 UNCOUNTED_AGE_MIN = timedelta(seconds=1)
 
 Sent = Literal["first", "again", "unknown"]
-"""Whether the client has sent a request before; `unknown`: its SDK repeats, and does not count."""
+"""Whether a request was sent before; `unknown`: the client's SDK repeats, and does not count."""
+
+
+class Counted(NamedTuple):
+    """What a client, or a proxy before the gateway, says of a request."""
+
+    sent: Sent
+    key: str
+    """The key of the claim by which its repetitions find the turn."""
 
 
 class SdkRetries:
-    """Finds the turn of a repetition, and claims the turn of any other request whose SDK repeats."""
+    """Finds the turn of a repetition, and claims the turn of any other request whose SDK, or proxy, repeats."""
 
     def __init__(self, claims: Claims, presence: ReaderPresence) -> None:
         self._claims = claims
@@ -58,53 +69,72 @@ class SdkRetries:
     async def find_retry(self, draft: TurnDraft) -> Retry | None:
         """Returns the claim that the POST repeats, or where to claim its turn.
 
-        Returns None on other routes than the SDKs', and for a request of a client that does not repeat. Waits for a
-        moment before it returns a claim. Raises Refused if the turn of the claim was stopped, LogUnavailable.
+        Returns None on other routes than the SDKs', and for a request that nobody repeats. Waits for a moment before it
+        returns a claim. Raises Refused if the turn of the claim was stopped, LogUnavailable.
         """
-        if draft.path not in PATHS or (sent := _sent(draft)) is None:
+        if draft.path not in PATHS or not (counts := await _counts(draft)):
             return None
-        scope, key = draft.principal.access, await _key(draft)
-        found = await self._claims.read(scope.tenant, key)
-        if found is None:
-            return Retry(key)
-        if sent == "first":
-            # If this request is refused, its repetition must not get the answer to an earlier equal request.
-            await self._claims.remove(scope.tenant, key, found.revision)
-            return Retry(key)
-        turn = ScopedKey(scope, found.claim.turn)
-        await asyncio.sleep(SUBSCRIBE_WAIT_S)
-        if not await _is_reusable(self._presence.log, turn, sent) or await self._presence.has_readers_anywhere(
-            turn.plain
-        ):
-            return Retry(key)
-        # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
-        revision = await self._claims.renew(scope.tenant, key, found)
-        return Retry(key) if revision is None else Retry(key, found.claim, self._remover(scope.tenant, key, revision))
+        scope, keys = draft.principal.access, tuple(counted.key for counted in counts)
+        for sent, key in counts:
+            found = await self._claims.read(scope.tenant, key)
+            if found is None:
+                continue
+            if sent == "first":
+                # If this request is refused, its repetition must not get the answer to an earlier equal request.
+                await self._claims.remove(scope.tenant, key, found.revision)
+                continue
+            turn = ScopedKey(scope, found.claim.turn)
+            await asyncio.sleep(SUBSCRIBE_WAIT_S)
+            if not await _is_reusable(self._presence.log, turn, sent) or await self._presence.has_readers_anywhere(
+                turn.plain
+            ):
+                continue
+            # Two clients may have sent equal requests, and repeat them at the same time: one of them gets the turn.
+            revision = await self._claims.renew(scope.tenant, key, found)
+            if revision is None:
+                break
+            held = {key: revision}
+            for other in keys:
+                same = await self._claims.read(scope.tenant, other) if other != key else None
+                if same is not None and same.claim.turn == found.claim.turn:
+                    held[other] = same.revision
+            return Retry(keys, found.claim, self._remover(scope.tenant, held))
+        return Retry(keys)
 
     async def claim_retry(self, tenant: Tenant, retry: Retry, claim: Claim) -> WhenDelivered:
-        """Stores the claim of a new turn. Returns the function that removes it. Raises LogUnavailable."""
+        """Stores the claims of a new turn. Returns the function that removes them. Raises LogUnavailable."""
         # An older claim is overwritten: equal requests that are no repetitions are different turns.
-        revision = await self._claims.put(tenant, retry.key, claim)
-        return self._remover(tenant, retry.key, revision)
+        return self._remover(tenant, {key: await self._claims.put(tenant, key, claim) for key in retry.keys})
 
-    def _remover(self, tenant: Tenant, key: str, revision: int) -> WhenDelivered:
-        """Returns a function that removes the claim, so that a later equal request does not get the turn's answer."""
+    def _remover(self, tenant: Tenant, revisions: dict[str, int]) -> WhenDelivered:
+        """Returns a function that removes the claims, so that a later equal request does not get the turn's answer."""
 
         async def remove() -> None:
             with suppress(LogUnavailable):
-                await self._claims.remove(tenant, key, revision)
+                for key, revision in revisions.items():
+                    await self._claims.remove(tenant, key, revision)
 
         return remove
 
 
-def _sent(draft: TurnDraft) -> Sent | None:
-    """Returns whether the client has sent the POST before, or None if the client is not known to repeat."""
-    counts = draft.headers.getlist(RETRY_COUNT)
-    if not counts:
-        return "unknown" if draft.is_json and AI_SDK.search(draft.headers.get("user-agent", "")) else None
-    if len(counts) != 1 or COUNT.fullmatch(counts[0]) is None:
-        return None
-    return "again" if int(counts[0]) else "first"
+async def _counts(draft: TurnDraft) -> list[Counted]:
+    """Returns what is known of the POST: first what the proxy says, which has seen it last."""
+    counts: list[Counted] = []
+    attempt, ids = _count(draft, ATTEMPT_COUNT), draft.headers.getlist(REQUEST_ID)
+    if attempt is not None and len(ids) == 1:
+        counts.append(Counted("again" if attempt > 1 else "first", await _key(draft, ids[0])))
+    repeated = _count(draft, RETRY_COUNT)
+    if repeated is not None:
+        counts.append(Counted("again" if repeated else "first", await _key(draft)))
+    elif RETRY_COUNT not in draft.headers and draft.is_json and AI_SDK.search(draft.headers.get("user-agent", "")):
+        counts.append(Counted("unknown", await _key(draft)))
+    return counts
+
+
+def _count(draft: TurnDraft, header: str) -> int | None:
+    """Returns the number in a header, or None if it is not there once."""
+    values = draft.headers.getlist(header)
+    return int(values[0]) if len(values) == 1 and COUNT.fullmatch(values[0]) else None
 
 
 async def _is_reusable(log: TurnLog, key: ScopedKey, sent: Sent) -> bool:
@@ -128,11 +158,11 @@ async def _is_reusable(log: TurnLog, key: ScopedKey, sent: Sent) -> bool:
     return is_reusable(key.turn, turn)
 
 
-async def _key(draft: TurnDraft) -> str:
+async def _key(draft: TurnDraft, *request_id: str) -> str:
     """Returns the key of the request: it differs for each credential, user, path, body, and header of the turn."""
     principal, new_turn = draft.principal, draft.new_turn
     headers = (new_turn.session, new_turn.project, new_turn.betas, new_turn.api_version)
-    parts = (principal.key, principal.user, draft.path, headers, await hash_body(draft.raw))
+    parts = (principal.key, principal.user, draft.path, headers, await hash_body(draft.raw), *request_id)
     # The space separates it from clients' Idempotency-Keys, which cannot contain a space.
     return f"sdk {await hash_body(msgspec.json.encode(parts))}"
 

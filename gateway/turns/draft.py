@@ -22,14 +22,14 @@ WhenDelivered = Callable[[], Awaitable[None]]
 
 
 class Retry(NamedTuple):
-    """A POST whose client counts its repetitions instead of sending a key."""
+    """A POST whose client, or a proxy, counts its repetitions instead of sending a key."""
 
-    key: str
-    """The key of the claim by which a repetition finds the turn."""
+    keys: tuple[str, ...]
+    """The keys of the claims by which repetitions find the turn."""
     claim: Claim | None = None
     """The claim of the turn that this POST repeats; None if it is the first one, or starts another turn."""
     when_delivered: WhenDelivered | None = None
-    """Removes `claim`."""
+    """Removes the claims of the turn."""
 
 
 @dataclass(frozen=True)

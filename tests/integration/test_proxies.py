@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from tailrace.deploy.local import ports
 from tailrace.features.gateway import ROUTES
 from tailrace.generators.settings import Settings as GeneratorSettings
-from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey
+from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.ownership import ScopedKey
 from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.freeze import freeze
@@ -43,8 +43,8 @@ BUSY_S, VANISHED_S_MAX = 3.0, 10.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
 STREAMS_ADDRESS_MAX = 6
 # The limits of silence in the files: of a stream, and of a response that comes when its turn has ended.
-STREAM_LIMIT = re.compile(r"((?:proxy_read_timeout|timeout client|timeout server) )90s")
-JSON_LIMIT = re.compile(r"((?:proxy_read_timeout|set-timeout server) )([0-9]+)m")
+STREAM_LIMIT = re.compile(r"((?:proxy_read_timeout|timeout client|timeout server|stream_idle_timeout:) )90s")
+JSON_LIMIT = re.compile(r"((?:proxy_read_timeout|set-timeout server|\bidle_timeout:) )([0-9]+m|[0-9]{3,}s)")
 SILENCE = "#sim words=3 rate=0 wait=4"
 # The end of a stream as curl sees it: a whole body, a body that was cut, or nothing within curl's limit of time.
 CURL_ENDS = {0: "whole", 18: "cut", 28: "silent", 56: "cut", 92: "cut"}
@@ -55,7 +55,7 @@ CUT_DIALECTS = ("text", "tailrace", "ui", "openai-chat")
 CUTS = {"fin": Cut(3000, "fin"), "rst": Cut(3000, "rst"), "silence": Cut(3000, "silence"), "none": None}
 # Docker and systemd start programs with a soft limit of 1024 files, and a much higher hard limit.
 FILES = 256
-CADDY = Path(sys.executable).with_name("caddy")
+CADDY, ENVOY = (Path(sys.executable).with_name(program) for program in ("caddy", "envoy"))
 CERTIFICATE = (
     "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
     " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
@@ -83,6 +83,11 @@ KINDS = {
         "Caddyfile",
         lambda path: [CADDY, "validate", "--config", path, "--adapter", "caddyfile"],
         lambda path: [CADDY, "run", "--config", path, "--adapter", "caddyfile"],
+    ),
+    str(ENVOY): Kind(
+        "envoy.yaml",
+        lambda path: [ENVOY, "--mode", "validate", "-c", path],
+        lambda path: [ENVOY, "-c", path, "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"],
     ),
 }
 PROGRAMS = [
@@ -134,8 +139,10 @@ def proxy_of(program: str, text: str, gateways: Sequence[int], folder: Path) -> 
         (r"gateway-2:8000", second),
         (r"chat\.example\.com", "localhost"),
         (r"\b443\b", str(port)),
+        (r"address: gateway-1, port_value: 8000", f"address: {first.replace(':', ', port_value: ')}"),
+        (r"address: gateway-2, port_value: 8000", f"address: {second.replace(':', ', port_value: ')}"),
         (r"worker_processes auto", "worker_processes 1"),
-        (r"(listen |http_port |bind :)80\b", rf"\g<1>{plain_port}"),
+        (r"(listen |http_port |bind :|port_value: )80\b", rf"\g<1>{plain_port}"),
     ):
         text = re.sub(pattern, value, text)
     if kind.file == "Caddyfile":
@@ -424,11 +431,76 @@ async def test_a_response_without_a_stream_has_a_limit_of_its_own(
         assert (await reading).over == "ended"
 
 
-@pytest.mark.parametrize("path", ["proxies/nginx.conf", "proxies/haproxy.cfg", "container/nginx.conf"])
+@pytest.mark.parametrize(
+    "path", ["proxies/nginx.conf", "proxies/haproxy.cfg", "proxies/envoy.yaml", "container/nginx.conf"]
+)
 async def test_the_limit_of_a_response_without_a_stream_is_above_the_deadline_of_a_turn(path: str) -> None:
     """By a minute at least, in which a turn may wait for a generator."""
-    ((_, minutes),) = JSON_LIMIT.findall((CHECKOUT / "deploy" / path).read_text())
-    assert int(minutes) * 60 >= GeneratorSettings().deadline_s + 60
+    ((_, limit),) = JSON_LIMIT.findall((CHECKOUT / "deploy" / path).read_text())
+    assert int(limit[:-1]) * {"m": 60, "s": 1}[limit[-1]] >= GeneratorSettings().deadline_s + 60
+
+
+needs_envoy = pytest.mark.skipif(not ENVOY.exists(), reason="envoy is missing")
+# What the file repeats, and what many meshes repeat.
+RETRY_ON, RESET = "retry_on: connect-failure,refused-stream", "retry_on: reset"
+
+
+@needs_envoy
+@pytest.mark.rule("R115")
+@pytest.mark.parametrize(
+    ("changes", "status", "turns"),
+    [
+        ({}, 503, 1),
+        ({RETRY_ON: RESET}, 200, 1),
+        ({RETRY_ON: RESET, "include_request_attempt_count: true": "include_request_attempt_count: false"}, 200, 2),
+    ],
+    ids=["the file", "reset", "reset, not counted"],
+)
+@pytest.mark.parametrize("headers", [{}, {"x-stainless-retry-count": "0"}], ids=["no SDK", "an SDK"])
+async def test_a_post_that_envoy_repeats_is_one_turn(
+    proxied_system: System, tmp_path: Path, changes: dict[str, str], status: int, turns: int, headers: dict[str, str]
+) -> None:
+    """The connection to the gateway is reset after the turn is stored. An SDK counts only its own repetitions."""
+    text = read_file(str(ENVOY))
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    tag = new_id()
+    messages = [{"role": "user", "content": "#sim words=40 rate=20"}]
+    body = {"model": "claude-haiku-5-5", "metadata": {"tag": tag}, "messages": messages}
+
+    async def stored() -> list[dict[str, Any]]:
+        listed = await proxied_system.clients[0].get("/v1/turns", params={"metadata[tag]": tag})
+        found: list[dict[str, Any]] = listed.json()["data"]
+        return found
+
+    async def have_ended() -> bool:
+        return all(turn["outcome"] == "completed" for turn in await stored())
+
+    async with AsyncExitStack() as stack:
+        cutters = [await stack.enter_async_context(Cutting(port)) for port in ports_of(proxied_system)]
+        ports = [one.port for one in cutters]
+        proxy = await stack.enter_async_context(running_proxy(str(ENVOY), text, ports, tmp_path))
+        asking = asyncio.create_task(proxy.client.post("/v1/chat/completions", json=body, headers=headers))
+        await until(stored)
+        for one in cutters:
+            one.cut_all()
+        answer = await asking
+    assert answer.status_code == status
+    if status == httpx2.codes.OK:
+        assert answer.json()["choices"][0]["message"]["content"] == words(40)
+    await until(have_ended)
+    assert len(await stored()) == turns
+
+
+@needs_envoy
+async def test_envoy_passes_on_an_answer_that_takes_longer_than_its_default_limit(
+    proxied_system: System, tmp_path: Path
+) -> None:
+    """By default, a route cuts each response after 15 s."""
+    async with running_proxy(str(ENVOY), read_file(str(ENVOY)), ports_of(proxied_system), tmp_path) as proxy:
+        turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=85 rate=5"})).json()["turn"]
+        assert (await read(proxy.client, turn)).over == "ended"
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is missing")

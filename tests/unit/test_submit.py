@@ -109,7 +109,7 @@ class Retries:
         self._claim = claim
 
     async def find_retry(self, _: TurnDraft) -> Retry:
-        return Retry("retry", self._claim, self.delivered)
+        return Retry(("retry",), self._claim, self.delivered)
 
     async def claim_retry(self, *_: object) -> WhenDelivered:
         return self.delivered

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from tailrace.features.sdk_retries import gateway as sdk_retries
-from tailrace.features.sdk_retries.gateway import RETRY_COUNT, SUBSCRIBE_WAIT_S, UNCOUNTED_AGE_MIN
+from tailrace.features.sdk_retries.gateway import (
+    ATTEMPT_COUNT,
+    REQUEST_ID,
+    RETRY_COUNT,
+    SUBSCRIBE_WAIT_S,
+    UNCOUNTED_AGE_MIN,
+)
 from tailrace.gateway.turns.cancel import cancel
 from tailrace.proto.ids import Tenant, TurnId, TurnKey, new_id
 from tailrace.proto.nats import Claim, Claims, Connection, TurnLog
@@ -46,7 +52,7 @@ class Client(NamedTuple):
     @asynccontextmanager
     async def open(self, body: dict[str, Any], count: object, path: str = CHAT, **headers: str) -> AsyncIterator[str]:
         """Sends the request, and disconnects at the end of the block. Yields its turn."""
-        headers = {RETRY_COUNT: str(count), **headers}
+        headers = headers if count is None else {RETRY_COUNT: str(count), **headers}
         async with self.gateway.client.stream("POST", path, json=body, headers=headers) as response:
             assert response.status_code == 200, await response.aread()
             yield response.headers["tailrace-turn"]
@@ -250,6 +256,83 @@ async def test_the_repetition_of_a_background_response_gets_its_turn(
         monkeypatch.setattr(Claims, "remove", keep)
     answers = [await client.gateway.client.post(RESPONSES, json=body, headers={RETRY_COUNT: str(n)}) for n in (0, 1)]
     assert (answers[0].json()["id"] == answers[1].json()["id"]) is bool(count)
+
+
+def tried(attempt: object, request_id: str = "id-1") -> dict[str, str]:
+    """Returns the headers of Envoy in the try with this number."""
+    return {ATTEMPT_COUNT: str(attempt), REQUEST_ID: request_id}
+
+
+# A client that does not count, and an SDK that does, to which Envoy hides its own tries.
+COUNTS = pytest.mark.parametrize("count", [None, 0])
+
+
+@COUNTS
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_a_repetition_of_envoy_gets_the_turn_of_the_first_try(
+    client: Client, second_gateway: Gateway, path: str, count: object
+) -> None:
+    """At any gateway, and each try."""
+    body = question()
+    first = await client.lose(body, count, path, **tried(1))
+    assert await client._replace(gateway=second_gateway).lose(body, count, path, **tried(2)) == first
+    assert await client.lose(body, count, path, **tried(3)) == first
+
+
+async def test_a_repetition_of_an_sdk_behind_envoy_gets_the_turn(client: Client) -> None:
+    """It has another id. A try of Envoy before it may not have reached a gateway."""
+    body = question()
+    first = await client.lose(body, 0, **tried(1, "a"))
+    assert await client.lose(body, 1, **tried(1, "b")) == first
+    assert await client.lose(body, 2, **tried(2, "c")) == first
+    assert await client.lose(body, 0, **tried(2, "a")) == first
+
+
+@pytest.mark.parametrize("headers", [{REQUEST_ID: "id-1"}, tried(1)], ids=["no attempt count", "first tries"])
+@COUNTS
+async def test_equal_requests_with_one_id_at_once_are_different_turns(
+    client: Client, headers: dict[str, str], count: object
+) -> None:
+    """An app passes the id of the request that it answers on to each of its own. Of their tries, one gets a turn."""
+    body = question()
+    turns = await asyncio.gather(*(client.lose(body, count, **headers) for _ in range(4)))
+    assert len({*turns}) == 4
+    if ATTEMPT_COUNT in headers:
+        again = await asyncio.gather(*(client.lose(body, count, **tried(2)) for _ in range(4)))
+        assert len({*turns, *again}) == 7
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [tried(2, "another"), {ATTEMPT_COUNT: "2"}, {REQUEST_ID: "id-1"}, tried("two"), tried("1, 2"), tried(1)],
+    ids=["another id", "no id", "no count", "no number", "two counts", "a first try"],
+)
+@COUNTS
+async def test_another_try_of_envoy_gets_a_new_turn(client: Client, headers: dict[str, str], count: object) -> None:
+    body = question()
+    first = await client.lose(body, count, **tried(1))
+    assert await client.lose(body, count, **headers) != first
+
+
+async def test_another_body_behind_envoy_gets_a_new_turn(client: Client) -> None:
+    body = question()
+    first = await client.lose(body, **tried(1))
+    assert await client.lose(body | {"max_tokens": 899}, **tried(2)) != first
+
+
+async def test_a_delivered_answer_behind_envoy_is_given_to_no_later_request(client: Client) -> None:
+    """Neither to a try of Envoy nor to a repetition of the SDK, also if a try of Envoy has got it."""
+    body = question("words=20 rate=20")
+
+    async def receive(count: int, **headers: str) -> str:
+        answer = await client.gateway.client.post(CHAT, json=body, headers={RETRY_COUNT: str(count), **headers})
+        return answer.headers["tailrace-turn"]
+
+    turns = [await receive(0, **tried(1)), await receive(0, **tried(2)), await receive(1, **tried(1, "b"))]
+    assert len({*turns}) == 3
+    lost = await client.lose(body, 0, **tried(1, "c"))
+    assert await receive(0, **tried(2, "c")) == lost
+    assert lost not in (await receive(1, **tried(1, "d")), await receive(0, **tried(3, "c")))
 
 
 class AiSdk(NamedTuple):
