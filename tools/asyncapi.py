@@ -17,7 +17,7 @@ from tailrace.gateway.streaming.dialect import Dialect
 from tailrace.proto import entries, events
 from tailrace.proto.chain import START, link
 from tailrace.proto.end_entry import build_end
-from tailrace.proto.entries import Attempt, End, Entry, Event, Message, Mode, Progress, Request, StoredEntry
+from tailrace.proto.entries import Attempt, End, Entry, Event, Failure, Message, Mode, Progress, Request, StoredEntry
 from tailrace.proto.fold import fold
 from tailrace.proto.ids import Seq, SessionId, Tenant, TurnId, TurnKey
 from tailrace.proto.usage import CallUsage
@@ -134,25 +134,34 @@ def _log() -> Json:
 def render_example(dialect: Dialect) -> Iterator[tuple[str, Any]]:
     """Yields the name and the JSON value or text of each event that the example turn has in `dialect`.
 
-    Then the kinds of events that only a steered turn has.
+    Then the kinds of events that only a steered turn has, or one that failed.
     """
     whole = list(_render(dialect, example_turn()))
     names = dict(whole)
     yield from whole
-    yield from ((name, payload) for name, payload in _render(dialect, steered_turn()) if name not in names)
+    for log in (steered_turn(), failed_turn()):
+        others = [(name, payload) for name, payload in _render(dialect, log) if name not in names]
+        names |= dict(others)
+        yield from others
 
 
 def _render(dialect: Dialect, log: list[StoredEntry]) -> Iterator[tuple[str, Any]]:
-    state = dialect.start(KEY)
-    for stored in log:
-        frame, state = dialect.render(state, stored)
+    for text in render_stream(dialect, log):
         if dialect.media_type != "text/event-stream":
-            yield from [("text", frame.data.decode())] if frame.data else []
+            yield from [("text", text)] if text else []
             continue
-        for event in frame.data.decode().split("\n\n"):
+        for event in text.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in event.splitlines())
             if "data" in fields:
                 yield _parse_event(fields)
+
+
+def render_stream(dialect: Dialect, log: list[StoredEntry]) -> Iterator[str]:
+    """Yields the text of each entry's frame."""
+    state = dialect.start(KEY)
+    for stored in log:
+        frame, state = dialect.render(state, stored)
+        yield frame.data.decode()
 
 
 def _parse_event(fields: dict[str, str]) -> tuple[str, Any]:
@@ -199,6 +208,31 @@ def steered_turn() -> list[StoredEntry]:
     """Returns the example turn with the end that it has when a message steers it."""
     log = example_turn()[:-1]
     _append(log, build_end(fold(log), "cancelled", None, cause="steer", successor=NEXT))
+    return log
+
+
+def failed_turn() -> list[StoredEntry]:
+    """Returns the example turn with the end of a turn that failed."""
+    log = example_turn()[:-1]
+    _append(log, build_end(fold(log), "failed", Failure("backend_broken", "the model's stream broke off")))
+    return log
+
+
+def short_turn() -> list[StoredEntry]:
+    """Returns a turn of one delta."""
+    log: list[StoredEntry] = []
+    _append(log, Request(model=MODEL, max_tokens=1000, messages=[Message("user", "Hi")], session=SessionId(KEY.turn)))
+    _attempt(
+        log,
+        "fresh",
+        [
+            events.BlockStart(0, {"type": "text", "text": ""}),
+            _text(0, "Hello."),
+            events.BlockStop(0),
+            events.MessageDelta(events.StopReason("end_turn"), events.UsageSoFar(output_tokens=2)),
+        ],
+    )
+    _append(log, build_end(fold(log), "completed", None))
     return log
 
 

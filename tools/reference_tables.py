@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
 from tailrace.deploy.cli.main import GROUPS
 from tailrace.deploy.local.check_environment import SERVICES
 from tailrace.deploy.simulated_claude.directive import HELP
 from tailrace.features.gateway import DIALECTS, ROUTES
+from tailrace.gateway.clients.native.event_types import TurnEvent
 from tailrace.proto.errors import CODES
 from tailrace.proto.runtime import settings
 from tailrace.proto.runtime.fast_metrics import FastMetric
@@ -195,12 +198,22 @@ def events_of_dialects() -> str:
         for paragraph in paragraphs:
             is_list = paragraph.startswith(("{", "event:", "data:"))
             parts += ["```", paragraph, "```\n"] if is_list else [f"{textwrap.fill(paragraph, 100)}\n"]
+        if name == "tailrace":
+            parts += ["| `type` | fields | meaning |", "|---|---|---|", *map(event_row, get_args(TurnEvent)), ""]
         examples: dict[str, object] = {}
         for event, payload in asyncapi.render_example(dialect):
             examples.setdefault(event, payload)
         lines = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in examples.values()]
         parts += ["Examples, one of each event:\n", "```", *lines, "```\n"]
     return "\n".join(parts)
+
+
+def event_row(struct: type[msgspec.Struct]) -> str:
+    """Returns the row of an event: `?` marks a field that may be left out."""
+    fields = msgspec.structs.fields(struct)
+    shown = ", ".join(f"`{field.encode_name}`{'' if field.required else '?'}" for field in fields)
+    meaning = " ".join(inspect.cleandoc(struct.__doc__ or "").split())
+    return f"| `{struct.__struct_config__.tag}` | {shown} | {meaning} |"
 
 
 def simulated_help() -> str:

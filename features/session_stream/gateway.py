@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tailrace.features.session_stream.new_turns import NewTurns
 from tailrace.gateway import metrics
 from tailrace.gateway.auth.api_request import ApiRequest
-from tailrace.gateway.clients.native.stream import OF_SESSION, RESET
+from tailrace.gateway.clients.native.event_types import ResetEvent, TurnEvent
+from tailrace.gateway.clients.native.stream import OF_SESSION, encode_event
 from tailrace.gateway.feature import Feature, Parts
 from tailrace.gateway.http import sse
 from tailrace.gateway.http.deferred_response import StreamedResponse, body
@@ -64,6 +65,20 @@ class TurnPosition(msgspec.Struct):
     request: Seq
     last: Seq
     is_ended: bool = False
+
+
+class SessionEvent(msgspec.Struct, frozen=True, tag_field="type", tag="session"):
+    """The first event: the session, and its running turns, whose events follow from their start or the cursor on."""
+
+    session: SessionId
+    """The session."""
+    running: list[TurnId]
+    """Its running turns."""
+    exists: bool
+    """Whether the session has begun; `false` only with `wait=true`."""
+
+
+SessionStreamEvent = SessionEvent | TurnEvent
 
 
 async def get_events(request: ApiRequest, streams: StreamContext, new_turns: NewTurns) -> ASGIApp:
@@ -209,7 +224,7 @@ class SessionStream(StreamedResponse):
     async def _send_opening(self, send: Send) -> None:
         """Begins to follow the running turns, and sends the first event, which lists them."""
         running = await self._follow_new(send)
-        begin = {"type": "session", "session": self._session, "running": running, "exists": self._exists}
+        begin = SessionEvent(session=self._session, running=running, exists=self._exists)
         retry = sse.retry(random.randint(*RETRY_MS))  # noqa: S311  # no secret
         async with self._writing:
             await self._send(send, retry + self._encode(msgspec.json.encode(begin), with_id=True))
@@ -276,7 +291,7 @@ class SessionStream(StreamedResponse):
 
     async def _reset(self, send: Send, turn: TurnId) -> None:
         async with self._writing:
-            await self._send(send, self._encode_all(sse.frame(msgspec.json.encode({"turn": turn} | RESET))))
+            await self._send(send, self._encode_all(sse.frame(encode_event(ResetEvent(), turn))))
 
     async def _write_turn(self, send: Send, key: ScopedKey, cursor: Seq) -> None:
         async with self._streams.fan_out.subscribe(key, cursor) as feed:
@@ -361,6 +376,7 @@ ROUTES = [
         "read",
         SESSIONS,
         streams=SSE,
+        events=SessionStreamEvent,
         parameters=(WAIT, *RESUMING_POSITION),
     ),
 ]

@@ -81,6 +81,8 @@ class Route(msgspec.Struct, frozen=True):
     status: int = 200
     streams: str = ""
     """The media type of a streamed response."""
+    events: Any = None
+    """The types of the events of a stream, or the name of the dialect that renders them."""
     parameters: tuple[Parameter, ...] = ()
     statuses: Mapping[int, str] = {}
     """Further statuses that are not errors, with their descriptions."""

@@ -342,10 +342,22 @@ PAGE = {
 READING = (THREAD, RUN, OFFSET, *RESUMING)
 AGENT = "/api/copilotkit/agent/{agent}"
 
-run = partial(Route, "POST", endpoint=post_run, need="write", section=SECTION, body=RunAgentInput, streams=SSE)
+run = partial(
+    Route, "POST", endpoint=post_run, need="write", section=SECTION, body=RunAgentInput, streams=SSE, events="ag-ui-1"
+)
 ROUTES = [
     run("/api/agui", parameters=RESUMING),
-    Route("GET", "/api/agui", get_thread_or_run, "read", SECTION, result=PAGE, streams=SSE, parameters=READING),
+    Route(
+        "GET",
+        "/api/agui",
+        get_thread_or_run,
+        "read",
+        SECTION,
+        result=PAGE,
+        streams=SSE,
+        events="ag-ui-1",
+        parameters=READING,
+    ),
     Route("GET", "/api/copilotkit/info", get_info, "read", SECTION, result=RuntimeInfo),
     run(f"{AGENT}/run", parameters=RESUMING),
     run(f"{AGENT}/connect", endpoint=post_connect, need="read"),

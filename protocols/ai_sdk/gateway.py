@@ -215,9 +215,27 @@ REPLAY = query("replay", "`true`: `startIndex` counts as in a stream that began 
 READING = (FIRST_CHUNK, REPLAY, *RESUMING)
 
 ROUTES = [
-    Route("POST", "/api/chat", post_chat, "write", SECTION, UIChatRequest, streams=SSE, parameters=(KEY, *RESUMING)),
     Route(
-        "GET", "/api/chat/{chat}/stream", get_stream, "read", SECTION, streams=SSE, parameters=READING, statuses=GONE
+        "POST",
+        "/api/chat",
+        post_chat,
+        "write",
+        SECTION,
+        UIChatRequest,
+        streams=SSE,
+        events="ui",
+        parameters=(KEY, *RESUMING),
+    ),
+    Route(
+        "GET",
+        "/api/chat/{chat}/stream",
+        get_stream,
+        "read",
+        SECTION,
+        streams=SSE,
+        events="ui",
+        parameters=READING,
+        statuses=GONE,
     ),
     Route("POST", "/api/chat/{chat}/stop", post_stop, "write", SECTION, result=StoppedTurn),
     Route("GET", "/api/chat/{chat}/messages", get_messages, "read", SECTION, result=MESSAGES),

@@ -60,6 +60,7 @@ ROUTES = [
         body=MessagesRequest,
         result=MESSAGE,
         streams=SSE,
+        events="anthropic",
         parameters=(KEY, SESSION, PROJECT, *RESUMING, BETA),
     ),
 ]

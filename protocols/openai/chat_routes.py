@@ -53,6 +53,7 @@ ROUTES = [
         body=ChatCompletionRequest,
         result=COMPLETION,
         streams=SSE,
+        events="openai-chat-usage",
         parameters=(KEY, SESSION, PROJECT, *AZURE),
     ),
 ]

@@ -279,8 +279,16 @@ POSTING = (KEY, SESSION, PROJECT, *SENT_BY_SDKS)
 get = partial(Route, "GET", need="read", section=SECTION)
 post = partial(Route, "POST", need="write", section=SECTION)
 ROUTES = [
-    post("/v1/responses", post_response, body=ResponseRequest, result=RESPONSE, streams=SSE, parameters=POSTING),
-    get(ONE, get_response, result=RESPONSE, streams=SSE, parameters=READING),
+    post(
+        "/v1/responses",
+        post_response,
+        body=ResponseRequest,
+        result=RESPONSE,
+        streams=SSE,
+        events="openai-responses",
+        parameters=POSTING,
+    ),
+    get(ONE, get_response, result=RESPONSE, streams=SSE, events="openai-responses", parameters=READING),
     Route("DELETE", ONE, delete_response, "manage", SECTION, result=DELETED, parameters=SENT_BY_SDKS),
     post(f"{ONE}/cancel", post_cancel, result=CANCELLED, parameters=SENT_BY_SDKS),
     get(f"{ONE}/input_items", get_input_items, result=ITEM_LIST, parameters=LISTING_ITEMS),

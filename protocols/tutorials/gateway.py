@@ -171,15 +171,24 @@ ROUTES = [
         post_chat_stream,
         body=ChatStreamRequest,
         streams=SSE,
+        events="delta",
         parameters=STREAMED,
         render_refusal=render_refusal,
     ),
     post("/chat", post_chat, body=ChatRequest, streams="text/plain", parameters=(KEY_WITHOUT_COOKIE,)),
-    post("/ai/chat", post_ai_chat, body=AIChatRequest, streams=SSE, parameters=STREAMED),
+    post("/ai/chat", post_ai_chat, body=AIChatRequest, streams=SSE, events="content", parameters=STREAMED),
     start_job("/api/start-job"),
     start_job("/api/process"),
     Route(
-        "GET", "/api/stream/{job_id}", get_job_stream, "read", SECTION, streams=SSE, parameters=RESUMING, statuses=GONE
+        "GET",
+        "/api/stream/{job_id}",
+        get_job_stream,
+        "read",
+        SECTION,
+        streams=SSE,
+        events="job",
+        parameters=RESUMING,
+        statuses=GONE,
     ),
 ]
 

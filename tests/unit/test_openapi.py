@@ -26,12 +26,14 @@ from tailrace.features.webhooks import payload, signature
 from tailrace.gateway.auth.api_key import KEY_ID, ApiKey
 from tailrace.gateway.auth.signed_tokens import TokenSigner
 from tailrace.gateway.http.last_event_id import QUERY_NAMES
-from tailrace.gateway.http.route import SSE
+from tailrace.gateway.http.route import SSE, Route
 from tailrace.proto.ids import Tenant
 from tailrace.proto.models import find_model
 from tailrace.proto.records import TurnRecord, record_from_fold
 from tailrace.protocols.common.examples import BATCH, FILE, MODEL, PARENT, TURN
+from tests.harness.processes import CHECKOUT
 from tests.harness.turn_builder import KEY, completed_turn
+from tools.asyncapi import render_example, render_stream, short_turn
 from tools.openapi import examples
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
@@ -153,6 +155,48 @@ def test_fields_of_a_response_are_required_unless_they_can_be_left_out() -> None
     assert (
         "By default `reject`." in DOCUMENT["components"]["schemas"]["NewTurn"]["properties"]["on_busy"]["description"]
     )
+
+
+STREAMS = [route for route in ROUTES if route.streams == SSE]
+
+
+@pytest.mark.parametrize("route", STREAMS, ids=lambda route: f"{route.method} {route.path}")
+def test_the_events_of_each_stream_have_types(route: Route) -> None:
+    """A generated client has one for each event, and tells them apart by `type`, where the protocol has that."""
+    content = DOCUMENT["paths"][route.path][route.method.lower()]["responses"]["200"]["content"][SSE]
+    name = content["schema"]["$ref"].rpartition("/")[2]
+    union = DOCUMENT["components"]["schemas"][name]
+    if name in ("OpenaiChatUsageStreamEvent", "ContentStreamEvent", "JobStreamEvent"):
+        assert len(union["anyOf"]) > 1
+    else:
+        assert [{"$ref": ref} for ref in union["discriminator"]["mapping"].values()] == union["oneOf"]
+    dialect = DIALECTS[route.events if isinstance(route.events, str) else "tailrace"]
+    validator = Draft202012Validator(content["schema"] | {"components": DOCUMENT["components"]})
+    rendered = [payload for _, payload in render_example(dialect) if isinstance(payload, dict)]
+    assert [str(one) for payload in rendered for one in validator.iter_errors(payload)] == []
+    # The example is a whole stream.
+    assert content["example"] == "".join(render_stream(dialect, short_turn()))
+
+
+def test_each_event_of_the_golden_turns_has_a_type_and_no_other_field() -> None:
+    components = DOCUMENT["components"]
+    validator = Draft202012Validator({"$ref": "#/components/schemas/SessionStreamEvent", "components": components})
+    mapping = components["schemas"]["SessionStreamEvent"]["discriminator"]["mapping"]
+    known = {name: components["schemas"][ref.rpartition("/")[2]] for name, ref in mapping.items()}
+    seen = set()
+    for page in (CHECKOUT / "tests/golden").glob("*.tailrace.txt"):
+        for line in re.findall("^data: (.*)$", page.read_text(), re.MULTILINE):
+            event = msgspec.json.decode(line)
+            assert [error.message for error in validator.iter_errors(event)] == []
+            assert set(event) <= set(known[event["type"]]["properties"])
+            seen.add(event["type"])
+    assert seen == set(known) - {"session"}
+
+
+def test_the_stream_of_a_post_is_documented_without_a_second_type_of_response() -> None:
+    responses = DOCUMENT["paths"]["/v1/turns"]["post"]["responses"]
+    assert "TurnEvent" in responses["200"]["description"]
+    assert "content" not in responses["200"]
 
 
 def test_everything_has_a_description() -> None:

@@ -5,18 +5,21 @@ Source: OpenAPI Specification 3.1.1. `make schema` writes the document to featur
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
+from tailrace.features.gateway import DIALECTS
 from tailrace.features.limits.records import BudgetWebhook
 from tailrace.features.webhooks.payload import WebhookPayload
+from tailrace.gateway.clients.native.event_types import TurnEvent
 from tailrace.gateway.http.error_responses import Envelope
 from tailrace.gateway.http.route import SSE, Parameter, Route
 from tailrace.proto.errors import CODES
 from tools.openapi.descriptions import describe, example_of, structs_in
-from tools.openapi.examples import BODIES, EVENT, EVENTS, IN_PATH, STREAMS
+from tools.openapi.examples import BODIES, EXAMPLES, IN_PATH, STREAMS
 from tools.openapi.portable_schemas import always_written, rewrite
+from tools.openapi.rendered_events import add_dialect, example_stream, name_of
 
 OPENAPI_VERSION = "3.1.1"
 REF = "#/components/schemas/{name}"
@@ -32,6 +35,7 @@ WEBHOOK_HEADERS = {
     "webhook-timestamp": "The time of the delivery, in Unix seconds.",
     "webhook-signature": "`v1,` and the base64 HMAC-SHA256 of id, timestamp and body; several are separated by spaces.",
 }
+OF_SESSION = "The turn; only in the stream of a session."
 OF_TURN = "The request to a turn's webhook after the turn has ended."
 OF_BUDGET = "The request to the tenant's URL in `TAILRACE_WEBHOOK_URLS` when a share of a budget is spent."
 
@@ -45,10 +49,17 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     """Returns the document of `routes`, with the product's version."""
     bodies = {route.body for route in routes} - {None}
     results = {route.result for route in routes if isinstance(route.result, type)}
+    unions = {name_of(route.events): route.events for route in routes if route.streams == SSE}
+    events = {name: kind for name, kind in unions.items() if not isinstance(kind, str)}
     kinds = bodies | results | {Envelope, WebhookPayload, BudgetWebhook}
     named = sorted(kinds, key=lambda kind: kind.__name__)
-    schemas, components = msgspec.json.schema_components(named, ref_template=REF)
+    schemas, components = msgspec.json.schema_components([*named, *events.values()], ref_template=REF)
+    kinds |= set(structs_in(events.values()))
     describe(components, kinds)
+    components |= dict(zip(events, schemas[len(named) :], strict=True))
+    for struct in get_args(TurnEvent):
+        of_session = {"type": "string", "description": OF_SESSION, "examples": [EXAMPLES["turn"]]}
+        components[struct.__name__]["properties"].setdefault("turn", of_session)
     read = {struct.__name__ for struct in structs_in(bodies)}
     for struct in structs_in(kinds):
         if struct.__name__ not in read and "properties" in components[struct.__name__]:
@@ -56,7 +67,10 @@ def build_document(routes: Sequence[Route], version: str) -> Json:
     for name, schema in components.items():
         rewrite(schema, is_read=name in read)
     without_struct: dict[type, Json] = {dict: ANY_OBJECT, list: {"type": "array", "items": ANY_OBJECT}}
-    schema_of = without_struct | dict(zip(named, schemas, strict=True))
+    schema_of = without_struct | dict(zip(named, schemas[: len(named)], strict=True))
+    for name, dialect in unions.items():
+        if isinstance(dialect, str):
+            add_dialect(components, name, DIALECTS[dialect])
     paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
@@ -90,7 +104,7 @@ def _operation(route: Route, schema_of: dict[Any, Json], components: Json) -> Js
         "responses": _responses(route, schema_of),
     }
     if route.render_refusal is not None:
-        events = {SSE: _stream_content(SSE)}
+        events = {SSE: _stream_content(route)}
         operation["responses"] |= {str(status): _error(status, schema_of, events) for status in _error_statuses()}
     if more.strip():
         operation["description"] = re.sub(r"\n +", "\n", more.strip())
@@ -122,7 +136,8 @@ def _add_examples(operation: Json, route: Route, components: Json) -> None:
         operation["requestBody"]["content"]["application/json"]["example"] = BODIES[route.body.__name__]
     for media_type, content in operation["responses"][str(route.status)].get("content", {}).items():
         if media_type == SSE:
-            content["example"] = EVENTS.get(route.section.tag, EVENT)
+            dialect = route.events if isinstance(route.events, str) else "tailrace"
+            content["example"] = example_stream(DIALECTS[dialect])
         elif media_type in STREAMS:
             content["example"] = STREAMS[media_type]
         elif media_type == "application/json":
@@ -176,7 +191,7 @@ def _responses(route: Route, schema_of: dict[Any, Json]) -> Json:
         kind = route.result if isinstance(route.result, type) else type(route.result)
         content["application/json"] = {"schema": schema_of[kind]}
     if route.streams:
-        content[route.streams] = _stream_content(route.streams)
+        content[route.streams] = _stream_content(route)
     responses: Json = {str(route.status): {"description": "Success.", **({"content": content} if content else {})}}
     responses |= {str(status): {"description": description} for status, description in route.statuses.items()}
     return responses | {str(status): {"$ref": f"#/components/responses/{status}"} for status in _error_statuses()}
@@ -188,10 +203,11 @@ def _error(status: int, schema_of: dict[Any, Json], more: Json | None = None) ->
     return {"description": _error_codes(status), "content": content}
 
 
-def _stream_content(media_type: str) -> Json:
-    # The events have schemas in asyncapi.json (tools/asyncapi.py).
+def _stream_content(route: Route) -> Json:
+    # The schema is that of one event, as client generators read it: OpenAPI 3.1 has no `itemSchema`.
+    media_type = route.streams
     if media_type == SSE:
-        return {}
+        return {"schema": {"$ref": REF.format(name=name_of(route.events))}}
     # OpenAPI 3.1 needs no `binary`, but client generators do: they read only text as a string.
     return {"schema": {"type": "string"} | ({} if media_type.startswith("text/") else {"format": "binary"})}
 

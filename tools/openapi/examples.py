@@ -7,6 +7,7 @@ route. BODIES has whole requests, and WHOLE has whole Structs, where the example
 other.
 """
 
+import hashlib
 from typing import Any
 
 from tailrace.features.batches.native_routes import links_of
@@ -25,6 +26,11 @@ TICKET = "trt_AV8mZ3Qk…"
 IMAGE = "https://example.com/sky.png"
 
 EXAMPLES: Json = {
+    "citation": {"type": "web_search_result_location", "url": "https://a.example"}, "partial_json": '{"at":',
+    "SessionEvent.running": [TURN], "block": {"type": "container_upload", "file_id": "file_1"}, "cause": None,
+    "delta": {"type": "new_delta"}, "event": {"type": "new_event"}, "ToolUseEvent.id": "toolu_01",
+    "answered_by": None, "text_chars": len(ANSWER),
+    "text_sha256": hashlib.sha256(ANSWER.encode()).hexdigest(), "WaitingEvent.reason": "no such host",
     "KeyRecord.id": KEY_ID, "CreatedKey.id": KEY_ID, "CreatedKey.key": "tr_Rw8H…", "KeyRecord.created_at": UNIX_S,
     "CreatedKey.created_at": UNIX_S, "expires_at": None, "revoked_at": None, "replaced_by": None, "whole_since": None,
     "KeyRecord.replaces": None, "CreatedKey.replaces": None, "KeyRecord.name": "web shop",
@@ -83,7 +89,7 @@ EXAMPLES: Json = {
     "UIMessageParam.id": "msg-1", "InputItem.id": f"msg_{TURN}_0",
     "ErasureReport.id": "user-7", "idempotency_key": "order-7", "image_url": IMAGE,
     "include": [], "index": 0, "input": QUESTION, "UIPart.input": {"city": "Oslo"}, "call": TOOL_CALL,
-    "ClientCall.input": {"city": "Oslo"}, "WaitingCalls.next": TURN, "DecidedCall.next": TURN,
+    "ClientCall.input": {"city": "Oslo"}, "DecidedCall.next": TURN,
     "result": "12 °C", "reason": "too expensive", "Steer.at": "now", "steered": TURN, "successor": TURN,
     "waits_because": "The log is nearly full.", "since": TIME, "decided_at": TIME, "decided_by": KEY,
     "undecided_calls": [],
@@ -202,19 +208,17 @@ BODIES: dict[str, Json] = {
 
 # Responses that are not JSON, by media type.
 STREAMS = {"application/x-ndjson": f'{{"custom_id":"row-1","turn":"{TURN}"}}\n', "text/plain": ANSWER}
-EVENT = f'data: {{"type":"delta","text":"{ANSWER}"}}\nid: 42\n\n'
-# One event of an event stream, by the tag of the operation. Other tags have `EVENT`.
-EVENTS = {
-    "ag-ui": f'id: 42\ndata: {{"type":"TEXT_MESSAGE_CONTENT","messageId":"msg_{TURN}_0","delta":"{ANSWER}"}}\n\n',
-    "openai": 'data: {"object":"chat.completion.chunk",'
-    f'"choices":[{{"index":0,"delta":{{"content":"{ANSWER}"}}}}]}}\n\n',
-    "anthropic": 'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-    f'"delta":{{"type":"text_delta","text":"{ANSWER}"}}}}\nid: 42\n\n',
-    "ai-sdk": f'data: {{"type":"text-delta","id":"1","delta":"{ANSWER}"}}\n\n',
-}
-
 # The examples of whole Structs, by name.
 WHOLE: dict[str, Json] = {
+    "WaitingCalls": {
+        "session": SESSION, "turn": TURN, "since": TIME, "calls": [
+            {
+                "call": "toolu_01", "name": "get_weather", "input": {"city": "Oslo"},
+                "decision": None, "decided_at": None, "decided_by": None,
+            }
+        ],
+        "next": None, "waits_because": None,
+    },
     "TurnRecord": {
         "turn": TURN, "session": SESSION, "parent": PARENT, "model": MODEL, "outcome": "completed", "input": MESSAGES,
         "content": [{"type": "text", "text": ANSWER}], "text": ANSWER, "stop_reason": "end_turn", "stop_sequence": None,

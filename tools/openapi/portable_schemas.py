@@ -63,6 +63,7 @@ def _schemas_in(schema: Json) -> Iterator[Json]:
 def always_written(struct: type[msgspec.Struct]) -> list[str]:
     """Returns the fields that an encoded Struct always has; msgspec's schema requires those that a decoder needs."""
     fields = msgspec.structs.fields(struct)
+    tag = [struct.__struct_config__.tag_field] if struct.__struct_config__.tag_field else []
     if struct.__struct_config__.omit_defaults:
-        return [field.encode_name for field in fields if field.required]
-    return [field.encode_name for field in fields if field.default is not msgspec.UNSET]
+        return tag + [field.encode_name for field in fields if field.required]
+    return tag + [field.encode_name for field in fields if field.default is not msgspec.UNSET]

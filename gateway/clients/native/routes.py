@@ -5,6 +5,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailrace.gateway.auth.api_request import ApiRequest
+from tailrace.gateway.clients.native.event_types import TurnEvent
 from tailrace.gateway.http.json_response import json_response
 from tailrace.gateway.http.last_event_id import AFTER, last_event_id, split_part
 from tailrace.gateway.http.media_type import accept_header
@@ -121,17 +122,38 @@ def dialect_of(request: ApiRequest, dialects: Dialects) -> Dialect:
     return select_variant(dialects[name], accept_header(request.headers))
 
 
+# Without content: hey-api reads each response of an operation as an event stream if one of them is.
+STREAMED = {200: "With `Accept: text/event-stream`: the events of `GET /v1/turns/{turn}/events`, each a `TurnEvent`."}
+
+
 def routes(dialects: Dialects) -> list[Route]:
     """Returns the routes, which take the names of `dialects`."""
     dialect = query("dialect", "The stream's format; `tailrace` by default.", type="string", enum=list(dialects))
     posting, reading = (KEY, dialect, *RESUMING), (*RESUMING, dialect)
     return [
         Route(
-            "POST", "/v1/turns", post_turn, "write", TURNS, NewTurn, result=AcceptedTurn, status=202, parameters=posting
+            "POST",
+            "/v1/turns",
+            post_turn,
+            "write",
+            TURNS,
+            NewTurn,
+            result=AcceptedTurn,
+            status=202,
+            parameters=posting,
+            statuses=STREAMED,
         ),
         Route("GET", "/v1/turns/{turn}", get_turn, "read", TURNS, result=TurnRecord),
         Route(
-            "GET", "/v1/turns/{turn}/events", get_events, "read", TURNS, streams=SSE, parameters=reading, statuses=GONE
+            "GET",
+            "/v1/turns/{turn}/events",
+            get_events,
+            "read",
+            TURNS,
+            streams=SSE,
+            events=TurnEvent,
+            parameters=reading,
+            statuses=GONE,
         ),
         Route("POST", "/v1/turns/{turn}/cancel", post_cancel, "write", TURNS, result=TurnRecord),
     ]
