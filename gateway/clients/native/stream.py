@@ -58,9 +58,9 @@ def render(state: TailraceState, stored: StoredEntry) -> tuple[Frame, TailraceSt
             shown = [_end(end, end.text_chars, end.text_sha256, None if state.is_of_session else successor)]
     if not shown:
         return SILENT, state
-    turn = state.key.turn if state.is_of_session else None
+    turn = state.key.turn
     # Only the last event of an entry has the id, so that a client resumes after whole entries.
-    *others, last = (encode_event(event, turn) for event in shown)
+    *others, last = [encode_event(event, turn) for event in shown] if state.is_of_session else map(_encode, shown)
     return Frame((*map(sse.Event, others), sse.Event(last, stored.seq))), state
 
 
