@@ -480,7 +480,12 @@ def _retry_after_s(response: Any) -> float:
     return min(seconds, RETRY_AFTER_S_MAX) if math.isfinite(seconds) else 0.0
 
 
-class ResumingTransport(httpx2.BaseTransport):
+# Of type Any, so that type checkers accept the transports in clients of both libraries.
+BaseTransport: Any = httpx2.BaseTransport
+AsyncBaseTransport: Any = httpx2.AsyncBaseTransport
+
+
+class ResumingTransport(BaseTransport):  # type: ignore[misc]
     """A transport for `httpx2.Client` and `httpx.Client`: heals the streams of SDKs.
 
     `transport` sends the requests: by default an `HTTPTransport()` of the client's library, made at its first request.
@@ -500,7 +505,7 @@ class ResumingTransport(httpx2.BaseTransport):
         self._io.close_transports()
 
 
-class AsyncResumingTransport(httpx2.AsyncBaseTransport):
+class AsyncResumingTransport(AsyncBaseTransport):  # type: ignore[misc]
     """A transport for `httpx2.AsyncClient` and `httpx.AsyncClient`, with the parameters of `ResumingTransport`."""
 
     def __init__(self, transport: Any = None, *, gateways: Sequence[str] = (), tries_max: int = TRIES_MAX) -> None:

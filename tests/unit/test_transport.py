@@ -410,7 +410,7 @@ async def test_a_transport_without_a_request_is_closed(library: Any) -> None:
 
 
 def test_a_transport_of_the_other_library_is_an_error_that_says_what_to_give() -> None:
-    transport: Any = ResumingTransport(httpx2.HTTPTransport())
+    transport = ResumingTransport(httpx2.HTTPTransport())
     with pytest.raises(TypeError, match=r"give httpx\.HTTPTransport\(\), or no transport"):
         httpx.Client(transport=transport).post(A, json=BODY)
     http = DefaultHttpxClient(transport=ResumingTransport(httpx.HTTPTransport()))
