@@ -57,6 +57,8 @@ AFTER_TOOL_PROMPT = (
     "Your previous response was interrupted after the result of its last tool call. "
     "Continue it from exactly that point. Write only what comes next: no repetition, no introduction."
 )
+# Before an answer that is the first message: the API refuses it there (langbot-app/LangBot#867).
+BEGINNING = "[The conversation begins with the assistant.]"
 TAIL_CHARS = 200
 # The API refuses a smaller thinking budget, and a budget that is not below `max_tokens`.
 THINKING_TOKENS_MIN = 1024
@@ -70,7 +72,8 @@ FilterCall = Callable[[Call, Request, Turn], Call]
 
 def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn = EMPTY_TURN) -> Call:
     """Returns the call that answers `request` from the beginning, changed by `filters` one after the other."""
-    messages, system = fold_into_prompt(place_system_messages(request.messages), request.system, request.model)
+    placed = place_system_messages(begin_with_user(request.messages))
+    messages, system = fold_into_prompt(placed, request.system, request.model)
     call = Call(
         model=request.model,
         max_tokens=request.max_tokens,
@@ -85,6 +88,12 @@ def build_call(request: Request, filters: Sequence[FilterCall] = (), turn: Turn 
     for change in filters:
         call = change(call, request, turn)
     return call
+
+
+def begin_with_user(messages: list[Message]) -> list[Message]:
+    """Returns `messages` behind one of the user if an answer is the first, such as the greeting of a page."""
+    first = next((one.role for one in messages if one.role != "system"), "user")
+    return messages if first == "user" else [Message("user", BEGINNING), *messages]
 
 
 def build_continuation_call(request: Request, turn: Turn, filters: Sequence[FilterCall] = ()) -> Call:
@@ -203,7 +212,7 @@ def bind_thinking(call: Call, turn: Turn, mode: Mode, *, is_refused: bool = Fals
         is_checked=is_refused or checks_thinking(call.model),
     )
     # The first thinking of a continuation is not stored (R20), and its later thinking names it.
-    has_more = bool(blocks and not turn.is_paused) or is_extended(turn.request.messages, call.messages)
+    has_more = bool(blocks and not turn.is_paused) or is_extended(begin_with_user(turn.request.messages), call.messages)
     return bound._replace(prefix=msgspec.structs.replace(bound.prefix, block=len(blocks), is_extended=has_more))
 
 

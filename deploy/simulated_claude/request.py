@@ -304,6 +304,9 @@ def refuse_blocks(messages: list[Message]) -> None:
             if block.type == "text" and block.text.isspace():
                 # anthropics/claude-code#23440 quotes the message.
                 raise Refusal(INVALID, "messages: text content blocks must contain non-whitespace text")
+            if block.type in MEDIA_TYPES and message.role == "assistant":
+                # SEMOSS/Semoss#2323 quotes the message.
+                raise Refusal(INVALID, f"{where}: '{block.type}' blocks are not permitted within assistant turns")
             refuse_result(where, block)
             if block.type == "tool_use" and block.id in ids:
                 # anthropics/claude-code#20901 quotes the message.
@@ -312,7 +315,7 @@ def refuse_blocks(messages: list[Message]) -> None:
 
 
 def refuse_result(where: str, block: Block) -> None:
-    """Raises Refusal for the result of a failed tool without a reason, or with anything but texts.
+    """Raises Refusal for a file of a wrong type, and for a failed tool without a reason or with anything but texts.
 
     jlevy/markform#153, vellum-ai/vellum-assistant#18387 and caozhiyuan/copilot-api#196 quote the messages.
     """
@@ -320,6 +323,11 @@ def refuse_result(where: str, block: Block) -> None:
         return
     parts = block.content if isinstance(block.content, list) else []
     kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
+    for number, part in enumerate(parts):
+        match part:
+            case {"type": "image" | "document" as kind, "source": {"type": "base64", "media_type": str(media)}}:
+                if (wrong := find_wrong_media(kind, media)) is not None:
+                    raise Refusal(INVALID, f"{where}.tool_result.content.{number}.{kind}.{wrong}")
     if block.is_error and not block.content:
         raise Refusal(INVALID, f"{where}.tool_result: content cannot be empty if `is_error` is true")
     if block.is_error and any(kind != "text" for kind in kinds):
@@ -336,12 +344,17 @@ def find_wrong_value(block: Block) -> str | None:
         # `BetaThinkingBlockParam` of the SDK: the signature is required.
         return "signature: Field required"
     source = block.source if isinstance(block.source, Source) else Source()
-    allowed = MEDIA_TYPES.get(block.type, ())
-    if source.type == "base64" and allowed and source.media_type not in allowed:
-        *others, last = map(repr, allowed)
-        listed = f"{', '.join(others)} or {last}" if others else last
-        return f"source.base64.media_type: Input should be {listed}"
-    return None
+    return find_wrong_media(block.type, source.media_type) if source.type == "base64" else None
+
+
+def find_wrong_media(kind: str, media: str) -> str | None:
+    """Returns why the API refuses a file of this type in a block of this kind; None if it accepts it."""
+    allowed = MEDIA_TYPES.get(kind, ())
+    if not allowed or media in allowed:
+        return None
+    *others, last = map(repr, allowed)
+    listed = f"{', '.join(others)} or {last}" if others else last
+    return f"source.base64.media_type: Input should be {listed}"
 
 
 def refuse_version(request: Request, version: str) -> None:

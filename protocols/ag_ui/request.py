@@ -36,6 +36,7 @@ from tailrace.protocols.common.history_items import (
     build_messages,
     build_text,
     build_thinking,
+    each_answer_once,
 )
 from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.common.tool_definition import SERVER_CALLS, build_result, denial, tool_definition
@@ -237,14 +238,14 @@ def with_context(messages: list[MessageParam], text: str) -> list[MessageParam]:
 
 def _items(messages: Iterable[AgentMessage], first: int = 0) -> Iterator[Item]:
     """Yields the items of messages, the first of which has the number `first`."""
-    for number, one in enumerate(messages, first):
+    for number, one in each_answer_once(messages, first):
         match one.role:
             case "user":
                 yield Item("user", _parts(one.content, number), number)
             case "system" | "developer":
                 yield Item("system", build_text(text_of(one.content)), number)
             case "reasoning":
-                yield Item("assistant", build_thinking(text_of(one.content), one.encrypted_value or "", one.id), number)
+                yield Item("assistant", build_thinking(text_of(one.content), one.encrypted_value or ""), number)
             case "assistant":
                 calls = [build_call(c.id, c.function.name, c.function.arguments) for c in one.tool_calls or ()]
                 yield Item("assistant", [*build_text(text_of(one.content)), *calls], number)

@@ -25,9 +25,7 @@ from msgspec.structs import replace
 from tailrace.gateway.turns.idempotency_key import IDEMPOTENCY_KEY
 from tailrace.gateway.turns.request_body import NewTurn, OnBusy, refuse_fields
 from tailrace.proto.conversation import simplify
-from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.fold import INPUT_LEVELS_MAX
 from tailrace.protocols.ai_sdk.stream import MESSAGE
 from tailrace.protocols.ai_sdk.tool_result import encode_output
 from tailrace.protocols.common.file_block import build_file
@@ -39,6 +37,7 @@ from tailrace.protocols.common.history_items import (
     build_messages,
     build_text,
     build_thinking,
+    each_answer_once,
 )
 from tailrace.protocols.common.tool_definition import build_result, denial, tool_definition
 from tailrace.protocols.common.turn_settings import TurnSettings, settings_of
@@ -221,7 +220,7 @@ def tools_of(tools: list[Block] | dict[str, UITool] | None) -> list[Block] | Non
 
 
 def _items(messages: Iterable[UIMessageParam]) -> Iterator[Item]:
-    for number, one in enumerate(messages):
+    for number, one in each_answer_once(messages):
         parts = one.parts or one.content or []
         if isinstance(parts, str):
             parts = [UIPart(type="text", text=parts)]
@@ -244,6 +243,8 @@ def _answer(parts: Iterable[UIPart], number: int) -> Iterator[Item]:
         kind = part.type
         if kind == "text":
             blocks += build_text(part.text)
+        elif kind == "file":
+            blocks += _question(part)
         elif kind == "reasoning":
             blocks += _thinking(part)
         elif kind == "step-start" and results:
@@ -254,7 +255,7 @@ def _answer(parts: Iterable[UIPart], number: int) -> Iterator[Item]:
             name = part.tool_name if kind in ("dynamic-tool", "tool-call") else kind.removeprefix("tool-")
             if name and name != kind:
                 blocks.append(build_call(part.tool_call_id, name, part.input))
-                results += _results(part, name)
+                results += _results(part)
     yield Item("assistant", blocks, number)
     yield Item("result", results, number)
 
@@ -276,11 +277,9 @@ def _thinking(part: UIPart) -> list[Block]:
             return []
 
 
-def _results(part: UIPart, name: str) -> list[Block]:
-    """Returns the result of a call of a client's tool; none for a call that is not finished. Raises Refused."""
+def _results(part: UIPart) -> list[Block]:
+    """Returns the result of a call of a client's tool; none for a call that is not finished."""
     call, output, approval = part.tool_call_id, part.output, part.approval or UIApproval()
-    if is_deeper(output, INPUT_LEVELS_MAX):
-        raise Refused("request_invalid", f"the output of `{name}` is nested more than {INPUT_LEVELS_MAX} levels deep")
     if part.state == "output-available":
         return [build_result(call, encode_output(output))]
     if part.state == "output-error":
@@ -296,6 +295,6 @@ def _result(part: UIPart) -> list[Block]:
     match part.output:
         case {"type": str(kind), **output}:
             state = "output-error" if kind.startswith("error") else "output-available"
-            return _results(replace(part, state=state, output=output.get("value")), part.tool_name or "")
+            return _results(replace(part, state=state, output=output.get("value")))
         case _:
             return []

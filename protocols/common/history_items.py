@@ -10,37 +10,41 @@
 | no text is blank, and no message is empty | a blank text or message is left out; a blank last one is refused |
 | thinking has Claude's signature | other thinking is left out |
 | an answer does not end with thinking | this thinking is left out |
-| the input of a call is an object | another input becomes `{}` |
+| the input of a call is an object | another input becomes `{}`, and so does one that is nested too deeply |
 | a failed call has a reason | FAILED |
 | a call of a server tool gets its result before the next question | it is left out behind that |
 | files have one of a few types | another file is refused in a new message, and named in an older one |
 """
 
-import re
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from tailrace.gateway.turns.request_body import MessageParam
 from tailrace.proto.conversation import simplify, without_lost_calls, without_trailing_thinking
 from tailrace.proto.decoding import DECODE_ERRORS
+from tailrace.proto.depth import is_deeper
 from tailrace.proto.errors import Refused
-from tailrace.proto.fold import decode_input
+from tailrace.proto.fold import INPUT_LEVELS_MAX, decode_input
 from tailrace.proto.server_tools import CALLS
 from tailrace.protocols.common.file_block import REFUSED
 from tailrace.protocols.common.tool_definition import SERVER_CALLS
 
 Block = dict[str, Any]
 
+NOTHING = "has no text and no file"
 NO_CALL = "has the result of {call!r}, and no message before it has this call: send the call, too"
+OLD_RESULT = "has the result of a call before the last answer, and nothing else is new: ask a question, too"
+OF_USER = "has a file, which Claude takes only in messages of the user, and in results of tools"
+# The types of parts that no message can have, and those that a message of the assistant or the system cannot have.
+ALWAYS_REFUSED = frozenset({REFUSED})
+FILES = ALWAYS_REFUSED | {"image", "document"}
 # Precede the signature of thinking, or the data of encrypted thinking, where a protocol has one field for both.
 SIGNED, REDACTED = "thinking:", "redacted_thinking:"
-# Earlier releases sent the signature alone, with an id that is made of the turn's. AG-UI had another prefix.
-OWN_ID = re.compile(r"(?:[a-z]+_)+[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}_[0-9]+.*")
-REDACTED_BEFORE = "redacted:"
-# How Claude's signatures begin, for items without an id: a protobuf message in base64, whose first field is number 2.
-LIKE_CLAUDE = "E"
+Message = TypeVar("Message", bound=Any)
+# The roles of messages and items that belong to an answer, in any protocol.
+ANSWERED = ("assistant", "reasoning", "tool", None)
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +69,8 @@ class Conversation(NamedTuple):
 
 
 class _Answer(msgspec.Struct):
+    first: Item
+    """The first item of the client's answer: calls with one id in it are in several `_Answer`."""
     blocks: list[Block]
     results: dict[int, Block | None]
     """The result of each call, by the number of the call's block; None: there is none."""
@@ -79,104 +85,149 @@ def build_messages(items: Iterable[Item], name: str = "messages[{}]", *, is_page
     belong; the API refuses its calls without a result, and all that stands behind its last answer is new. Its system
     messages are all put at the beginning: only some models accept them elsewhere.
     """
-    system: list[Block] = []
-    found: list[MessageParam | _Answer] = []
-    results_of_stored: dict[str, Block] = {}
-    # Each call without a result: its answer, the number of its block, and the number of the client's answer.
-    calls: dict[str, list[tuple[_Answer, int, int]]] = {}
-    number_of_answer = 0
-    answer: _Answer | None = None
-    has_server_calls = False
-    # Reasons for a refusal unless a later item removes them: parts that Claude does not take, and an empty message.
-    refused: list[str] = []
-    empty: list[str] = []
+    steps = _Steps(name, is_page=is_page)
+    add = {"assistant": steps.answer, "result": steps.results, "user": steps.question, "system": steps.system}
     for item in items:
-        role, content = item.role, item.content
-        if role == "assistant":
-            # Also an empty answer, as a client stores one that has failed.
-            refused.clear()
-            if not content:
+        add[item.role](item)
+    return steps.end()
+
+
+class _Steps:
+    """Puts the items of a conversation in the order of Claude's API."""
+
+    def __init__(self, name: str, *, is_page: bool) -> None:
+        self._name, self._is_page = name, is_page
+        self._prompt: list[Block] = []
+        self._found: list[MessageParam | _Answer] = []
+        self._results_of_stored: dict[str, Block] = {}
+        # The calls of each id that have no result: their answers, and the numbers of their blocks.
+        self._calls: dict[str, list[tuple[_Answer, int]]] = {}
+        # The answer to which further items of the assistant belong.
+        self._answer: _Answer | None = None
+        self._has_server_calls = False
+        # Why new parts are refused, unless a later item makes them old.
+        self._refused: list[str] = []
+        # The question, or the results, behind the last answer.
+        self._last: Item | None = None
+
+    def answer(self, item: Item) -> None:
+        # Also an empty answer, as a client stores one that has failed.
+        self._refused.clear()
+        if not item.content:
+            return
+        answer, self._last = self._answer, None
+        if answer is None or answer.has_result:
+            answer = self._begin(item)
+        for block in item.content:
+            kind = block["type"]
+            if kind == "tool_use":
+                answer = self._add_call(block, answer)
                 continue
-            if answer is None or answer.has_result:
-                answer = _Answer([], {})
-                found.append(answer)
-                number_of_answer += 1
-            for block in content:
-                kind = block["type"]
-                if kind == "tool_use":
-                    if is_page and block["id"].startswith(SERVER_CALLS):
-                        continue
-                    waiting = calls.setdefault(block["id"], [])
-                    if waiting and waiting[-1][0] is answer:
-                        if block == answer.blocks[waiting[-1][1]]:
-                            # The client has sent its message twice.
-                            continue
-                        answer = _Answer([], {})
-                        found.append(answer)
-                    waiting.append((answer, len(answer.blocks), number_of_answer))
-                    answer.results[len(answer.blocks)] = None
-                elif kind in CALLS:
-                    has_server_calls = True
-                answer.blocks.append(block if kind != REFUSED else _name_file(block))
-            empty.clear()
-        elif role == "result":
-            for given in content:
-                call, inner = given["tool_use_id"], given["content"]
-                block = given if isinstance(inner, str) else {**given, "content": _usable(inner, item, name, refused)}
-                if unanswered := calls.get(call):
-                    nearest = unanswered[-1][2]
-                    first = next(at for at, one in enumerate(unanswered) if one[2] == nearest)
-                    owner, index, _ = unanswered.pop(first)
-                    owner.results[index] = block
-                    owner.has_result = True
-                elif call not in calls and not is_page:
-                    results_of_stored.setdefault(call, block)
-                elif call not in calls and not call.startswith(SERVER_CALLS):
-                    raise Refused("request_invalid", f"`{name.format(item.number)}` {NO_CALL.format(call=call[:100])}")
-                empty.clear()
-        elif role == "user":
-            answer = None
-            if is_page:
-                refused.clear()
-            empty.clear()
-            if content:
-                found.append(MessageParam("user", simplify(_usable(content, item, name, refused))))
-            else:
-                empty.append(f"`{name.format(item.number)}` has no text and no file")
-        elif is_page and found and content:
-            answer = None
-            found.append(MessageParam("system", simplify(_usable(content, item, name, refused))))
+            if kind in CALLS:
+                self._has_server_calls = True
+            answer.blocks.append(_name_file(block) if kind in FILES else block)
+
+    def _begin(self, first: Item) -> _Answer:
+        self._answer = answer = _Answer(first, [], {})
+        self._found.append(answer)
+        return answer
+
+    def _add_call(self, block: Block, answer: _Answer) -> _Answer:
+        """Returns the answer to which the call belongs."""
+        call = block["id"]
+        if self._is_page and call.startswith(SERVER_CALLS):
+            return answer
+        waiting = self._calls.setdefault(call, [])
+        if waiting and waiting[-1][0] is answer:
+            earlier = answer.blocks[waiting[-1][1]]
+            if (block["name"], block["input"]) == (earlier["name"], earlier["input"]):
+                # The client has sent its message twice. A mark of the cache may be in one of them.
+                earlier.update(block)
+                return answer
+            answer = self._begin(answer.first)
+        waiting.append((answer, len(answer.blocks)))
+        answer.results[len(answer.blocks)] = None
+        answer.blocks.append(block)
+        return answer
+
+    def results(self, item: Item) -> None:
+        for given in item.content:
+            call, inner = given["tool_use_id"], given["content"]
+            block = given if isinstance(inner, str) else {**given, "content": self._usable(inner, item)}
+            if waiting := self._calls.get(call):
+                nearest = waiting[-1][0].first
+                owner, at = waiting.pop(next(n for n, one in enumerate(waiting) if one[0].first is nearest))
+                owner.results[at] = block
+                owner.has_result = True
+            elif call not in self._calls and not self._is_page:
+                self._results_of_stored.setdefault(call, block)
+            elif call not in self._calls and not call.startswith(SERVER_CALLS):
+                raise Refused("request_invalid", self._problem(item, NO_CALL.format(call=call[:100])))
+            self._last = item
+
+    def question(self, item: Item) -> None:
+        self._answer, self._last = None, item
+        if self._is_page:
+            self._refused.clear()
+        if item.content:
+            self._found.append(MessageParam("user", simplify(self._usable(item.content, item))))
+
+    def system(self, item: Item) -> None:
+        blocks = self._usable(item.content, item, FILES)
+        if self._is_page and self._found and blocks:
+            self._answer = None
+            self._found.append(MessageParam("system", simplify(blocks)))
         else:
-            system += _usable(content, item, name, refused)
-    if problems := [*refused, *empty]:
-        raise Refused("request_invalid", problems[0])
-    messages = [MessageParam("user", [*results_of_stored.values()])] if results_of_stored else []
-    for one in found:
-        if isinstance(one, MessageParam):
-            messages.append(one)
-        else:
+            self._prompt += blocks
+
+    def _usable(self, blocks: list[Block], item: Item, kinds: frozenset[str] = ALWAYS_REFUSED) -> list[Block]:
+        """Returns `blocks` with a text in place of each of the types `kinds`, and remembers why."""
+        for block in blocks:
+            if block["type"] in kinds:
+                files = [one for one in blocks if one["type"] in kinds]
+                self._refused += [self._problem(item, one.get("reason", OF_USER)) for one in files]
+                return [_name_file(one) if one["type"] in kinds else one for one in blocks]
+        return blocks
+
+    def _problem(self, item: Item, reason: str) -> str:
+        return f"`{self._name.format(item.number)}` {reason}"
+
+    def end(self) -> Conversation:
+        """Returns the conversation. Raises Refused for what is new, and can have no answer."""
+        messages = [MessageParam("user", [*self._results_of_stored.values()])] if self._results_of_stored else []
+        for one in self._found:
+            if isinstance(one, MessageParam):
+                messages.append(one)
+                continue
             blocks, results = one.blocks, [block for block in one.results.values() if block is not None]
-            if is_page and len(results) < len(one.results):
+            if self._is_page and len(results) < len(one.results):
                 blocks = [block for at, block in enumerate(blocks) if one.results.get(at, block) is not None]
             if blocks := without_trailing_thinking(blocks):
                 messages.append(MessageParam("assistant", simplify(blocks)))
             if results:
                 messages.append(MessageParam("user", results))
-    if has_server_calls:
-        messages = [MessageParam(one.role, one.content) for one in without_lost_calls(messages)]
-    return Conversation(system, messages)
-
-
-def _usable(blocks: list[Block], item: Item, name: str, refused: list[str]) -> list[Block]:
-    """Returns `blocks`, with a text in place of each part that Claude does not take. Adds the reason to `refused`."""
-    if reasons := [block["reason"] for block in blocks if block["type"] == REFUSED]:
-        refused += [f"`{name.format(item.number)}` {reason}" for reason in reasons]
-        return [_name_file(block) if block["type"] == REFUSED else block for block in blocks]
-    return blocks
+        if self._last is not None and (not self._last.content or [one.role for one in messages[-1:]] == ["assistant"]):
+            self._refused.append(self._problem(self._last, OLD_RESULT if self._last.content else NOTHING))
+        if self._refused:
+            raise Refused("request_invalid", self._refused[0])
+        if self._has_server_calls:
+            messages = [MessageParam(one.role, one.content) for one in without_lost_calls(messages)]
+        return Conversation(self._prompt, messages)
 
 
 def _name_file(part: Block) -> Block:
-    return {"type": "text", "text": f"[{part['name'][:200]} cannot be shown here]"}
+    """Returns the text in place of a part, with its mark of the cache."""
+    name = part.get("name") or part.get("title") or part["type"]
+    text = {"type": "text", "text": f"[{name[:200]} cannot be shown here]"}
+    return text | {"cache_control": part["cache_control"]} if "cache_control" in part else text
+
+
+def each_answer_once(messages: Iterable[Message], start: int = 0) -> Iterator[tuple[int, Message]]:
+    """Yields messages with their numbers, from `start`; an answer that a client sends twice, with its id, once."""
+    first: dict[str, Message] = {}
+    for number, one in enumerate(messages, start):
+        if not one.id or one.role not in ANSWERED or first.setdefault(one.id, one) is one or first[one.id] != one:
+            yield number, one
 
 
 def build_text(text: str) -> list[Block]:
@@ -191,18 +242,19 @@ def build_call(call: str, name: str, given: object) -> Block:
             given = decode_input(given or "{}")
         except DECODE_ERRORS:
             given = None
+    elif is_deeper(given, INPUT_LEVELS_MAX):
+        given = None
     return {"type": "tool_use", "id": call, "name": name, "input": given if isinstance(given, dict) else {}}
 
 
-def build_thinking(text: str, secret: str, item_id: str | None = None) -> list[Block]:
+def build_thinking(text: str, secret: str) -> list[Block]:
     """Returns the block of an item of reasoning; none without the proof that Claude has written it.
 
     `secret`: what the protocol has sent of its signature. Claude's API would refuse that of another vendor, with which
-    a conversation may have begun, in every later request.
+    a conversation may have begun, in every later request. Only the prefix proves it: signatures of Claude and of Gemini
+    are messages of Protocol Buffers that begin alike.
     """
-    if secret.startswith((REDACTED, REDACTED_BEFORE)):
-        return [{"type": "redacted_thinking", "data": secret.partition(":")[2]}]
-    is_earlier = OWN_ID.fullmatch(item_id) is not None if item_id else secret.startswith(LIKE_CLAUDE)
-    if secret.startswith(SIGNED) or (secret and is_earlier):
-        return [{"type": "thinking", "thinking": text, "signature": secret.removeprefix(SIGNED)}]
-    return []
+    kind, _, value = secret.partition(":")
+    if value and f"{kind}:" == SIGNED:
+        return [{"type": "thinking", "thinking": text, "signature": value}]
+    return [{"type": "redacted_thinking", "data": value}] if value and f"{kind}:" == REDACTED else []

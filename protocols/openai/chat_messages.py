@@ -6,7 +6,7 @@ accept them in mid-conversation, and only directly before the answer.
 
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -24,34 +24,15 @@ from tailrace.protocols.common.unsupported import plain_names
 
 Block = dict[str, Any]
 
-AUDIO = refused_part("has audio, which Claude does not take: send its text", "audio")
 
-
-class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    cache_control: dict[str, Any] | None = None
-    """Anthropic's field, which other servers of this protocol accept, too."""
-    prompt_cache_breakpoint: Any = None
-    """It has no effect: `cache_control` is the field for caching."""
-
-
-class TextPart(_Part, frozen=True, tag="text"):
-    text: str
-    """The text."""
-
-
-class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageUrl(msgspec.Struct, frozen=True):
     url: str
     """An `https` address, or the image as a `data:` URL."""
     detail: str | None = None
     """It has no effect: images are passed on unchanged."""
 
 
-class ImagePart(_Part, frozen=True, tag="image_url"):
-    image_url: ImageUrl
-    """The image."""
-
-
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class File(msgspec.Struct, frozen=True):
     file_data: str | None = None
     """The content of the file, as a `data:` URL or in base64."""
     filename: str | None = None
@@ -60,27 +41,25 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The id of a file that was uploaded to `/v1/files`."""
 
 
-class FilePart(_Part, frozen=True, tag="file"):
-    file: File
+class ChatPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A content part of any type, in a message of any role. Claude takes images and files from users and tools."""
+
+    type: str
+    """`text`, `image_url`, `file` or `refusal`. Another type is refused behind the last answer, such as `input_audio`;
+    before it, a text stands in its place.
+    """
+    text: str | None = None
+    """The text of the part."""
+    refusal: str | None = None
+    """The text of a refusal."""
+    image_url: ImageUrl | None = None
+    """The image."""
+    file: File | None = None
     """The file."""
-
-
-class AudioPart(_Part, frozen=True, tag="input_audio"):
-    input_audio: Any
-    """Audio, which Claude does not take: refused behind the last answer; before it, a text stands in its place."""
-
-
-class RefusalPart(_Part, frozen=True, tag="refusal"):
-    refusal: str
-    """The text of the refusal."""
-
-
-class AnsweredText(TextPart, frozen=True, forbid_unknown_fields=False, tag="text"):
-    """A text of the assistant. Some clients send the whole message back in each part."""
-
-
-class AnsweredRefusal(RefusalPart, frozen=True, forbid_unknown_fields=False, tag="refusal"):
-    """A refusal of the assistant."""
+    cache_control: dict[str, Any] | None = None
+    """Anthropic's field, which other servers of this protocol accept, too."""
+    prompt_cache_breakpoint: Any = None
+    """It has no effect: `cache_control` is the field for caching."""
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
@@ -88,15 +67,21 @@ class CalledFunction(msgspec.Struct, frozen=True):
     """The name of the called function."""
     arguments: str = ""
     """The arguments, as a string with JSON."""
+    input: str = ""
+    """The input of a custom tool, as a text."""
     parsed_arguments: Any = None
     """The arguments as OpenAI's SDK has parsed them. They are ignored."""
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+class ToolCall(msgspec.Struct, frozen=True):
     id: str
     """The id of the call, which the tool's message repeats."""
-    function: CalledFunction
+    type: str = "function"
+    """`function`; or `custom`, in a chat that another vendor's model has begun."""
+    function: CalledFunction | None = None
     """The called function."""
+    custom: CalledFunction | None = None
+    """The called custom tool."""
     index: int | None = None
     """A field of stream chunks; some clients send it back in the assembled call."""
 
@@ -111,22 +96,21 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="role"):
 
 
 class SystemMessage(_Message, frozen=True, tag="system"):
-    content: str | list[TextPart]
+    content: str | list[ChatPart]
     """The instructions."""
 
 
-class DeveloperMessage(_Message, frozen=True, tag="developer"):
-    content: str | list[TextPart]
-    """The instructions."""
+class DeveloperMessage(SystemMessage, frozen=True, tag="developer"):
+    """The same, by its newer name."""
 
 
 class UserMessage(_Message, frozen=True, tag="user"):
-    content: str | list[TextPart | ImagePart | AudioPart | FilePart]
+    content: str | list[ChatPart]
     """The text of the user, or parts with text, images and files."""
 
 
 class AssistantMessage(_Message, frozen=True, tag="assistant"):
-    content: str | list[AnsweredText | AnsweredRefusal] | None = None
+    content: str | list[ChatPart] | None = None
     """The earlier answer."""
     refusal: str | None = None
     """The text of an earlier refusal."""
@@ -139,20 +123,23 @@ class AssistantMessage(_Message, frozen=True, tag="assistant"):
     audio: Any = None
     """The audio of an earlier answer. A text stands in its place."""
     function_call: Any = None
-    """A deprecated field of OpenAI's answers."""
+    """A deprecated field of OpenAI's answers. A text stands in its place."""
     parsed: Any = None
     """Like `parsed_arguments`: the value that OpenAI's SDK has parsed from the text, and sends back with it."""
 
 
 class ToolMessage(_Message, frozen=True, tag="tool"):
-    content: str | list[TextPart]
+    content: str | list[ChatPart]
     """The result of the tool."""
     tool_call_id: str
     """The id of the tool call that this message answers."""
 
 
-Part = TextPart | ImagePart | AudioPart | FilePart | RefusalPart
-ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+class FunctionMessage(UserMessage, frozen=True, tag="function"):
+    """The result of a `function_call`, which is deprecated. Claude gets it like a message of the user."""
+
+
+ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
 def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
@@ -166,12 +153,12 @@ def unknown_fields(messages: Sequence[ChatMessage], sent: Sequence[Block]) -> li
     return plain_names(name for one, fields in both for name in _find_unknown(fields, type(one), "messages"))
 
 
-INNER: dict[tuple[type[msgspec.Struct], str], tuple[type[msgspec.Struct], ...]] = {
-    (AssistantMessage, "content"): (AnsweredText, AnsweredRefusal),
-    (AssistantMessage, "tool_calls"): (ToolCall,),
-    (ToolCall, "function"): (CalledFunction,),
+INNER: dict[tuple[type[msgspec.Struct], str], type[msgspec.Struct]] = {
+    **{(kind, "content"): ChatPart for kind in get_args(ChatMessage)},
+    (AssistantMessage, "tool_calls"): ToolCall,
+    (ToolCall, "function"): CalledFunction,
 }
-"""The types of the objects in a field of a Struct. An object whose `type` matches none is of the first."""
+"""The types of the objects in a field of a Struct."""
 
 
 def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Iterator[str]:
@@ -181,28 +168,32 @@ def _find_unknown(fields: Block, kind: type[msgspec.Struct], path: str) -> Itera
         inner = f"{path}.{name}"
         if name not in known:
             yield inner
-        elif kinds := INNER.get((kind, name)):
+        elif inner_kind := INNER.get((kind, name)):
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, dict):
-                    same = (each for each in kinds if each.__struct_config__.tag == one.get("type"))
-                    yield from _find_unknown(one, next(same, kinds[0]), inner)
+                    yield from _find_unknown(one, inner_kind, inner)
 
 
 def _item(message: ChatMessage, number: int) -> Item:
     blocks = _blocks(message.content or "", number)
     match message:
-        case AssistantMessage(function_call=None, refusal=refusal, tool_calls=calls):
-            said = [*blocks, *build_text(refusal or ""), *([AUDIO] if message.audio is not None else [])]
-            called = [build_call(call.id, call.function.name, call.function.arguments) for call in calls or ()]
-            return Item("assistant", _marked(said + called, message), number)
         case AssistantMessage():
-            why = f"`messages[{number}]`: `function_call` is not supported: send `tool_calls`"
-            raise Refused("request_invalid", why)
+            said = blocks + build_text(message.refusal or "")
+            if message.audio is not None or message.function_call is not None:
+                said.append(refused_part("", "a function call" if message.audio is None else "audio"))
+            called = [_call(call, number) for call in message.tool_calls or ()]
+            return Item("assistant", _marked(said + called, message), number)
         case ToolMessage(content=content, tool_call_id=call):
             result = build_result(call, content if isinstance(content, str) else blocks)
             return Item("result", _marked([result], message), number)
         case _:
             return Item("user" if isinstance(message, UserMessage) else "system", _marked(blocks, message), number)
+
+
+def _call(call: ToolCall, number: int) -> Block:
+    if (called := call.function or call.custom) is None:
+        raise Refused("request_invalid", f"`messages[{number}].tool_calls`: a call needs its `function`")
+    return build_call(call.id, called.name, called.arguments if called is call.function else {"input": called.input})
 
 
 def _marked(blocks: list[Block], message: ChatMessage) -> list[Block]:
@@ -212,24 +203,29 @@ def _marked(blocks: list[Block], message: ChatMessage) -> list[Block]:
     return [*blocks[:-1], {**blocks[-1], "cache_control": message.cache_control}]
 
 
-def _blocks(content: str | Sequence[Part], number: int) -> list[Block]:
+def _blocks(content: str | Sequence[ChatPart], number: int) -> list[Block]:
     if isinstance(content, str):
         return build_text(content)
     blocks = ((part.cache_control, block) for part in content for block in _part_blocks(part, number))
     return [block if mark is None else {**block, "cache_control": mark} for mark, block in blocks]
 
 
-def _part_blocks(part: Part, number: int) -> list[Block]:
+def _part_blocks(part: ChatPart, number: int) -> list[Block]:
     match part:
-        case TextPart(text=text) | RefusalPart(refusal=text):
+        case ChatPart(type="text", text=str(text)) | ChatPart(type="refusal", refusal=str(text)):
             return build_text(text)
-        case ImagePart(image_url=image):
-            return build_file("", image.url)
-        case FilePart(file=File(file_data=str(data), filename=filename)):
+        case ChatPart(type="image_url", image_url=ImageUrl(url=url)):
+            return build_file("", url)
+        case ChatPart(type="file", file=File(file_data=str(data), filename=filename)):
             return build_file("", data, filename)
-        case FilePart(file=File(file_id=str(file), filename=filename)):
+        case ChatPart(type="file", file=File(file_id=str(file), filename=filename)):
             return [uploaded_file("document", file, filename)]
-        case FilePart():
-            raise Refused("request_invalid", f"`messages[{number}]`: a file needs its `file_data` or its `file_id`")
-        case AudioPart():
-            return [AUDIO]
+        case ChatPart(type="text" | "refusal" | "image_url" | "file" as kind):
+            why = f"a part of the type {kind} needs its `{kind}`, and a file its `file_data` or its `file_id`"
+            raise Refused("request_invalid", f"`messages[{number}].content`: {why}")
+        case ChatPart(type="thinking" | "redacted_thinking" | "reasoning"):
+            # Without the proof that it is Claude's, like `reasoning_content`.
+            return []
+        case ChatPart(type=kind):
+            why = f"has a part of the type {kind[:64]!r}, which Claude does not take: send text, image_url or file"
+            return [refused_part(why, kind)]

@@ -4,7 +4,7 @@ All system and developer messages move to the beginning.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, count
+from itertools import chain, starmap
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +20,7 @@ from tailrace.protocols.common.history_items import (
     build_messages,
     build_text,
     build_thinking,
+    each_answer_once,
 )
 from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.common.tool_definition import build_result
@@ -56,8 +57,9 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """An item of any type; a message if it has no type."""
 
     type: str | None = None
-    """`message`, `function_call`, `function_call_output`, `reasoning`, `item_reference`, or a call of a built-in tool
-    in an earlier response: `web_search_call`, `code_interpreter_call`, `mcp_call` or `mcp_list_tools`.
+    """`message`, `function_call`, `function_call_output`, `reasoning`, `item_reference`; a call of a built-in tool in
+    an earlier response: `web_search_call`, `code_interpreter_call`, `mcp_call` or `mcp_list_tools`; or, of a chat with
+    another vendor, `custom_tool_call` and `custom_tool_call_output`.
     """
     id: str | None = None
     """For `item_reference`: the id of an output item of an earlier response."""
@@ -71,6 +73,8 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the called function."""
     arguments: str | None = None
     """The arguments, as a string with JSON."""
+    input: str | None = None
+    """The input of a `custom_tool_call`, as a text."""
     output: str | list[Part] | None = None
     """The result of the function."""
     summary: list[Part] = []
@@ -93,28 +97,29 @@ def conversation_of(items: str | Sequence[InputItem], instructions: str | None =
     given = [InputItem(role="user", content=items)] if isinstance(items, str) else items
     prompt = Item("system", build_text(instructions or ""))
     name = "input" if isinstance(items, str) else "input[{}]"
-    return build_messages(chain([prompt], map(_item, given, count())), name)
+    return build_messages(chain([prompt], starmap(_item, each_answer_once(given))), name)
 
 
-def _item(one: InputItem, number: int) -> Item:
+def _item(number: int, one: InputItem) -> Item:
     match one.type:
         case None | "message" if one.role is not None:
             role = "system" if one.role == "developer" else one.role
             return Item(role, _blocks(one.content or "", number), number)
         case None | "message":
             raise invalid_item(number, "`role` is missing: send user, assistant, system or developer")
-        case "function_call":
+        case "function_call" | "custom_tool_call" as kind:
             if one.call_id is None or one.name is None:
-                raise invalid_item(number, "a function_call needs `call_id`, `name` and `arguments`")
-            return Item("assistant", [build_call(one.call_id, one.name, one.arguments or "")], number)
-        case "function_call_output":
+                raise invalid_item(number, f"a {kind} needs `call_id`, `name` and its input")
+            given = one.arguments or "" if one.input is None else {"input": one.input}
+            return Item("assistant", [build_call(one.call_id, one.name, given)], number)
+        case "function_call_output" | "custom_tool_call_output" as kind:
             if one.call_id is None or one.output is None:
-                raise invalid_item(number, "a function_call_output needs `call_id` and `output`")
+                raise invalid_item(number, f"a {kind} needs `call_id` and `output`")
             content = one.output if isinstance(one.output, str) else _blocks(one.output, number)
             return Item("result", [build_result(one.call_id, content)], number)
         case "reasoning":
             thinking = "".join(part.text for part in one.summary)
-            return Item("assistant", build_thinking(thinking, one.encrypted_content or "", one.id), number)
+            return Item("assistant", build_thinking(thinking, one.encrypted_content or ""), number)
         case kind if kind in ITEM_TYPES:
             return Item("assistant", one.blocks if isinstance(one, StoredItem) else [], number)
         case "item_reference":

@@ -10,9 +10,9 @@ import msgspec
 from tests.conformance.rule_case import FOLDER
 
 Item = dict[str, Any]
-ANSWERED = ("thinking", "answer", "call", "search", "found", "break", "failed")
+ANSWERED = ("thinking", "answer", "shown", "call", "search", "found", "break", "failed")
 """The items of the assistant."""
-REFUSED_FILES = ("docx", "wav", "tiff")
+REFUSED_FILES = ("docx", "wav", "mp4", "tiff")
 
 
 class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,8 +100,8 @@ def is_question(items: Sequence[Item], *, blank: bool = False) -> bool:
 
 
 def has_refused_file(items: Sequence[Item]) -> bool:
-    """Returns whether a message of the user has a file that Claude does not take."""
-    parts = [part for item in items for part in [item.get("user")] if isinstance(part, list)]
+    """Returns whether a message of the user, or a result, has a file that Claude does not take."""
+    parts = [part for item in items for part in [item.get("user", item.get("content"))] if isinstance(part, list)]
     return any(isinstance(one, dict) and one["file"] in REFUSED_FILES for part in parts for one in part)
 
 

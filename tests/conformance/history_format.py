@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 
 from tailrace.features.client_calls.records import Decision, result_block
 from tailrace.protocols.ag_ui.blocks import Answer, add_blocks
+from tailrace.protocols.common.history_items import SIGNED
 from tailrace.protocols.common.tool_definition import DENIED
 from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_stream import output_items
 from tests.conformance.history_case import REFUSED_FILES, Item, groups, kind_of
 
 Json = dict[str, Any]
-ENCRYPTED = {"openai": "gAAAAABo4dQm0vWZ3kq", "gemini": "CiQBVKhc7gAAAA=="}
-"""Reasoning of other vendors."""
+ENCRYPTED = {"openai": "gAAAAABo4dQm0vWZ3kq", "gemini": "EvAGCu0GAWdlbWluaWdlbWluaWdlbWluaWdlbWluaQ=="}
+"""Reasoning of other vendors. A signature of Gemini begins as Claude's do: in base64, a message of Protocol Buffers
+whose first field is number 2 (router-for-me/CLIProxyAPI#3615).
+"""
+EMPTY = "empty"
+"""The vendor of thinking that has the field of a signature, without one."""
 THOUGHTS = ("Hm.", *(f"t{number}" for number in range(50)))
 """The texts of thinking."""
 MARK = {"type": "ephemeral"}
@@ -53,6 +58,7 @@ FILES = {
     "text": File("text/plain", "a.txt", "aGVsbG8="),
     "docx": File("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "a.docx", "UEsDBA=="),
     "wav": File("audio/wav", "a.wav", "UklGRg=="),
+    "mp4": File("video/mp4", "a.mp4", "AAAAGGZ0eXA="),
     "tiff": File("image/tiff", "a.tiff", "SUkqAA=="),
 }
 
@@ -106,30 +112,25 @@ def chat_messages(items: Sequence[Item]) -> list[Json]:
                 found.append({"role": item.get("role", "system"), "content": item["system"], **marked})
             case "result":
                 refuse(item, "is_error")
-                content = _texts(item)
+                is_list = isinstance(item.get("content"), list)
+                content = [*map(_chat_part, parts_of(item))] if is_list else text_of(item)
                 found.append({"role": "tool", "tool_call_id": item["result"], "content": content, **marked})
             case kind:
                 raise Inexpressible(kind)
     return found
 
 
-def _texts(item: Item) -> Any:
-    """Returns the content of a result: a text, or parts with texts."""
-    parts = parts_of(item)
-    if not all(isinstance(part, str) for part in parts):
-        raise Inexpressible("a file in a result")
-    return parts[0] if not isinstance(item.get("content"), list) else [{"type": "text", "text": one} for one in parts]
-
-
 def _chat_answer(group: list[Item]) -> Json:
     message: Json = {"role": "assistant", "content": None}
-    texts = [item["answer"] for item in group if "answer" in item]
-    if texts:
-        message["content"] = texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
+    parts = [
+        FILES[item["shown"]] if "shown" in item else item["answer"] for item in group if {"answer", "shown"} & {*item}
+    ]
+    if parts:
+        message["content"] = _chat_content(parts)
     calls: list[Json] = []
     for item in group:
         match kind_of(item):
-            case "answer" if not calls:
+            case "answer" | "shown" if not calls:
                 pass
             case "call":
                 function = {"name": item.get("tool", LOOK), "arguments": arguments_of(item)}
@@ -155,6 +156,8 @@ def _chat_part(part: Any) -> Json:
             return {"type": "image_url", "image_url": {"url": part.data_url}}
         case File(media="audio/wav"):
             return {"type": "input_audio", "input_audio": {"data": part.data, "format": "wav"}}
+        case File(media="video/mp4"):
+            return {"type": "video_url", "video_url": {"url": part.data_url}}
         case File(url=url) if not url:
             return {"type": "file", "file": {"file_data": part.data_url, "filename": part.name}}
         case _:
@@ -192,14 +195,16 @@ def _response_item(item: Item) -> Json:
             is_list = isinstance(item.get("content"), list)
             output = [*map(_input_part, parts)] if is_list else parts[0]
             return {"type": "function_call_output", "call_id": item["result"], "output": output}
+        case "shown":
+            return {"type": "message", "role": "assistant", "content": [_input_part(FILES[item["shown"]])]}
         case "thinking" if item["of"] == "claude":
             # As Tailrace itself has sent it, without the id, as Codex sends it.
             shown = output_items(Head("t"), [thinking_block(item)])[0]
             return {name: value for name, value in shown.items() if name != "id"}
         case "thinking":
-            encrypted = ENCRYPTED.get(item["of"])
             summary = [{"type": "summary_text", "text": item["thinking"]}]
-            return {"type": "reasoning", "summary": summary, "encrypted_content": encrypted, "id": "rs_0123"}
+            named = {"id": "rs_0123"} if item["of"] == "openai" else {}
+            return {"type": "reasoning", "summary": summary, "encrypted_content": foreign_secret(item), **named}
         case kind:
             raise Inexpressible(kind)
 
@@ -212,6 +217,8 @@ def _input_part(part: Any) -> Json:
             return {"type": "input_image", "image_url": part.data_url}
         case File(media="audio/wav"):
             return {"type": "input_audio", "input_audio": {"data": part.data, "format": "wav"}}
+        case File(media="video/mp4"):
+            return {"type": "input_video", "video_url": part.data_url}
         case File(url=url) if url:
             return {"type": "input_file", "file_url": url}
         case _:
@@ -282,12 +289,18 @@ def _ui_part(item: Item) -> Json:
         case "thinking":
             of_vendor = {
                 "claude": {"anthropic": {"signature": signature_of(item)}},
+                EMPTY: {"anthropic": {"signature": ""}},
                 "openai": {"openai": {"itemId": "rs_0123", "reasoningEncryptedContent": ENCRYPTED["openai"]}},
                 "gemini": {"google": {"thoughtSignature": ENCRYPTED["gemini"]}},
             }
             metadata = of_vendor.get(item["of"])
             more = {} if metadata is None else {"providerMetadata": metadata}
             return {"type": "reasoning", "text": item["thinking"], **more}
+        case "shown":
+            # As a model that makes pictures sends it, without a name.
+            return {
+                name: value for name, value in _ui_content(FILES[item["shown"]], "url").items() if name != "filename"
+            }
         case "search":
             call = {"type": "tool-web_search", "toolCallId": item["search"], "providerExecuted": True}
             return {**call, "state": "input-available", "input": {"query": "rivers"}}
@@ -416,6 +429,8 @@ def _agent_answer(group: list[Item], name: str) -> list[Json]:
             case "thinking":
                 secret = agent_secret(item)
                 more = {"encryptedValue": secret} if secret else {}
+                if item["of"] == "gemini":
+                    del own["id"]
                 found.append({**own, "role": "reasoning", "content": item["thinking"], **more})
             case kind:
                 raise Inexpressible(kind)
@@ -425,10 +440,15 @@ def _agent_answer(group: list[Item], name: str) -> list[Json]:
 def agent_secret(item: Item) -> str | None:
     """Returns the `encryptedValue` of a reasoning message: Claude's is the one that Tailrace has sent."""
     if item["of"] != "claude":
-        return ENCRYPTED.get(item["of"])
+        return foreign_secret(item)
     events, _ = add_blocks(Answer("a"), [thinking_block(item)])
     secret: str = next(event["encryptedValue"] for event in events if event["type"] == "REASONING_ENCRYPTED_VALUE")
     return secret
+
+
+def foreign_secret(item: Item) -> str | None:
+    """Returns the field of a signature, as another vendor's chat has it."""
+    return SIGNED if item["of"] == EMPTY else ENCRYPTED.get(item["of"])
 
 
 def _agent_part(part: Any) -> Json:
@@ -440,7 +460,7 @@ def _agent_part(part: Any) -> Json:
         case _:
             source = {"type": "data", "value": part.data, "mimeType": part.media}
     kind = part.media.partition("/")[0]
-    return {"type": kind if kind in ("image", "audio") else "document", "source": source}
+    return {"type": kind if kind in ("image", "audio", "video") else "document", "source": source}
 
 
 # Anthropic's messages: what /v1/turns takes, and what the model answers
@@ -617,6 +637,6 @@ def _named(text: str) -> Any:
     if text.startswith("["):
         for name in REFUSED_FILES:
             kind = FILES[name].media.partition("/")[0]
-            if FILES[name].name in text or FILES[name].media in text or (kind == "audio" and kind in text):
+            if FILES[name].name in text or FILES[name].media in text or (kind in ("audio", "video") and kind in text):
                 return {"names": name}
     return text

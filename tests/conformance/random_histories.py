@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.conformance import history_format as form
-from tests.conformance.history_case import Item, exchanges, has_refused_file, is_answered, is_question, kind_of
+from tests.conformance.history_case import Item, exchanges, has_refused_file, is_answered, kind_of
 from tests.conformance.history_ways import WAYS, Outcome, play
 from tests.sessions.play import patched
 
@@ -72,10 +73,10 @@ class Features(NamedTuple):
     """Calls in several messages of the assistant in a row."""
     has_system: bool
     begins_with_system: bool
-    begins_with_answer: bool
-    """Nothing is asked before the first answer."""
     ends_with_answer: bool
     """Nothing but results of earlier answers follows the last answer."""
+    blank_before_thinking: bool
+    """Thinking of an answer follows a blank text, which later requests do not have."""
     late: bool
     """A result follows another answer than that with its call, or is repeated."""
 
@@ -87,7 +88,7 @@ def histories(draw: st.DrawFn) -> list[Item]:
     opened: list[str] = []
     used: list[str] = []
     has_server = draw(st.integers(0, 7)) == 0
-    vendors = draw(st.sampled_from([("claude",), ("openai", "none"), ("gemini", "none"), ()]))
+    vendors = draw(st.sampled_from([("claude",), ("openai", "none"), ("gemini", "none"), ("empty", "claude"), ()]))
 
     def rarely(one_of: int) -> bool:
         return draw(st.integers(0, one_of - 1)) == one_of - 1
@@ -112,7 +113,7 @@ def histories(draw: st.DrawFn) -> list[Item]:
 
     def answer() -> None:
         for number in range(draw(st.integers(1, 4))):
-            kind = draw(st.sampled_from(["answer", "answer", "call", "call", "thinking", "blank", "break"]))
+            kind = draw(st.sampled_from(["answer", "answer", "call", "call", "thinking", "blank", "break", "shown"]))
             match kind:
                 case "answer":
                     items.append({"answer": f"w{len(items)}"})
@@ -127,11 +128,16 @@ def histories(draw: st.DrawFn) -> list[Item]:
                     items.append({"call": name, **draw(INPUTS)})
                 case "thinking" if vendors:
                     items.append({"thinking": f"t{len(items)}", "of": draw(st.sampled_from(vendors))})
+                case "shown" if rarely(6):
+                    items.append({"shown": "png"})
                 case "blank" if rarely(3):
                     items.append({"answer": " "})
                 case "break" if number and rarely(4):
                     items.append({"break": True})
 
+    if rarely(8):
+        # A page greets its user, or a client has cut a long history.
+        answer()
     for _ in range(draw(st.integers(0, 4))):
         ask(is_last=False)
         if rarely(12):
@@ -143,14 +149,15 @@ def histories(draw: st.DrawFn) -> list[Item]:
 
 
 def _result(call: str, draw: st.DrawFn) -> Item:
-    return {"result": call, **({"content": draw(st.sampled_from(["", "x", "y"]))} if draw(st.booleans()) else {})}
+    return {"result": call, **({"content": draw(CONTENTS)} if draw(st.booleans()) else {})}
 
 
 QUESTIONS = st.one_of(
     *[st.integers(0, 99).map(lambda number: {"user": f"q{number}"})] * 6,
-    st.sampled_from(["png", "png-url", "pdf", "docx"]).map(lambda name: {"user": [{"file": name}, "what?"]}),
+    st.sampled_from(["png", "png-url", "pdf", "docx", "mp4"]).map(lambda name: {"user": [{"file": name}, "what?"]}),
     st.just({"user": " "}),
 )
+CONTENTS = st.sampled_from(["", "x", "y", "x", "y", ["x", {"file": "png"}], [{"file": "docx"}]])
 INPUTS: st.SearchStrategy[Item] = st.sampled_from(
     [{}, {}, {"input": {"city": "Oslo"}}, {"json": '{"city": "Os'}, {"json": "[1]"}]
 )
@@ -179,20 +186,20 @@ def features_of(items: Sequence[Item]) -> Features:
                 newest = [call for call in newest if call != item["result"]]
                 waiting.pop(item["result"], None)
                 expected, is_behind = expected[1:], True
-            case "answer" | "thinking" | "search" | "found":
+            case "answer" | "shown" | "thinking" | "search" | "found":
                 if is_behind:
                     expected, newest, is_behind = [], [], False
             case _:
                 expected, is_behind = [], True
     unanswered, repeated, asked = bool(waiting), False, list[str]()
     for item in items:
-        if item.get("answer", " ").strip() or "call" in item:
+        if _has_answer(item):
             asked = []
         elif "user" in item:
             repeated = repeated or json.dumps(item) in asked
             asked.append(json.dumps(item))
     last = exchanges(items)[-1].asked
-    answered = max((n for n, item in enumerate(items) if item.get("answer", " ").strip() or "call" in item), default=0)
+    answered = max((n for n, item in enumerate(items) if _has_answer(item)), default=0)
     said = [part for item in items if "user" in item for part in form.parts_of(item)]
     return Features(
         unanswered=unanswered,
@@ -207,10 +214,16 @@ def features_of(items: Sequence[Item]) -> Features:
         split_calls=any("break" in item for item in items) and bool(calls),
         has_system=any("system" in item for item in items),
         begins_with_system="system" in items[0],
-        begins_with_answer=not is_question(exchanges(items)[0].asked),
         ends_with_answer=not any("user" in item for item in last) and late,
+        blank_before_thinking=any(
+            not one.get("answer", "x").strip() and "thinking" in after for one, after in pairwise(items)
+        ),
         late=late,
     )
+
+
+def _has_answer(item: Item) -> bool:
+    return bool(item.get("answer", " ").strip()) or "shown" in item or "call" in item
 
 
 def is_dividing(number: int, items: Sequence[Item]) -> bool:
@@ -249,7 +262,7 @@ async def judge(items: list[Item]) -> Verdict:
 
 def is_allowed(way: str, outcome: Outcome, found: Features) -> bool:
     """Returns whether the outcome may be: accepted by Claude's API, or a refusal that a row names."""
-    if outcome.sent is not None or found.begins_with_answer:
+    if outcome.sent is not None:
         return True
     if outcome.refused:
         # Tailrace names what it refuses.
@@ -284,8 +297,8 @@ def has_own_rule(way: str, found: Features) -> bool:
 def compared_parts(way: str, found: Features) -> Iterator[str]:
     """Yields the names of the parts of what the way sends that are compared with other ways."""
     yield "all but thinking and system messages"
-    # Thinking behind a changed prompt, or behind a result that has come late, is left out (PROTOCOL R140).
-    is_kept = way in WHOLE or not (found.has_system or found.moved or found.unanswered)
+    # Thinking behind a changed prompt or answer, or behind a result that has come late, is left out (PROTOCOL R140).
+    is_kept = way in WHOLE or not (found.has_system or found.moved or found.unanswered or found.blank_before_thinking)
     if is_kept:
         yield "all but system messages"
     # OpenAI's protocols hoist system messages.

@@ -14,7 +14,13 @@ from tailrace.deploy.simulated_claude.request import decode
 from tailrace.generators.backends import Call
 from tailrace.generators.backends.event_order import EventOrder
 from tailrace.generators.backends.model_event import ModelEvent, from_event, read_event
-from tailrace.generators.continuation import TAIL_CHARS, build_call, build_continuation_call, build_mapper
+from tailrace.generators.continuation import (
+    TAIL_CHARS,
+    bind_thinking,
+    build_call,
+    build_continuation_call,
+    build_mapper,
+)
 from tailrace.generators.plan import find_obstacle
 from tailrace.proto import events
 from tailrace.proto.entries import Event, Message, Request
@@ -95,6 +101,19 @@ def test_a_continued_answer_equals_the_uninterrupted_one(
         assert (log.turn.blocks, log.turn.stop) == (uninterrupted.blocks, uninterrupted.stop), prefix[-1]
         assert log.turn.usage == used + log.turn.usage_call
         assert log.turn.usage_call.input_tokens > 0
+
+
+@pytest.mark.rule("R132")
+def test_a_call_does_not_begin_with_an_answer() -> None:
+    """The greeting of a page stays: a message of the user precedes it, and the log has none."""
+    greeting, question = Message("assistant", "Hello."), Message("user", "#sim words=3")
+    turn_request = request(messages=[Message("system", "Be kind."), greeting, question])
+    call = build_call(turn_request)
+    assert [message.role for message in call.messages] == ["user", "system", "assistant", "user"]
+    assert answer_to(call)
+    bound = bind_thinking(call, log_with(turn_request, []).turn, "fresh")
+    assert not bound.prefix.is_extended
+    assert build_call(request(messages=[question])).messages == [question]
 
 
 @pytest.mark.rule("R20")

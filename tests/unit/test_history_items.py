@@ -1,5 +1,6 @@
 """The messages that Claude gets of a conversation: one row for each rule of protocols/common/history_items.py."""
 
+import json
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,12 +13,12 @@ from tailrace.protocols.common.history_items import (
     build_messages,
     build_text,
     build_thinking,
+    each_answer_once,
 )
 from tailrace.protocols.common.tool_definition import FAILED, build_result
 
 Block = dict[str, Any]
 WORD = "application/msword"
-OWN = "rs_01a229ac-ee91-7c97-8d29-64d4d3f30244_0"
 
 
 def user(*content: str | Block) -> Item:
@@ -58,7 +59,15 @@ def found(name: str = "srvtoolu_1") -> Block:
 
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "sig"}
 REFUSED_FILE = build_file(WORD, f"data:{WORD};base64,UEsDBA==", "a.docx")[0]
-NAMED_FILE = {"type": "text", "text": "[a.docx cannot be shown here]"}
+IMAGE = {"type": "image", "source": {"type": "url", "url": "https://a.example/a.png"}}
+DOCUMENT = {"type": "document", "title": "a.pdf", "source": {"type": "url", "url": "https://a.example/a.pdf"}}
+
+
+def named(file: str) -> Block:
+    return {"type": "text", "text": f"[{file} cannot be shown here]"}
+
+
+NAMED_FILE = named("a.docx")
 
 
 class Row(NamedTuple):
@@ -108,6 +117,11 @@ ROWS = [
         "a call that an answer repeats is one call",
         [user("q"), answer(call()), answer(call()), result("c"), user("q")],
         [Q, CALLED, DONE, Q],
+    ),
+    Row(
+        "so is one of which only one copy has a mark of the cache",
+        [user("q"), answer(call()), answer({**call(), "cache_control": {}}), result("c"), user("q")],
+        [Q, ("assistant", [{**call(), "cache_control": {}}]), DONE, Q],
     ),
     Row(
         "another call with its id is of another answer, and their results come in the order of the calls",
@@ -193,6 +207,22 @@ ROWS = [
         [Q, ("assistant", [NAMED_FILE, *blocks("a")])],
     ),
     Row(
+        "an answer has no file",
+        [user("q"), answer(IMAGE, {**DOCUMENT, "cache_control": {}})],
+        [Q, ("assistant", [*blocks("[image cannot be shown here]"), {**named("a.pdf"), "cache_control": {}}])],
+    ),
+    Row(
+        "nor has a system message",
+        [user("q"), answer("a"), user("q"), Item("system", [IMAGE]), answer("a")],
+        [Q, A, Q, A],
+        [Q, A, Q, ("system", "[image cannot be shown here]"), A],
+    ),
+    Row(
+        "a named file keeps its mark of the cache",
+        [user({**REFUSED_FILE, "cache_control": {}}), answer("a")],
+        [("user", [{**NAMED_FILE, "cache_control": {}}]), A],
+    ),
+    Row(
         "a mark of the cache stays with its block",
         [user({**blocks("q")[0], "cache_control": {}})],
         [("user", [{**blocks("q")[0], "cache_control": {}}])],
@@ -236,6 +266,7 @@ def test_system_messages_at_the_beginning_are_the_prompt() -> None:
         ([user("q"), answer("a"), user(REFUSED_FILE), user("q")], False),
         ([user(REFUSED_FILE), answer(THOUGHT, call()), result("c", [REFUSED_FILE])], True),
         ([user("q"), user(" ")], True),
+        ([user("q"), Item("system", [IMAGE])], True),
     ],
 )
 def test_what_claude_does_not_take_is_refused_in_a_new_message(items: list[Item], *, of_page: bool) -> None:
@@ -249,26 +280,61 @@ def test_what_claude_does_not_take_is_refused_in_a_new_message(items: list[Item]
         build_messages(items, is_page=True)
 
 
+@pytest.mark.parametrize("is_page", [False, True])
 @pytest.mark.parametrize(
-    ("secret", "item_id", "block"),
+    "items",
     [
-        ("thinking:sig", None, THOUGHT),
-        ("thinking:sig", "r1", THOUGHT),
-        ("sig", OWN, THOUGHT),
-        ("sig", OWN.replace("rs_", "reasoning_in_"), THOUGHT),
-        ("sig", OWN.replace("rs_", "msg_") + "-reasoning-2mncuh", THOUGHT),
-        ("Esig", None, {**THOUGHT, "signature": "Esig"}),
-        ("redacted_thinking:x", "r1", {"type": "redacted_thinking", "data": "x"}),
-        ("redacted:x", "r1", {"type": "redacted_thinking", "data": "x"}),
-        ("gAAAAABo4dQm0vWZ3kq", None, None),
-        ("Esig", "r1", None),
-        ("CiQBVKhc7gAAAA==", "rs_68b1a", None),
-        ("", OWN, None),
+        [user("q"), answer(call()), result("c"), answer("a"), result("c", "later")],
+        [user("q"), answer(call()), user("q"), answer("a"), result("c")],
+    ],
+    ids=["second", "late"],
+)
+def test_a_result_alone_is_refused_if_no_answer_can_follow_it(items: list[Item], *, is_page: bool) -> None:
+    """Behind its call, the answer that is there follows it."""
+    with pytest.raises(Refused, match=r"`messages\[0\]` has the result of a call before the last answer"):
+        build_messages(items, is_page=is_page)
+    build_messages([*items, user("q")], is_page=is_page)
+
+
+def test_the_input_of_a_call_is_not_nested_too_deeply() -> None:
+    """The API's answers have no such input, and a request with one would be refused for ever."""
+    given: Block = {}
+    for _ in range(100):
+        given = {"a": given}
+    assert call(given=given) == call(given=json.dumps(given)) == call(given={})
+
+
+class Sent(NamedTuple):
+    id: str | None
+    role: str | None
+    text: str
+
+
+def test_an_answer_that_is_sent_twice_counts_once() -> None:
+    """With its id and its content. A question may be asked again, and other content is another answer."""
+    ids = [("u", "user"), ("a", "assistant")] * 2
+    sent = [*[Sent(*one, "x") for one in ids], Sent("a", "assistant", "y")]
+    sent += [Sent(*one, "x") for one in [(None, None), ("", "assistant")] * 2]
+    assert [number for number, _ in each_answer_once(sent, 1)] == [1, 2, 3, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("secret", "block"),
+    [
+        ("thinking:sig", THOUGHT),
+        ("redacted_thinking:x", {"type": "redacted_thinking", "data": "x"}),
+        ("thinking:", None),
+        ("redacted_thinking:", None),
+        ("gAAAAABo4dQm0vWZ3kq", None),
+        # As Claude's, Gemini's signatures begin with E.
+        ("EvAGCu0GAWdlbWluaQ==", None),
+        ("gemini:EvAGCu0GAWdlbWluaQ==", None),
+        ("", None),
     ],
 )
-def test_thinking_needs_the_proof_that_it_is_claudes(secret: str, item_id: str | None, block: Block | None) -> None:
+def test_thinking_needs_the_proof_that_it_is_claudes(secret: str, block: Block | None) -> None:
     """The API refuses the signature of another vendor in every later request."""
-    assert build_thinking("hm", secret, item_id) == ([] if block is None else [block])
+    assert build_thinking("hm", secret) == ([] if block is None else [block])
 
 
 @pytest.mark.parametrize(

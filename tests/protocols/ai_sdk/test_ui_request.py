@@ -6,8 +6,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given
 
-from tailrace.gateway.turns.request_body import MessageParam
-from tailrace.proto.errors import Refused
+from tailrace.gateway.turns.request_body import MessageParam, new_messages
 from tailrace.proto.long_strings import PIECE_BYTES
 from tailrace.protocols.ai_sdk import tool_result
 from tailrace.protocols.ai_sdk.request import unknown_fields
@@ -53,10 +52,13 @@ def test_tool_output_string_is_not_encoded() -> None:
     assert tool_result.encode_output("[1]") == "[1]"
 
 
-def test_deeply_nested_tool_output_is_refused() -> None:
-    """It could be stored as text, but not be returned."""
+def test_deeply_nested_tool_output_becomes_text() -> None:
+    """For the model, as any output, and for the page, which would get it back as the text."""
     deep = "[" * 300 + "]" * 300
     call = {"type": "tool-look", "toolCallId": "c1", "input": {}, "state": "output-available"}
-    with pytest.raises(Refused, match="the output of `look`"):
-        build_turn("ui", {"messages": [{"role": "assistant", "parts": [{**call, "output": json.loads(deep)}]}]})
+    asked = {"role": "assistant", "parts": [{**call, "output": json.loads(deep)}]}
+    messages = new_messages(build_turn("ui", {"messages": [asked]}).turn)
+    assert messages[-1].content == [
+        {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": deep}]}
+    ]
     assert tool_result.decode_output([{"type": "text", "text": deep}]) == deep
