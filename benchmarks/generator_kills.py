@@ -8,6 +8,7 @@ posted within 100 ms of the signal, of which each third is in that generator.
 
 import asyncio
 import json
+import math
 import random
 import signal
 import tempfile
@@ -21,15 +22,16 @@ import httpx2
 
 from benchmarks.command_line import count, new_parser
 from benchmarks.latencies import percentile
-from tailrace.proto.ids import Tenant, TurnId, TurnKey
-from tests.harness.generator_in_loop import read_attempts
+from tailrace.proto.entries import Attempt
+from tailrace.proto.ids import Seq, Tenant, TurnId, TurnKey
+from tailrace.proto.ownership import ScopedKey
 from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.harness.until import until
 
 GENERATORS = 3
-LINE = "#sim words=4000 rate=20"
-BEFORE_S, AFTER_S, FROZEN_S = 0.3, 5.0, 6.0
+LINE = "#sim words=600 rate=20"
+BEFORE_S, AFTER_S, FROZEN_S = 0.3, 4.0, 6.0
 LATE_POST_S = 0.1
 # After a start, until the others watch it.
 WATCHED_S = 1.5
@@ -42,6 +44,7 @@ class Reader:
         self.posted_at = time.monotonic()
         self.deltas = list[float]()
         self.key: TurnKey | None = None
+        self.ended_at = math.inf
 
     async def run(self, client: httpx2.AsyncClient, line: str = LINE) -> None:
         posted = await client.post("/v1/turns", json={"message": line, "on_disconnect": "cancel"})
@@ -51,11 +54,12 @@ class Reader:
             async for received in _lines(response):
                 if received.startswith("data: ") and json.loads(received[6:]).get("type") == "delta":
                     self.deltas.append(time.monotonic())
+        self.ended_at = time.monotonic()
 
     def pause_s(self, at: float) -> float | None:
-        """The longest time between two deltas around `at`; None if the turn did not run then."""
+        """The longest time between two deltas around `at`; None if the turn did not run then, or has ended soon."""
         times = [one for one in self.deltas if at - BEFORE_S < one < at + AFTER_S]
-        if not times or times[0] > at:
+        if not times or times[0] > at or self.ended_at < at + AFTER_S:
             return None
         return max((after - before for before, after in pairwise([*times, at + AFTER_S])), default=None)
 
@@ -79,7 +83,7 @@ async def measure(system: System, turns: int, kills: int, number: signal.Signals
                 tasks[place] = group.create_task(readers[place].run(client))
             await asyncio.sleep(WATCHED_S + random.random() / 2)
             victim = system.generators[kill % GENERATORS]
-            own = [reader for reader in readers if reader.deltas and await _is_of(system, reader, victim)]
+            own = [reader for reader in readers if await _is_of(system, reader, victim)]
             late, offset_s = Reader(), random.uniform(-LATE_POST_S, LATE_POST_S)
             posting = group.create_task(_post_at(late, client, max(0.0, offset_s)))
             await asyncio.sleep(max(0.0, -offset_s))
@@ -113,10 +117,11 @@ async def _post_at(reader: Reader, client: httpx2.AsyncClient, wait_s: float) ->
 
 
 async def _is_of(system: System, reader: Reader, generator: Process) -> bool:
-    assert reader.key is not None
-    attempts = await read_attempts(system.log, reader.key)
-    at = system.generators.index(generator)
-    return bool(attempts) and attempts[-1].generator.startswith(f"g{at}-")
+    if reader.key is None:
+        return False
+    seq = await system.log.last_seq(reader.key, "attempt")
+    newest = (await system.log.read_entries(ScopedKey.whole(reader.key), Seq(seq - 1), 1))[0].entry
+    return isinstance(newest, Attempt) and newest.generator.startswith(f"g{system.generators.index(generator)}-")
 
 
 async def main(turns: int, kills: int, servers: int, number: signal.Signals) -> None:

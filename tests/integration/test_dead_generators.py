@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGTERM, SIGUSR2
 from time import monotonic
 
+import httpx2
 import pytest
 
+from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import TurnKey
 from tailrace.proto.nats import TurnLog
 from tests.harness import processes
@@ -125,9 +127,28 @@ async def kill_in_turn(cluster: Cluster) -> None:
         await until(cluster.is_whole, 60)
 
 
+async def server_of_generators(cluster: Cluster) -> NatsServer:
+    """Returns a nats-server to which a generator is connected: they choose among several by chance."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        for node in cluster.nodes:
+            listed = (await client.get(f"http://127.0.0.1:{node.spec.monitor_port}/connz")).json()
+            if any(one.get("name") == "tailrace-generators" for one in listed["connections"]):
+                return node
+    raise AssertionError("no generator is connected")
+
+
+async def end_one_in_lame_duck_mode(cluster: Cluster) -> None:
+    """It disconnects its clients one by one, within 30 s, and lives on while it does."""
+    node = await server_of_generators(cluster)
+    node.signal(SIGUSR2)
+    await asyncio.wait_for(node.process.wait(), 60)
+    await node.start()
+    await until(cluster.is_whole, 60)
+
+
 @pytest.mark.rule("R151")
-@pytest.mark.parametrize("fault", [kill_in_turn])
-async def test_generators_of_nats_servers_that_are_killed_keep_their_leases(
+@pytest.mark.parametrize("fault", [kill_in_turn, end_one_in_lame_duck_mode])
+async def test_generators_of_nats_servers_that_end_keep_their_leases(
     tmp_path: Path, fault: Callable[[Cluster], Awaitable[None]]
 ) -> None:
     """Each generator is connected to another server of a cluster first."""
@@ -138,11 +159,12 @@ async def test_generators_of_nats_servers_that_are_killed_keep_their_leases(
         log = TurnLog(cluster.connection)
         urls = [",".join(cluster.urls[at:] + cluster.urls[:at]) for at in range(3)]
         generators = await start(stack, tmp_path, urls, claude)
-        keys = [await append_request(log, f"words=1500 rate=30 tag=t{number}") for number in range(6)]
+        keys = [await append_request(log, f"words=1500 rate=25 tag=t{number}") for number in range(6)]
         for key in keys:
             await attempt_of(log, key)
         await fault(cluster)
         assert_nothing_released(generators)
+        assert events(generators, "nats connection restored") >= 1
         turns = [await wait_for_end(log, key) for key in keys]
         assert [(turn.outcome, turn.attempt) for turn in turns] == [("completed", 1)] * len(keys)
         assert (await read_stats(claude))["calls"] == len(keys)
