@@ -22,9 +22,7 @@ logger = structlog.get_logger()
 ASK_EVERY_S = 0.15
 # Between the questions to a peer that is absent.
 ASK_AGAIN_S = 0.1
-# A frozen process does not answer: it is asked again, and its leases decide. A killed one may have received the last
-# question: it is asked again before what it holds is too old (ANSWER_AGE_MAX_S).
-ANSWER_S_MAX = 0.3
+ANSWER_S_MAX = 1.0
 SERVER_S_MAX = 0.3
 # After a restart of nats-server, some processes connect later than others.
 SETTLED_S = 2.0
@@ -45,7 +43,6 @@ class PeerWatch:
         self._worker = worker
         self._holdings = Holdings()
         self._peers = Peers(name)
-        self._asked: set[str] = set()
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -55,8 +52,7 @@ class PeerWatch:
             self._group.create_task(self._announce())
             while True:
                 for peer in self._peers.watched():
-                    if peer.name not in self._asked:
-                        self._asked.add(peer.name)
+                    if peer.absent_since is None:
                         self._group.create_task(self._check(peer))
                 await asyncio.sleep(ASK_EVERY_S)
 
@@ -101,14 +97,18 @@ class PeerWatch:
                     self._group.create_task(self._release_leases(peer))
 
     async def _check(self, peer: Peer) -> None:
-        """Asks a peer, and again while it is absent, until that is decided."""
+        """Asks a peer, and again while it is absent, until that is decided.
+
+        Another question may be open: a peer that was killed has received it, and does not answer it.
+        """
         try:
             while True:
                 if await self._is_decided(peer):
                     return
                 await asyncio.sleep(ASK_AGAIN_S)
-        finally:
-            self._asked.discard(peer.name)
+        except Exception:
+            # A bug here must not end the other checks.
+            logger.exception("generator not checked", generator=peer.name)
 
     async def _is_decided(self, peer: Peer) -> bool:
         loop = asyncio.get_running_loop()
@@ -120,6 +120,8 @@ class PeerWatch:
                 case "unsure":
                     return False
                 case "gone" if peer.server and await self._link.is_reached(peer.server, timeout_s=SERVER_S_MAX):
+                    # `_receive` drops the peer. If the notice is lost, the peer is asked again.
+                    peer.absent_since = None
                     with suppress(LogUnavailable):
                         await self._link.notify(Notice("gone", peer.name, self._name))
                 case _:
@@ -145,7 +147,7 @@ class PeerWatch:
         )
 
     async def _release(self, peer: Peer, held: Held) -> bool:
-        """Releases the lease of a turn that no other generator has begun; returns whether it did."""
+        """Releases a lease, unless another generator has the turn by now; returns whether it did."""
         try:
             if not await self._is_of(peer, TurnKey(Tenant(held.tenant), TurnId(held.turn))):
                 return False
@@ -157,10 +159,11 @@ class PeerWatch:
         return True
 
     async def _is_of(self, peer: Peer, key: TurnKey) -> bool:
-        """Returns whether the turn has no end, and no attempt by another generator. Raises LogError."""
-        attempt, end = await asyncio.gather(*(self._log.last_seq(key, kind) for kind in ("attempt", "end")))
-        if end != BEFORE_FIRST:
-            return False
+        """Returns whether no other generator has made an attempt at the turn. Raises LogError.
+
+        The turn may have ended: the next generator then only acknowledges it.
+        """
+        attempt = await self._log.last_seq(key, "attempt")
         if attempt == BEFORE_FIRST:
             return True
         found = await self._log.read_entries(ScopedKey.whole(key), Seq(attempt - 1), 1)

@@ -62,6 +62,7 @@ class Peer:
         self.server: Server | None = None
         self.answered_at: float | None = None
         self.absent_since: float | None = None
+        """The first of the questions in a row that nobody has served."""
         self._held: dict[str, Held] = {}
 
     @property

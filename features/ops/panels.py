@@ -470,12 +470,13 @@ GENERATORS_AND_SCALING = Dashboard(
             "Lost fences and joined deltas",
             "ops",
             "Turns that a generator left because another one had continued them; deltas that waited for the log and "
-            "were joined.",
+            "were joined; generators that another one has found dead, or absent without being sure.",
             Threshold(10, 100),
             STORES_NOTHING,
             (
                 total_rate("tailrace_generator_fences_lost_total", "lost fences"),
                 total_rate("tailrace_generator_deltas_joined_total", "joined deltas"),
+                rate("tailrace_generator_peers_gone_total", "verdict")._replace(legend="absent: {{verdict}}"),
             ),
         ),
         Panel(

@@ -7,6 +7,7 @@ import pytest
 from tailrace.proto.entries import Message
 from tailrace.proto.nats import Deliveries
 from tailrace.proto.nats.leases import stored_at
+from tailrace.proto.nats.peers import Held, PeerLink
 from tailrace.proto.subjects import GENERATORS, PERSISTENCE, WEBHOOKS
 from tests.harness.own_system import OwnSystem
 from tests.harness.turn_writer import new_writer
@@ -74,6 +75,24 @@ async def test_an_extended_lease_that_was_not_kept_is_renewed_released_and_ackno
     await until(deliveries.is_drained)
     await own.log.purge(keys[0])
     assert await deliveries.resume(first.seq) is None
+
+
+@pytest.mark.rule("R151")
+async def test_another_process_releases_a_delivery_by_its_acknowledgement_subject(own: OwnSystem) -> None:
+    """It has received no delivery itself. A second release in the same moment, and one after the end, do nothing."""
+    deliveries, link = await Deliveries.open(own.connection, GENERATORS), PeerLink(own.connection, "other")
+    key = await own.append_request("words=1")
+    (first,) = await until(deliveries.next)
+    held = Held(key.tenant, key.turn, first.ack_subject)
+    for _ in range(2):
+        await link.release(held)
+    (again,) = await until(deliveries.next)
+    assert (again.key, again.times) == (key, 2)
+    assert await deliveries.next() == []
+    await again.ack()
+    await link.release(held)
+    await until(deliveries.is_drained)
+    assert await deliveries.next() == []
 
 
 async def test_waiting_entries_come_with_one_request_and_none_is_held_back_or_lost(own: OwnSystem) -> None:
