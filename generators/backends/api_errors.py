@@ -80,7 +80,7 @@ ABOUT_ACCOUNT = re.compile(
 # are not found, such as files, have other messages.
 UNKNOWN_MODEL = re.compile(
     r"(?:model: |Publisher [Mm]odel `\S{1,300}/models/|There's an issue with the selected model \()"
-    r"([^\s/`)]{1,200})(?:` (?:was|is) not found .*|\)\. .*)?"
+    r"([^\s`)]{1,200})(?:` (?:was|is) not found .*|\)\. .*)?"
 )
 UNKNOWN = "the model's API does not know the model `{name}`; GET /v1/models lists the models"
 DETAILS_BYTES_MAX = 4096

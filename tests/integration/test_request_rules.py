@@ -7,6 +7,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tailrace.generators.continuation import BEGINNING
 from tailrace.proto.ids import new_id
 from tests.harness.sse_parser import parse
 from tests.integration.conftest import Gateway, on_shared_loop
@@ -258,6 +259,21 @@ async def test_a_later_turn_sends_system_messages_as_they_were_sent(
     assert call["body"]["messages"][1:3] == [CLEARED, LOW]
     assert call["betas"].split(",") == [CLEAR_AT, OUTPUT_CONFIG]
     assert kinds_of(call) == ["thinking", "text"]
+
+
+@pytest.mark.rule("R132")
+async def test_a_page_that_greets_goes_on_with_its_thinking(shared_gateway: Gateway, claude: str) -> None:
+    """Only the model gets a message of the user before the greeting, which is the same in each turn."""
+    client, chat = shared_gateway.client, new_id()
+    shown: list[Json] = [{"id": "a", "role": "assistant", "parts": [{"type": "text", "text": "Hello."}]}]
+    for number in range(2):
+        shown.append({"id": f"u{number}", "role": "user", "parts": [{"type": "text", "text": THINKS}]})
+        assert (await client.post("/api/chat", json={"id": chat, "messages": shown, "model": MODEL})).status_code == 200
+        shown = (await client.get(f"/api/chat/{chat}/messages")).json()
+    assert [message["role"] for message in shown] == ["assistant", "user", "assistant", "user", "assistant"]
+    *greeted, answer, question = (await last_call(claude))["body"]["messages"]
+    assert [*greeted, question] == [user(BEGINNING), {"role": "assistant", "content": "Hello."}, *[user(THINKS)] * 2]
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text"]
 
 
 @pytest.mark.rule("R132")

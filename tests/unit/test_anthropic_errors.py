@@ -157,6 +157,12 @@ VERTEX = (
         ({"error": "odd"}, 503, "backend_failed", "the model answered with status 503"),
         (None, 404, "backend_refused_request", "the model answered with status 404"),
         ({"error": {"type": "not_found_error", "message": "model: claude-x"}}, 404, "model_not_found", NO_MODEL),
+        (
+            {"error": {"type": "not_found_error", "message": "model: my/claude-x"}},
+            404,
+            "model_not_found",
+            NO_MODEL.replace("claude-x", "my/claude-x"),
+        ),
         ({"error": {"code": 404, "message": VERTEX, "status": "NOT_FOUND"}}, 404, "model_not_found", NO_MODEL),
         ({"error": {"type": "not_found_error", "message": "File x"}}, 404, "backend_refused_request", "File x"),
         (
