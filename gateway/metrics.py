@@ -92,7 +92,8 @@ ORPHANED = Gauge(
 # For Prometheus, a series that appears with its first event has not grown. So create the series of alerts at 0.
 for _end in get_args(StreamEnd):
     STREAM_ENDS.labels(_end)
-REFUSED.labels("server_busy")
+for _code in ("server_busy", "log_full", "log_unavailable", "persistence_unavailable"):
+    REFUSED.labels(_code)
 
 
 def create_series(dialects: Iterable[str]) -> None:

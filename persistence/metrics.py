@@ -28,6 +28,9 @@ TRANSACTION_S = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
 BACKLOG = Gauge("tailrace_persistence_backlog", "Entries that are stored in the log and not yet in the database")
+FAILING = Gauge(
+    "tailrace_persistence_failing", "1 while persistence can record nothing, or the database does not answer"
+)
 PROOF_MISMATCHES = Counter(
     "tailrace_persistence_proof_mismatches_total", "Turns whose text does not match the hash in their end; 0 is normal"
 )

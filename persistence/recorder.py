@@ -96,6 +96,7 @@ class Recorder:
         self._spans = RecordSpans(store.system)
         self._batch_failure = ""
         self._check_failure = ""
+        metrics.FAILING.set_function(lambda: bool(self.failure))
         self._logged = LoggedCauses()
         self.has_recorded = False
         """Whether the database has recorded anything of a log."""

@@ -257,7 +257,11 @@ NOT_ASKED = (Finding("Processes", "ok", "not checked: TAILRACE_NATS_URL needs th
 def _processes(found: NatsStatus) -> Sequence[Finding]:
     """Returns what the generators and persistence report: the data directory of this command may not be theirs."""
     action = "see docs/RUNBOOK.md, A part is not ready"
-    generators, persistence = f"{found.generators} answer", found.persistence_detail or "no process answers"
+    none = "no process answers"
+    generators, persistence = (
+        f"{found.generators} answer" if found.generators else none,
+        found.persistence_detail or none,
+    )
     if found.is_degraded:
         generators += f"; new answers fail: {found.generators_detail}"
     return [

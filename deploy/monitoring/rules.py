@@ -10,7 +10,10 @@ from tailrace.deploy.monitoring import RUNBOOK_URL
 from tailrace.features.ops import panels
 
 UP = 'up{job="tailrace"}'
+# A refused connection takes milliseconds, and a scrape that times out at least the shortest usual limit of a second.
+TIMED_OUT = 'scrape_duration_seconds{job="tailrace"} > 0.9'
 WAITING = 'jetstream_consumer_num_pending{consumer_name="generators"}'
+WRITABLE = "tailrace_gateway_log_writable"
 Severity = Literal["page", "ticket"]
 """page: a person acts now. ticket: a person acts on the next working day."""
 
@@ -31,7 +34,7 @@ CLOCK_OFFSET_S_MAX = 1
 OUTAGES = ("log_full", "log_unavailable", "persistence_unavailable")
 # A gauge that each process of the role exports from its start to its end.
 GAUGES_OF_ROLES = {
-    "gateway": "tailrace_gateway_log_writable",
+    "gateway": WRITABLE,
     "generators": "tailrace_generator_slots",
     "persistence": "tailrace_persistence_backlog",
 }
@@ -152,12 +155,22 @@ ALERTS = (
     Alert(
         "ProcessDown",
         # A Prometheus that has started since the outage has discovered no process.
-        f"{_fresh(UP)} == 0 or absent({UP})",
+        f"{_fresh(UP)} == 0 unless {TIMED_OUT} or absent({UP})",
         "90s",
         "page",
         "A process does not answer",
         "Start the process. Its log says why it ended.",
         panels.NOT_READY,
+    ),
+    Alert(
+        "ProcessFrozen",
+        # Sooner than ProcessDown: a process that is restarted refuses connections, and no scrape of it times out.
+        f"{_fresh(UP)} == 0 and {TIMED_OUT}",
+        "30s",
+        "page",
+        "A process has its port open and answers nothing, or its machine is cut off",
+        "Kill the process with SIGKILL, and start it.",
+        panels.FROZEN,
     ),
     Alert(
         "ProcessNotReady",
@@ -179,7 +192,7 @@ ALERTS = (
     ),
     Alert(
         "LogNotWritable",
-        f"min({_fresh('tailrace_gateway_log_writable')}) == 0",
+        f"min({_fresh(WRITABLE)}) == 0",
         "0s",
         "page",
         "The log stores nothing",
@@ -357,12 +370,22 @@ ALERTS = (
         panels.RECORDS,
     ),
     Alert(
+        "DatabaseFails",
+        # If NATS is lost, LogNotWritable fires instead.
+        f"max({_fresh('tailrace_persistence_failing')}) > 0 unless min({_fresh(WRITABLE)}) == 0",
+        "1m",
+        "page",
+        "The database cannot be read or written",
+        "History and sessions answer 503, and turns wait in the log. `/readyz` shows the error.",
+        panels.DATABASE,
+    ),
+    Alert(
         "DatabaseBehind",
         "max(tailrace_persistence_backlog) > 0 and max(deriv(tailrace_persistence_backlog[10m])) > 0",
         "5m",
         "page",
         "The database falls behind the log",
-        "It is too slow, or cannot be written: `/readyz` shows the error.",
+        "Its disk or its server is too slow.",
         panels.DATABASE,
     ),
     Alert(

@@ -7,7 +7,7 @@ server with a full disk answers every read and stores nothing.
 from tailrace.proto import subjects
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.ids import Seq, TurnId, new_id
-from tailrace.proto.nats.connection import Connection
+from tailrace.proto.nats.connection import LEADERLESS, Connection
 from tailrace.proto.nats.stream_leader import Leader
 from tailrace.proto.subjects import STREAM
 
@@ -32,7 +32,8 @@ class WriteProbe:
         try:
             stored = await self._connection.store(subject, b"{}", timeout_s=TIMEOUT_S)
         except LogUnavailable as error:
-            raise LogUnavailable(f"{where} does not answer") from error
+            is_leaderless = await self._connection.lacks_leader()
+            raise LogUnavailable(LEADERLESS if is_leaderless else f"{where} does not answer") from error
         if stored.error is None:
             return stored.seq
         if not stored.is_full:

@@ -227,6 +227,8 @@ def _connection_detail(connection: Connection) -> str:
     if connection.is_up:
         lost = " and ".join(connection.missing)
         return f"NATS lacks {lost}: run `tailrace streams`" if lost else ""
+    if connection.is_tls_failing:
+        return "TLS to NATS fails: a certificate has ended, or is refused; the log of this process says which"
     return "NATS refuses the user or password; check TAILRACE_NATS_URL" if connection.is_refused else "not connected"
 
 

@@ -59,6 +59,7 @@ LATE_REPLY_ERROR = f'{PERMISSION_ERROR} for publish to "_r_.'
 DENIED_KEPT = 256
 # nats-server's error code of a cluster without a majority.
 NO_LEADER = 10008
+LEADERLESS = "JetStream has no leader: start the other servers (of three, at least two must run)"
 RENEW = "renew it, and run `nats-server --signal reload`: docs/RUNBOOK.md, Renew certificates"
 URL_FORMAT = "nats://USER:PASSWORD@HOST:PORT"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")
@@ -81,7 +82,7 @@ class Connection:
         """The server has rejected the user or the password."""
         self._has_unknown_name = False
         """The DNS has no address for one of the servers, or does not answer."""
-        self._is_tls_failing = False
+        self.is_tls_failing = False
         """TLS has failed since the connection was lost."""
         self._denied = deque[str](maxlen=DENIED_KEPT)
         """The newest errors about permissions."""
@@ -232,6 +233,14 @@ class Connection:
             raise LogUnavailable(f"the stream {name} does not answer ({error.description}): retry")
         return stream_info.decode(reply.data)
 
+    async def lacks_leader(self) -> bool:
+        """Returns whether nats-server says that JetStream has no leader. It then answers questions, and no appends."""
+        with suppress(LogUnavailable):
+            reply = await self.request("$JS.API.INFO", b"", timeout_s=INFO_TIMEOUT_S)
+            error = stream_info.decode_error(reply.data).error
+            return error is not None and error.err_code == NO_LEADER
+        return False
+
     async def now(self) -> datetime:
         """Returns the time of nats-server's clock, which also dates the entries. Raises LogUnavailable.
 
@@ -310,9 +319,9 @@ class Connection:
             return
         if isinstance(error, ssl.SSLError):
             # Logged once, as above, with the reason: for example, that the server's certificate has expired.
-            if not self._is_tls_failing:
+            if not self.is_tls_failing:
                 logger.warning("TLS to nats fails", error=str(error))
-            self._is_tls_failing = True
+            self.is_tls_failing = True
             return
         if LATE_REPLY_ERROR in text:
             # Only the connection that received a request may reply, for two minutes only. The client has timed out by
@@ -340,7 +349,7 @@ class Connection:
             logger.warning("nats connection lost")
 
     async def _on_reconnected(self) -> None:
-        self.is_refused = self._is_tls_failing = self.is_leaving = False
+        self.is_refused = self.is_tls_failing = self.is_leaving = False
         self.changed_at = monotonic()
         self._denied.clear()
         logger.info("nats connection restored")
@@ -401,7 +410,7 @@ def _failure(url: str, why: str, *, is_unknown: bool) -> LogUnavailable:
 def explain(error: nats.errors.Error) -> str:
     """Returns what is wrong with JetStream and what to do; otherwise nats-py's text."""
     if isinstance(error, nats.js.errors.APIError) and error.err_code == NO_LEADER:
-        return "JetStream has no leader: start the other servers (of three, at least two must run)"
+        return LEADERLESS
     if isinstance(error, nats.js.errors.ServiceUnavailableError) and error.code is None:
         return "this NATS server has no JetStream: add `jetstream { store_dir: … }` to its configuration"
     return str(error)

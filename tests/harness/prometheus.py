@@ -41,17 +41,29 @@ def hold_s(count: int, unit: str) -> int:
 class Prometheus:
     """Scrapes the targets once a second: the metrics ports of each part, such as `gateway`.
 
-    With `discovery`, the targets are those that this URL returns, as in deploy/monitoring/prometheus.yml.
+    With `discovery`, the targets are those that this URL returns, as in deploy/monitoring/prometheus.yml. `as_shipped`:
+    with the intervals of that file, and the windows and waits of the rules.
     """
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[int]], discovery: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        targets: Mapping[str, Sequence[int]],
+        discovery: str = "",
+        *,
+        as_shipped: bool = False,
+    ) -> None:
+        self.as_shipped = as_shipped
         self._folder = folder / "prometheus"
         self._discovery = discovery
         self.targets = targets
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir()
-        (self._folder / "rules.yml").write_text(shorten_windows(RULES.read_text()))
+        rules, every_s, timeout_s = (
+            (RULES.read_text(), 15, 10) if self.as_shipped else (shorten_windows(RULES.read_text()), 1, 1)
+        )
+        (self._folder / "rules.yml").write_text(rules)
         scraped = [
             {"targets": [f"127.0.0.1:{port}" for port in found], "labels": {"part": part}}
             for part, found in self.targets.items()
@@ -60,7 +72,11 @@ class Prometheus:
         if self._discovery:
             job["http_sd_configs"] = [{"url": self._discovery, "refresh_interval": "1s"}]
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "global": {
+                "scrape_interval": f"{every_s}s",
+                "scrape_timeout": f"{timeout_s}s",
+                "evaluation_interval": f"{every_s}s",
+            },
             "rule_files": ["rules.yml"],
             "scrape_configs": [job],
         }
@@ -100,6 +116,17 @@ class Prometheus:
         """Returns the names of the alerts that fire."""
         found = await self.query('count by (alertname, severity) (ALERTS{alertstate="firing"})')
         return {" ".join(series) for series in found}
+
+    async def texts(self) -> dict[str, str]:
+        """Returns what a person reads in each alert that fires: summary, action, section of the runbook."""
+        found = (await self._client.get("/api/v1/alerts")).json()["data"]["alerts"]
+        firing = [one for one in found if one["state"] == "firing"]
+        return {
+            one["labels"]["alertname"]: " | ".join(
+                one["annotations"][name] for name in ("summary", "description", "runbook_url")
+            )
+            for one in firing
+        }
 
     async def _is_ready(self) -> bool:
         try:

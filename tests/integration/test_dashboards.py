@@ -448,7 +448,11 @@ ROUNDS = (
             ("Waiting turns", "Oldest waiting turn", "Orphaned turns"),
         ),
         Fault(blocked_start, ("ProcessNotReady page",), ()),
-        Fault(locked_database, ("DatabaseBehind page", "TurnsRefused page"), ("Backlog of persistence",)),
+        Fault(
+            locked_database,
+            ("DatabaseFails page", "DatabaseBehind page", "TurnsRefused page"),
+            ("Backlog of persistence",),
+        ),
         Fault(full_log, ("LogNearlyFull page",), ("Fullness of the log", "Fullness of each stream")),
     ),
     (Fault(frozen_log, ("LogNotWritable page",), ("Log takes entries",)),),
@@ -474,6 +478,7 @@ ELSEWHERE = {
     "ClocksDiffer ticket",
     "CertificateEnds ticket",
     "ProcessesMissing ticket",
+    "ProcessFrozen page",
 }
 
 

@@ -103,6 +103,7 @@ async def test_too_few_processes_are_named_and_enough_of_them_are_not(tmp_path: 
             said = "too few answer: generators: 1 of 2"
             assert await lab.messages() == ([f"Processes    {said}"], [said])
             await until(fires, FIRES_S_MAX)
+            assert await prometheus.firing() >= {TICKET, "ProcessFrozen page"}
             system.generators[1].signal(SIGCONT)
             await until(is_over, FIRES_S_MAX)
 

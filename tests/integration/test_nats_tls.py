@@ -20,10 +20,14 @@ from tailrace.deploy.local import nats_server
 from tailrace.deploy.local.nats_server import NatsServer, config
 from tailrace.deploy.local.options import Options
 from tailrace.deploy.nats import setup
+from tailrace.gateway.log.fullness import LogFullness
+from tailrace.gateway.log.health import LogHealth
+from tailrace.gateway.resources.health import HealthChecks
 from tailrace.proto.errors import LogUnavailable, SettingsInvalid
-from tailrace.proto.nats import Connection, certificates, check
+from tailrace.proto.nats import Connection, Rpc, certificates, check
 from tailrace.proto.nats.connection import RENEW, parse_servers
 from tailrace.proto.nats.users import ADMIN, GATEWAY
+from tailrace.proto.runtime.flag import Flag
 from tests.harness import processes
 from tests.harness.freeze import freeze
 from tests.harness.until import until
@@ -282,3 +286,25 @@ async def test_a_certificate_that_has_ended_is_named_with_its_cure(
     found = next(one for one in findings if one.name == "Certificate")
     assert (found.level, found.action) == ("error", RENEW)
     assert "ended 1 days ago" in found.detail
+
+
+async def test_readyz_names_an_ended_certificate_as_the_cause(server: NatsServer, ours: Certificates) -> None:
+    """The connection lives on until nats-server is restarted, perhaps months later."""
+    connection = await Connection.open(url(server, ADMIN, ours), "test")
+    checks = HealthChecks(
+        connection, Rpc(connection), LogHealth(connection), LogFullness(connection, full_at=0.9), Flag()
+    )
+    renew(ours, -1)
+    assert (await checks.parts())["nats"].ok
+    await server.stop(SIGTERM)
+    await server.start()
+    await until(lambda: connection.is_tls_failing)
+    assert (await checks.parts())["nats"].detail.startswith("TLS to NATS fails: a certificate has ended")
+    renew(ours, 100)
+    server.signal(SIGHUP)
+
+    async def is_whole() -> bool:
+        return (await checks.parts())["nats"].ok
+
+    await until(is_whole)
+    await connection.close()

@@ -33,6 +33,7 @@ FIRES = {
         'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+8",
     },
     "ProcessDown": {'up{job="tailrace"}': "0+0"},
+    "ProcessFrozen": {'up{job="tailrace"}': "0+0", 'scrape_duration_seconds{job="tailrace"}': "10+0"},
     "ProcessNotReady": {"tailrace_ready": "0+0"},
     # The target of the fourth is gone, too.
     "ProcessesMissing": {
@@ -75,6 +76,7 @@ FIRES = {
     "EntriesSkipped": {"tailrace_persistence_skipped_entries_total": "0+1"},
     "TurnsDamaged": {"tailrace_persistence_damaged_turns": "1+0"},
     "RecordsInvalid": {"tailrace_persistence_proof_mismatches_total": "1+0"},
+    "DatabaseFails": {"tailrace_persistence_failing": "1+0"},
     "DatabaseBehind": {"tailrace_persistence_backlog": "0+5"},
     # Their number does not grow: a full share, or a tenant that ends no more turns.
     "WebhooksWait": {"tailrace_persistence_webhooks_late": "20+0"},
@@ -93,6 +95,8 @@ HEALTHY = {
     "tailrace_gateway_resume_seconds_count": "0+100",
     'tailrace_gateway_resume_seconds_bucket{le="0.5"}': "0+100",
     'up{job="tailrace"}': "1+0",
+    # On a busy machine, a scrape of a process that answers may take as long.
+    'scrape_duration_seconds{job="tailrace"}': "5+0",
     "tailrace_ready": "1+0",
     "tailrace_gateway_log_writable": "1+0",
     'tailrace_expected_processes{role="gateway"}': "1+0",
@@ -117,6 +121,7 @@ HEALTHY = {
     "tailrace_generator_skipped_entries_total": "1+0",
     "tailrace_persistence_proof_mismatches_total": "0+0",
     "tailrace_persistence_backlog": "10+0",
+    "tailrace_persistence_failing": "0+0",
     "tailrace_persistence_damaged_turns": "0+0",
     "tailrace_persistence_webhooks_waiting": "20+0",
     "tailrace_persistence_webhooks_late": "3+0",
@@ -207,6 +212,11 @@ def test_no_alert_fires_for_the_last_samples_before_a_restart_of_prometheus(aler
 def test_an_alert_fires_if_the_last_process_of_a_role_vanishes_with_its_target(role: str, tmp_path: Path) -> None:
     expected = f'tailrace_expected_processes{{role="{role}"}}'
     check_rules([case({expected: "1+0"}, ["ProcessesMissing"]), case({expected: "0+0"}, [])], tmp_path)
+
+
+@needs_prometheus
+def test_a_database_that_waits_for_nats_is_not_its_failure(tmp_path: Path) -> None:
+    check_rules([case(FIRES["DatabaseFails"] | FIRES["LogNotWritable"], ["LogNotWritable"])], tmp_path)
 
 
 @needs_prometheus

@@ -50,7 +50,8 @@ CHECKOUT = Path(__file__).parents[2]
 # Generators that watch one another, so that a killed one is noticed within half a second (R151): 283.
 # Types of the events of the dialect `tailrace`, which the OpenAPI document has too: 111.
 # A message of the user before an answer that is a call's first message (R132): 5.
-CORE_LINES_MAX = 19_077
+# A database that fails, as a gauge: 4. A lost majority, and failing TLS, as causes in /readyz: 11.
+CORE_LINES_MAX = 19_092
 # `make frames`: the project's functions on each path.
 # resume: whether a cursor is of a log before a restore (R150): 1.
 FUNCTIONS_MAX = {"POST": 105, "delta": 26, "resume": 158, "model": 34}
