@@ -21,7 +21,6 @@ from tailrace.proto.errors import SettingsInvalid, TailraceError
 from tailrace.proto.nats.users import ADMIN, GATEWAY
 from tests.chaos.clock import Clock
 from tests.harness.event_source import EventSource
-from tests.harness.faulty_upstream import KEY_REFUSED, Between, BrokenAnswer, faulty_claude
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import Process, as_user
@@ -32,7 +31,6 @@ from tests.harness.until import until
 
 READERS = 3
 WORDS = 30
-NEVER = 10**9
 # With the shipped intervals, an alert that is held for five minutes takes six.
 ALERT_S_MAX = 420.0
 QUICK_ALERT_S_MAX = 60.0
@@ -42,10 +40,10 @@ WHOLE_S_MAX = 60.0
 class Lab:
     """A system under load, with a Prometheus. The model's API can refuse the key, and one gateway's clock be wrong."""
 
-    def __init__(self, system: System, prometheus: Prometheus, claude: Between, clock: Clock | None) -> None:
+    def __init__(self, system: System, prometheus: Prometheus, clock: Clock | None) -> None:
         self.system = system
         self.prometheus = prometheus
-        self.claude = claude
+        self.is_key_refused = False
         self.clock = clock
         self.alert_s_max = ALERT_S_MAX if prometheus.as_shipped else QUICK_ALERT_S_MAX
         self.lock: sqlite3.Connection | None = None
@@ -57,8 +55,8 @@ class Lab:
         """Asks one turn after the other, and reads each to its end."""
         while True:
             tag = f"{time.monotonic_ns()}-"
-            source = EventSource(lambda: self.system.clients)
-            turn = await source.post(tag, f"#sim words={WORDS} rate=10 tag={tag}", self.refused.append)
+            source, fault = EventSource(lambda: self.system.clients), " fault=401@0" if self.is_key_refused else ""
+            turn = await source.post(tag, f"#sim words={WORDS} rate=10 tag={tag}{fault}", self.refused.append)
             connections = await source.read(turn)
             text = story_of(frame.sent for one in connections for frame in one.frames).text
             self.texts.append((words(WORDS, tag), text))
@@ -118,11 +116,11 @@ async def replace_generator(lab: Lab) -> None:
 
 
 async def refuse_key(lab: Lab) -> None:
-    lab.claude.times = NEVER
+    lab.is_key_refused = True
 
 
 async def accept_key(lab: Lab) -> None:
-    lab.claude.times = 0
+    lab.is_key_refused = False
 
 
 async def turn_clock(lab: Lab) -> None:
@@ -180,15 +178,9 @@ async def lab_in(folder: Path, *, as_shipped: bool) -> AsyncIterator[Lab]:
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(System(folder, sync="default"))
         await system.start_claude()
-        claude = await stack.enter_async_context(
-            faulty_claude(system.claude.url, lambda _: BrokenAnswer(KEY_REFUSED), times=0)
-        )
         parts = [
             await system.new_persistence(TAILRACE_METRICS_PORT=found[0]),
-            *[
-                await system.new_generator(TAILRACE_METRICS_PORT=port, ANTHROPIC_BASE_URL=claude.url)
-                for port in found[1:3]
-            ],
+            *[await system.new_generator(TAILRACE_METRICS_PORT=port) for port in found[1:3]],
             await system.new_gateway(TAILRACE_METRICS_PORT=found[3]),
         ]
         async with asyncio.TaskGroup() as group:
@@ -204,7 +196,7 @@ async def lab_in(folder: Path, *, as_shipped: bool) -> AsyncIterator[Lab]:
             )
         )
         prometheus = await stack.enter_async_context(Prometheus(folder, targets, as_shipped=as_shipped))
-        yield Lab(system, prometheus, claude, clock)
+        yield Lab(system, prometheus, clock)
 
 
 async def run(drill: Drill, lab: Lab) -> Result:

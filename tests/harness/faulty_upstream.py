@@ -6,7 +6,7 @@ It reads an answer completely before it sends any of it, so only the content is 
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 import httpx2
@@ -33,41 +33,29 @@ GARBAGE: Break = lambda _: BrokenAnswer(HEAD + b"data: no JSON\n\n")  # noqa: E7
 
 @dataclass
 class Between:
-    """Corrupts answers up to the call number `times`, which a test may change."""
-
-    times: int
     url: str = ""
     calls: int = 0
 
 
 @asynccontextmanager
 async def faulty_claude(claude_url: str, spoil: Break, times: int = 1) -> AsyncIterator[Between]:
-    """Corrupts the first `times` answers of the Claude at `claude_url`. The others arrive as they are written."""
-    between = Between(times)
+    """Corrupts the first `times` answers of the Claude at `claude_url`."""
+    between = Between()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A generator may leave in mid-answer.
-        with closing(writer), suppress(ConnectionError):
+        with closing(writer):
             line, _, rest = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
             headers = dict(row.lower().split(": ", 1) for row in rest.splitlines() if row)
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             method, path, _ = line.split(" ")
             # A generator checks its key with a GET when it starts.
             between.calls += method == "POST"
-            is_spoiled = method == "POST" and between.calls <= between.times
-            kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
-            async with (
-                httpx2.AsyncClient(base_url=claude_url, trust_env=False) as client,
-                client.stream(method, path, content=body, headers=kept) as answer,
-            ):
-                if not is_spoiled:
-                    writer.write(HEAD)
-                    async for some in answer.aiter_raw():
-                        writer.write(some)
-                        await writer.drain()
-                    return
-                content = await answer.aread()
-            broken = spoil([event + b"\n\n" for event in content.split(b"\n\n") if event])
+            is_spoiled = method == "POST" and between.calls <= times
+            async with httpx2.AsyncClient(base_url=claude_url, trust_env=False) as client:
+                kept = {name: value for name, value in headers.items() if name not in HOP_BY_HOP}
+                answer = await client.request(method, path, content=body, headers=kept)
+            frames = [event + b"\n\n" for event in answer.content.split(b"\n\n") if event]
+            broken = spoil(frames) if is_spoiled else BrokenAnswer(HEAD + answer.content)
             if broken.is_reset:
                 connection = writer.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
