@@ -135,8 +135,12 @@ async def check(system: System, name: str, case: Case, symptom: str = "") -> Non
     await case.fault(system)
     await until(is_named, NAMED_S_MAX)
     assert not any(symptom and one.startswith(symptom) for one in seen), (name, seen)
-    shown = status.render(await status.fetch(folder, environ)).splitlines()
-    assert any(case.said.status in line for line in shown), (name, shown)
+
+    async def is_shown() -> bool:
+        # A leader notices after some seconds that it has lost the majority.
+        return case.said.status in status.render(await status.fetch(folder, environ))
+
+    await until(is_shown, NAMED_S_MAX)
     found = await doctor.examine(Options(data_dir=folder), environ)
     errors = [f"{one.name}: {one.detail}" for one in found if one.level == "error"]
     assert [one.startswith(case.said.doctor) for one in errors] == [True], (name, errors)
