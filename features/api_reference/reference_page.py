@@ -2,12 +2,16 @@
 
 import json
 import re
+import shlex
 from html import escape
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from tailrace.features.common.plain_page import plain_page
 
 Json = dict[str, Any]
+
+ADDRESS = "http://127.0.0.1:8000"
 
 
 def render_page(document: Json) -> str:
@@ -19,7 +23,8 @@ def render_page(document: Json) -> str:
         for method, operation in methods.items()
     ]
     tags = dict.fromkeys(operation["tags"][0] for _, _, operation in operations)
-    parts = [f"<section><h2>{escape(tag)}</h2>{_section(tag, operations)}</section>" for tag in tags]
+    parts = [f'<section><h2 id="{escape(tag)}">{escape(tag)}</h2>{_section(tag, operations)}</section>' for tag in tags]
+    links = "".join(f'<li><a href="#{escape(tag)}">{escape(tag)}</a></li>' for tag in (*tags, "Errors", "Schemas"))
     schemas = document["components"]["schemas"]
     errors = "".join(
         f"<tr><td><code>{escape(status)}</code></td><td>{_text(answer['description'])}</td></tr>"
@@ -30,7 +35,9 @@ def render_page(document: Json) -> str:
         f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1><p>{_text(info['description'])}</p>"
         "<p>Send a key in <code>Authorization: Bearer</code> or <code>x-api-key</code>. "
         'Programs can read <a href="/openapi.json">the OpenAPI document</a>.</p>'
-        f"{''.join(parts)}<section><h2>Errors</h2><table>{errors}</table></section><section><h2>Schemas</h2>{shapes}</section>"
+        f'<nav aria-label="Groups"><ul>{links}</ul></nav>{"".join(parts)}'
+        f'<section><h2 id="Errors">Errors</h2><table>{errors}</table></section>'
+        f'<section><h2 id="Schemas">Schemas</h2>{shapes}</section>'
     )
     return plain_page(f"{info['title']} API", content, "/docs")
 
@@ -57,8 +64,39 @@ def _operation(path: str, method: str, operation: Json) -> str:
         f'<details id="{escape(operation["operationId"])}"><summary><span class="method">{method.upper()}</span>'
         f"<code>{escape(path)}</code> {_text(operation.get('summary', ''))}</summary>"
         f"<p>{_text(operation.get('description', ''))}{needs}</p>"
+        f"<pre>{escape(example_request(path, method, operation))}</pre>"
         f"{'<table>' + ''.join(rows) + '</table>' if rows else ''}{body}{''.join(answers)}</details>"
     )
+
+
+def example_request(path: str, method: str, operation: Json) -> str:
+    """Returns the command of curl for a request with the examples of the document, on several lines."""
+    given = operation.get("parameters", ())
+    for one in given:
+        if one["in"] == "path":
+            path = path.replace(f"{{{one['name']}}}", quote(str(one["example"]), safe=""))
+    # Only parameters without which the request is refused have examples.
+    query = urlencode(
+        {
+            one["name"]: one["schema"]["examples"][0]
+            for one in given
+            if one["in"] == "query" and "examples" in one["schema"]
+        }
+    )
+    contents = operation.get("requestBody", {}).get("content", {})
+    # curl sends a POST by itself if there is a body.
+    verb = "" if method == "get" or (method == "post" and contents) else f"-X {method.upper()} "
+    streams = "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
+    parts = [f"curl -s{'N' if streams else ''} {verb}{ADDRESS}{path}{'?' if query else ''}{query}"]
+    if operation.get("security"):
+        parts.append('-H "Authorization: Bearer $TAILRACE_KEY"')
+    for media_type, content in contents.items():
+        if media_type == "multipart/form-data":
+            parts.append("-F file=@report.pdf -F purpose=user_data")
+        else:
+            body = json.dumps(content["example"], ensure_ascii=False)
+            parts += [f"-H 'Content-Type: {media_type}'", f"-d {shlex.quote(body)}"]
+    return " \\\n  ".join(parts)
 
 
 def _content(title: str, holder: Json) -> str:

@@ -100,8 +100,8 @@ MAX_SECONDS = query(
     minimum=1,
     maximum=SECONDS_MAX,
 )
-ERASED_USER = required(query("user", "The user whose data is erased."))
-CONFIRM = required(query("confirm", "The name of the tenant."))
+ERASED_USER = required(query("user", "The user whose data is erased.", examples=["ann"]))
+CONFIRM = required(query("confirm", "The name of the tenant.", examples=["acme"]))
 
 ROUTES = [
     Route(

@@ -330,7 +330,7 @@ def as_run() -> Iterator[None]:
 SECTION = Section("ag-ui", "https://docs.ag-ui.com/concepts/events")
 OFFSET_SCHEMA = {"type": "string", "pattern": "^(-1|[0-9]{1,19}(-[0-9]{1,9})?)$"}
 RESUMING = (header("Last-Event-ID", LAST_RECEIVED, **CURSOR_SCHEMA), *LAST_EVENT_ID_IN_QUERY)
-THREAD = query("threadId", "The thread whose messages are returned.")
+THREAD = query("threadId", "The thread whose messages are returned.", examples=["support-4711"])
 RUN = query("runId", "The run whose events are streamed.")
 OFFSET = query("offset", "With `runId`: the id of the last received event; -1: none.", **OFFSET_SCHEMA)
 PAGE = {

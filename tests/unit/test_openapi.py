@@ -312,6 +312,8 @@ def test_reference_page_has_every_route_and_works_offline() -> None:
     """It has no script and no external address."""
     page = render_page(DOCUMENT)
     assert all(f"<code>{path}</code>" in page for _, path in METHODS)
+    tags = {one["tags"][0] for methods in DOCUMENT["paths"].values() for one in methods.values()}
+    assert all(f'<li><a href="#{tag}">' in page and f'id="{tag}"' in page for tag in tags)
     # Backticks in docstrings become code elements.
     assert "`" not in page
     assert re.findall(r"<script|src=|url\(|@import|\bon[a-z]+=", page) == []
