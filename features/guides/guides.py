@@ -13,6 +13,22 @@ from markdown_it.token import Token
 INDEX = "README"
 FOUND_MAX = 30
 EXCERPT_CHARS = 160
+# Words of users, and the words that the guides have for the same thing.
+SYNONYMS = {
+    "callback": ("webhook",),
+    **dict.fromkeys(("wsgi", "rails", "laravel", "php"), ("flask",)),
+    **dict.fromkeys(("ios", "android", "flutter", "iphone"), ("mobile",)),
+    **dict.fromkeys(("team", "teams", "company", "customer"), ("tenant", "project")),
+    **dict.fromkeys(("gdpr", "privacy"), ("erase", "erasure")),
+    **dict.fromkeys(("price", "money", "spend", "bill"), ("cost",)),
+    **dict.fromkeys(("helm", "k8s"), ("kubernetes",)),
+    **dict.fromkeys(("docker", "podman"), ("container",)),
+    **dict.fromkeys(("sso", "oauth", "oidc"), ("jwt",)),
+    **dict.fromkeys(("abort", "interrupt"), ("cancel",)),
+    **dict.fromkeys(("crash", "crashes"), ("kill",)),
+}
+# Pages of evidence come after those that say how to do something.
+EVIDENCE = frozenset({"SHIPPED", "FINDINGS", "DEPENDENCIES", "KILLS", "BENCHMARKS", "FAULTS", "CLIENTS", "PROGRAMS"})
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 # A line that is only a link to the generated tables of a guide, which are shown in its place.
 _TABLES = re.compile(r"^\[[^\]]+\]\((tables/\w+\.md)\)$", re.MULTILINE)
@@ -69,31 +85,38 @@ def read(name: str) -> Guide:
 def search(wanted: str) -> list[Hit]:
     """Returns the sections that contain all words of `wanted`, at most FOUND_MAX.
 
-    If no section contains all of them, those that contain the rarest of them. First the sections whose heading contains
+    A section that has a synonym has the word. If no section contains all of them, those that contain the rarest of
+    them. First the sections whose heading contains
     rare words, then the sections in which these occur most.
     """
     # A word that is repeated a hundred times must not cost a hundred searches.
     words = list(dict.fromkeys(wanted.lower().split()))
     sections = [(one, one.heading.lower(), f"{one.heading} {one.text}".lower()) for one in _all_sections()]
-    counts = {word: sum(word in text for *_, text in sections) for word in words}
+    alternatives = {word: (word, *SYNONYMS.get(word, ())) for word in words}
+
+    def has(text: str, word: str) -> bool:
+        return any(one in text for one in alternatives[word])
+
+    counts = {word: sum(has(text, word) for *_, text in sections) for word in words}
     # A word of every section, such as `a`, weighs nothing beside the others.
     weights = {word: math.log(1 + len(sections) / count) for word, count in counts.items() if count}
     if not weights:
         return []
-    covered = [sum(weight for word, weight in weights.items() if word in text) for *_, text in sections]
+    covered = [sum(weight for word, weight in weights.items() if has(text, word)) for *_, text in sections]
 
     def rank(heading: str, text: str) -> float:
         # The plural is the same word.
         parts = {part for one in re.findall(r"[\w-]+", heading) for part in (one, one.removesuffix("s"))}
-        times = {word: text.count(word) for word in weights}
-        return sum(weights[word] * ((word in parts) + count / (count + 1)) for word, count in times.items())
+        times = {word: sum(map(text.count, alternatives[word])) for word in weights}
+        in_heading = {word for word in weights if parts & set(alternatives[word])}
+        return sum(weights[word] * ((word in in_heading) + count / (count + 1)) for word, count in times.items())
 
     most = max(covered)
     best = [one for one, weight in zip(sections, covered, strict=True) if weight == most]
-    best.sort(key=lambda one: rank(*one[1:]), reverse=True)
-    has_all = len(weights) == len(words) and all(word in best[0][2] for word in words)
-    rarest = max(weights, key=lambda word: (word in best[0][2], weights[word]))
-    return [Hit(one, _excerpt(one.text, rarest), has_all) for one, *_ in best[:FOUND_MAX]]
+    best.sort(key=lambda one: (one[0].guide not in EVIDENCE, rank(*one[1:])), reverse=True)
+    has_all = len(weights) == len(words) and all(has(best[0][2], word) for word in words)
+    rarest = max(weights, key=lambda word: (has(best[0][2], word), weights[word]))
+    return [Hit(one, _excerpt(one.text, *alternatives[rarest]), has_all) for one, *_ in best[:FOUND_MAX]]
 
 
 @cache
@@ -168,9 +191,9 @@ def _all_sections() -> tuple[Section, ...]:
     return tuple(section for name in names() for section in _sections(name))
 
 
-def _excerpt(text: str, word: str) -> str:
-    """Returns the part of the text around the word, from one word to another."""
-    at = max(0, text.lower().find(word))
+def _excerpt(text: str, *words: str) -> str:
+    """Returns the part of the text around the first of the words that it has, from one word to another."""
+    at = next((at for word in words if (at := text.lower().find(word)) >= 0), 0)
     start = 0 if at < EXCERPT_CHARS // 4 else text.rfind(" ", 0, at - EXCERPT_CHARS // 4) + 1
     space = text.rfind(" ", 0, start + EXCERPT_CHARS)
     end = len(text) if len(text) <= start + EXCERPT_CHARS else max(space, at)

@@ -13,13 +13,13 @@ from jsonschema_rs import Draft202012Validator
 from tailrace.deploy.cli.keys import create
 from tailrace.features.api_reference.gateway import document, page
 from tailrace.features.api_reference.reference_page import ADDRESS
+from tailrace.gateway.http.scope import SCOPES
 from tailrace.proto.ids import Tenant
 from tests.harness.own_system import OwnSystem
 from tests.harness.persistence_in_loop import Persistence
 from tests.integration.conftest import NewGateway
 
 DOCUMENT: dict[str, Any] = msgspec.json.decode(document())
-SCOPES = ["read", "write", "manage", "operate", "admin"]
 # The objects of the examples do not exist, and a question is refused while another one of its session is answered.
 ACCEPTED = {200, 201, 202, 204, 404, 409}
 # curl makes no WebSocket, there is no cookie of a login, and the tenant has another name.

@@ -2,6 +2,7 @@
 
 import re
 import time
+from html import escape
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_the_index_names_only_pages_that_it_links_to() -> None:
     assert listed == set(guides.names()) - {guides.INDEX}
 
 
+def test_the_index_names_each_guide_by_its_title() -> None:
+    """A new user looks for what a page is about, and not for the name of a file."""
+    links = re.findall(r'<a href="/guides/(\w+)">(.*?)</a>', guides.read(guides.INDEX).html)
+    assert len(links) > 40
+    assert [(name, re.sub("<[^>]*>", "", text)) for name, text in links] == [
+        (name, escape(guides.read(name).title, quote=False)) for name, _ in links
+    ]
+
+
 def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None:
     """Words in a heading come first. Upper and lower case are the same."""
     hits = guides.search("Last-Event-ID cursor")
@@ -57,7 +67,17 @@ def test_each_found_section_is_a_heading_of_its_page_and_has_all_words() -> None
         ("cost of a user by model", "API#cost-of-a-user-by-model"),
         ("why was Tuesday expensive", "COMMAND_LINE#cost-of-a-user-by-model-why-was-tuesday-expensive"),
         ("budget per team", "ADMIN#limits-and-budgets-of-a-tenant"),
-        ("webhook body", "API#webhooks"),
+        ("webhook body", "API#body-of-a-webhook-store-answers-in-your-own-database"),
+        ("store answers in my own database", "API#body-of-a-webhook-store-answers-in-your-own-database"),
+        ("own database", "API#body-of-a-webhook-store-answers-in-your-own-database"),
+        ("slack", "API#body-of-a-webhook-store-answers-in-your-own-database"),
+        ("flask", "PYTHON#flask-django-and-other-wsgi-servers"),
+        ("django", "PYTHON#flask-django-and-other-wsgi-servers"),
+        ("swift", "API#mobile-apps-and-generated-clients"),
+        ("android", "API#mobile-apps-and-generated-clients"),
+        ("docker", "CONTAINERS#run-tailrace-in-containers"),
+        ("helm", "KUBERNETES#run-tailrace-on-kubernetes"),
+        ("chat in your app", "CHAT#chat-in-your-app"),
         ("private users", "AUTH#private-users"),
         ("rotate key", "ADMIN#keys"),
         ("a turn that is in a session with erasure", "ERASURE#when-the-bytes-are-gone"),
