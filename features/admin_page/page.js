@@ -95,8 +95,10 @@ async function show() {
   const number = ++reading;
   for (const id of Object.keys(SECTIONS)) byId(id).hidden = id !== name;
   for (const link of byId("sections").children) {
-    if (link.hash === `#${name}`) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
+    if (link.hash === `#${name}`) {
+      link.setAttribute("aria-current", "true");
+      link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    } else link.removeAttribute("aria-current");
   }
   document.title = `${byId(name).querySelector("h2").textContent} – Tailrace administration`;
   setMore(null);

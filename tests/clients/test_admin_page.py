@@ -214,6 +214,9 @@ async def test_each_section_shows_its_numbers_on_a_desktop_and_a_phone_without_a
     (seen,) = await node.run("admin-page.mjs", *steps, deadline_s=220, CHROMIUM=browser)
     assert "\n".join(seen["violations"]) == ""
     assert (seen["wide"], seen["complaints"], seen["elsewhere"]) == ([], [], [])
+    assert seen["lines"] == []
+    # Whether the first tab is in view, and the last one, which is shown; and whether an edge shows that there are more.
+    assert seen["tabs"] == {"desktop": [True, True, True], "phone": [False, True, True]}
     shown = seen["shown"]
     assert (shown["made"], shown["bars"], shown["days"]) == (0, 30, 30)
     assert shown["plot"].startswith("Cost by day from ")

@@ -45,6 +45,15 @@ async function tabTo(page, selector, key = "Tab") {
   throw new Error(`the keyboard does not reach ${selector}`);
 }
 
+/** Returns the pairs of labels and buttons of one line of a filter whose edges differ. */
+const unaligned = (filters) => filters.flatMap((filter) => {
+  const parts = [...filter.children].filter((one) => one.matches("label, button") && one.offsetParent);
+  const boxes = parts.map((one) => ({ name: one.innerText.split("\n")[0], isLabel: one.matches("label"), ...one.getBoundingClientRect().toJSON() }));
+  const differ = (a, b) => Math.abs(a.bottom - b.bottom) > 1 || (a.isLabel && b.isLabel && Math.abs(a.top - b.top) > 1);
+  const pairs = boxes.flatMap((a, index) => boxes.slice(index + 1).map((b) => [a, b]));
+  return pairs.filter(([a, b]) => a.top < b.bottom - 4 && b.top < a.bottom - 4 && differ(a, b)).map(([a, b]) => `${a.name}, ${b.name}`);
+});
+
 const STEPS = {
   /** A key that is none, one of a tenant, and an admin key, which is kept over a reload and then forgotten. */
   async login(theirs, admin) {
@@ -255,7 +264,7 @@ const STEPS = {
   /** Every section on a desktop and on a phone, with axe; then each dialog. Writes pictures. */
   async states(admin, folder) {
     const axe = readFileSync(AXE, "utf8");
-    const [violations, wide, shown] = [[], [], {}];
+    const [violations, wide, shown, lines, tabs] = [[], [], {}, [], {}];
     const all = { complaints: [], elsewhere: [] };
     for (const [colorScheme, viewport] of [["light", DESKTOP], ["dark", PHONE]]) {
       const { context, page, seen } = await open({ viewport, colorScheme });
@@ -274,7 +283,15 @@ const STEPS = {
       for (const hash of [...groups, "tenants", "keys?state=all", "limits", "audit"]) {
         shown[hash] = await section(page, hash);
         await look(hash.replace(/\W+/g, "-"));
+        lines.push(...(await page.locator(`#${hash.split("?")[0]} > .filter`).evaluateAll(unaligned)));
       }
+      // The section that is shown, the last one, is in view; at the other side, links are out of view.
+      const shadows = await page.locator("#sections").evaluate((one) => getComputedStyle(one).backgroundAttachment);
+      const seenLinks = await page.locator("#sections a").evaluateAll((links) => links.map((link) => {
+        const [at, nav] = [link, link.parentElement].map((one) => one.getBoundingClientRect());
+        return at.left >= nav.left - 1 && at.right <= nav.right + 1;
+      }));
+      tabs[size] = [seenLinks.at(0), seenLinks.at(-1), shadows.includes("local")];
       shown.total = await page.locator("#spend-total").textContent();
       shown.bars = await page.locator("#plot rect").count();
       shown.plot = await page.locator("#plot svg").getAttribute("aria-label");
@@ -298,7 +315,7 @@ const STEPS = {
       await page.goto(`${gateway}${path}`, { waitUntil: "domcontentloaded" });
       headers[path] = await page.locator(".site").evaluate((one) => [one.querySelector("nav").innerText.replace(/\s+/g, " "), one.querySelector("[aria-current=page]").pathname]);
     }
-    return { violations, wide, shown, headers, ...all };
+    return { violations, wide, shown, headers, lines, tabs, ...all };
   },
 
   /** Writes the picture of docs/ADMIN.md, at a `tailrace up` with a tenant `acme`: the spend of its users by model in the last week. */
