@@ -142,7 +142,7 @@ EXAMPLES: Json = {
     "Supports.tools": True,
     "Supports.forced_tools": False, "Supports.sampling": False, "Supports.prefill": False,
     "UsageOptions.include": True, "top_k": 40, "top_p": 0.9, "enabled": True, "exclude": True,
-    "input_audio": {"data": "UklGRg==", "format": "wav"}, "total_cost": 0.0021, "total_items": 3, "total_messages": 24,
+    "total_cost": 0.0021, "total_items": 3, "total_messages": 24,
     "total_pages": 1,
     "total_tokens": 264, "turn": TURN, "turns": 12, "Branch.turns": [TURN], "SessionTurns.turns": [], "type": "text",
     "WebhookPayload.type": "turn.completed", "BudgetWebhook.type": "budget.reached",
@@ -162,7 +162,7 @@ EXAMPLES: Json = {
     "background_options": {"completion_window": "soonest"}, "client_metadata": {"session_id": "rivers"},
     "top_logprobs": 0, "truncation": "disabled", "web_search_options": None, "output_expires_after": None,
     "ResponseRequest.prompt": None, "ResponseRequest.stream_options": {"include_obfuscation": False},
-    "ModelSheet.lifecycle": "active", "ImagePart.image_url": {"url": IMAGE}, "deprecated_at": None,
+    "ModelSheet.lifecycle": "active", "ChatPart.image_url": {"url": IMAGE}, "deprecated_at": None,
 }  # fmt: skip
 
 CHAT = {"model": MODEL, "messages": MESSAGES, "stream": True}
