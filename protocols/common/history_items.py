@@ -14,6 +14,8 @@
 | a failed call has a reason | FAILED |
 | a call of a server tool gets its result before the next question | it is left out behind that |
 | files have one of a few types | another file is refused in a new message, and named in an older one |
+| an answer has no file, and the prompt neither | the same; in an answer, it is always named |
+| the first message is the user's | (generators/continuation.py puts one before an answer) |
 """
 
 from collections.abc import Iterable, Iterator

@@ -44,7 +44,7 @@ class File(msgspec.Struct, frozen=True):
 class ChatPart(msgspec.Struct, frozen=True, kw_only=True):
     """A content part of any type, in a message of any role. Claude takes images and files from users and tools."""
 
-    type: str
+    type: str = "text"
     """`text`, `image_url`, `file` or `refusal`. Another type is refused behind the last answer, such as `input_audio`;
     before it, a text stands in its place.
     """

@@ -77,6 +77,8 @@ class Features(NamedTuple):
     """Nothing but results of earlier answers follows the last answer."""
     blank_before_thinking: bool
     """Thinking of an answer follows a blank text, which later requests do not have."""
+    late_between: bool
+    """A late result stands between two parts of an answer, which a page keeps as two messages."""
     late: bool
     """A result follows another answer than that with its call, or is repeated."""
 
@@ -169,7 +171,7 @@ def features_of(items: Sequence[Item]) -> Features:
     calls: list[str] = []
     unanswered = orphan = moved = False
     expected: list[str] = []
-    is_behind = late = False
+    is_behind = late = late_between = False
     newest: list[str] = []
     for number, item in enumerate(items):
         match kind_of(item):
@@ -183,6 +185,8 @@ def features_of(items: Sequence[Item]) -> Features:
                 orphan = orphan or item["result"] not in calls
                 moved = moved or expected[:1] != [item["result"]]
                 late = late or item["result"] not in newest
+                after = next((one for one in items[number:] if "result" not in one), {"user": ""})
+                late_between = late_between or (item["result"] not in newest and is_answered(after))
                 newest = [call for call in newest if call != item["result"]]
                 waiting.pop(item["result"], None)
                 expected, is_behind = expected[1:], True
@@ -218,6 +222,7 @@ def features_of(items: Sequence[Item]) -> Features:
         blank_before_thinking=any(
             not one.get("answer", "x").strip() and "thinking" in after for one, after in pairwise(items)
         ),
+        late_between=late_between,
         late=late,
     )
 
@@ -284,7 +289,7 @@ def has_own_rule(way: str, found: Features) -> bool:
         case "turns" | "responses-previous":
             return found.moved or found.orphan or found.reused
         case "ui":
-            return found.server or found.split_calls or found.divided
+            return found.server or found.split_calls or found.divided or found.late_between
         case "ui-content" | "agents":
             return found.server or found.divided
         case "ui-thread" | "agents-thread":
