@@ -32,7 +32,7 @@ A line `#sim …` in the last user message directs the answer. What follows its 
   refuse=N       the model refuses to go on after N deltas (stop reason `refusal`)
   fault=KIND@N   breaks after delta N of the whole answer; several are allowed; the kinds:
                    429 529 500  an HTTP error at @0 (default), an `error` event later on
-                   401 403      the API refuses the key: health is `degraded` until a call succeeds (at @0 only)
+                   401 403      the API refuses the key: the generator is `degraded` until its next success (at @0 only)
                    error        an `error` event (overloaded_error)
                    cut          the connection is dropped
                    stall        nothing more is sent, the connection stays open
