@@ -140,7 +140,7 @@ $(TESTING): locks/test.lock locks/product.lock | .venv/bin/python
 	@touch $(RUNTIME) $@
 
 $(INSTALLED): locks/dev.lock locks/product.lock | .venv/bin/python
-	@echo "Installing the development tools into .venv (about 1,100 MB, once)." >&2
+	@echo "Installing the development tools into .venv (about 1,200 MB, once)." >&2
 	@$(call install,.venv) -r locks/dev.lock
 	@touch $(RUNTIME) $(TESTING) $@
 
