@@ -33,7 +33,9 @@ from tests.harness.until import until
 
 GENERATORS = 3
 LINE = "#sim words=600 rate=20"
-BEFORE_S, AFTER_S, FROZEN_S = 0.3, 4.0, 6.0
+BEFORE_S = 0.3
+# How long pauses are looked for. After SIGTERM, a generator continues its turns for `TAILRACE_GRACE_S`, 5 s.
+AFTER_S = {signal.SIGKILL: 4.0, signal.SIGTERM: 8.0, signal.SIGSTOP: 6.0}
 LATE_POST_S = 0.1
 # After a start, until the others watch it.
 WATCHED_S = 1.5
@@ -58,12 +60,12 @@ class Reader:
                     self.deltas.append(time.monotonic())
         self.ended_at = time.monotonic()
 
-    def pause_s(self, at: float) -> float | None:
-        """The longest time between two deltas around `at`; None if the turn did not run then, or has ended soon."""
-        times = [one for one in self.deltas if at - BEFORE_S < one < at + AFTER_S]
-        if not times or times[0] > at or self.ended_at < at + AFTER_S:
+    def pause_s(self, at: float, after_s: float) -> float | None:
+        """The longest time between two deltas around `at`, up to `after_s` later; None if it did not run until then."""
+        times = [one for one in self.deltas if at - BEFORE_S < one < at + after_s]
+        if not times or times[0] > at or self.ended_at < at + after_s:
             return None
-        return max((after - before for before, after in pairwise([*times, at + AFTER_S])), default=None)
+        return max((after - before for before, after in pairwise([*times, at + after_s])), default=None)
 
 
 async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
@@ -91,8 +93,8 @@ async def measure(system: System, turns: int, kills: int, number: signal.Signals
             await asyncio.sleep(max(0.0, -offset_s))
             at, killed_at = time.monotonic(), datetime.now(UTC)
             victim.signal(number)
-            await asyncio.sleep(FROZEN_S if number == signal.SIGSTOP else AFTER_S)
-            found = [pause for reader in own if (pause := reader.pause_s(at)) is not None]
+            await asyncio.sleep(AFTER_S[number])
+            found = [pause for reader in own if (pause := reader.pause_s(at, AFTER_S[number])) is not None]
             pauses += found
             if late.deltas:
                 first_words.append(late.deltas[0] - late.posted_at)
