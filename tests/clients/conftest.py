@@ -37,13 +37,23 @@ from tests.integration.conftest import (
     own,
     own_claude,
     persistence,
+    session_gateway,
     shared_gateway,
     shared_keys,
     system,
     system_log,
 )
 
-__all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "shared_gateway"]
+__all__ = [
+    "claude",
+    "gateway",
+    "generator",
+    "lone_gateway",
+    "new_gateway",
+    "persistence",
+    "session_gateway",
+    "shared_gateway",
+]
 __all__ += ["own", "own_claude", "shared_keys", "system", "system_log"]
 
 # Only one generator runs, so a short lease takes no turn away from a slow one.

@@ -33,6 +33,7 @@ from tests.harness.own_system import OwnSystem
 from tests.harness.processes import Process
 from tests.harness.system import System
 from tests.harness.turn_writer import Writer
+from tests.harness.until import until
 
 # A gateway takes a fifth of a second to stop, which is too long for each row of a table.
 on_shared_loop = pytest.mark.asyncio(loop_scope="session")
@@ -171,12 +172,27 @@ async def new_gateway(tenant: Tenant) -> AsyncIterator[NewGateway]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[Gateway]:
-    """A gateway of the shared system for tests `on_shared_loop`, which only send requests."""
+async def session_gateway(system: System, generator: Process, persistence: Process) -> AsyncIterator[Gateway]:
+    """The gateway of `shared_gateway`."""
     gateway = Gateway(system.nats_url, Tenant("shared"), {})
     await gateway.answers()
     yield gateway
     await gateway.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shared_gateway(session_gateway: Gateway) -> Gateway:
+    """A gateway of the shared system for tests `on_shared_loop`, which only send requests.
+
+    While tests on other loops run, its loop stands still. After minutes, nats-server closes its connection, and the
+    gateway refuses requests until it has reconnected.
+    """
+
+    async def answers() -> bool:
+        return (await session_gateway.client.get("/v1/sessions?limit=1")).is_success
+
+    await until(answers)
+    return session_gateway
 
 
 @pytest_asyncio.fixture

@@ -8,12 +8,11 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
@@ -21,7 +20,6 @@ import pytest_asyncio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tailrace.deploy.local import ports
 from tailrace.features.gateway import ROUTES
 from tailrace.generators.settings import Settings as GeneratorSettings
 from tailrace.proto.ids import BEFORE_FIRST, Tenant, TurnId, TurnKey, new_id
@@ -30,6 +28,18 @@ from tests.harness.cutting_proxy import Cut, Cutting
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import words
 from tests.harness.processes import CHECKOUT
+from tests.harness.proxies import (
+    CADDY,
+    ENVOY,
+    FILES,
+    KINDS,
+    START_S_MAX,
+    Proxy,
+    open_streams,
+    ports_of,
+    read_file,
+    running_proxy,
+)
 from tests.harness.readers import read
 from tests.harness.system import System
 from tests.harness.until import until
@@ -37,7 +47,6 @@ from tests.promises import Frame
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
-START_S_MAX = 30.0
 # A gateway that does not answer for so long is busy. One that does not answer for the other time has vanished.
 BUSY_S, VANISHED_S_MAX = 3.0, 10.0
 BODY_BYTES_MAX = 32 * 1024 * 1024
@@ -53,116 +62,12 @@ CURL_TRIES = 10
 # The first one has no end of its own.
 CUT_DIALECTS = ("text", "tailrace", "ui", "openai-chat")
 CUTS = {"fin": Cut(3000, "fin"), "rst": Cut(3000, "rst"), "silence": Cut(3000, "silence"), "none": None}
-# Docker and systemd start programs with a soft limit of 1024 files, and a much higher hard limit.
-FILES = 256
-CADDY, ENVOY = (Path(sys.executable).with_name(program) for program in ("caddy", "envoy"))
-CERTIFICATE = (
-    "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
-)
-
-
-class Kind(NamedTuple):
-    """A proxy: its file in deploy/proxies, the command that checks it and the command that runs it."""
-
-    file: str
-    check: Callable[[Path], list[str | Path]]
-    run: Callable[[Path], list[str | Path]]
-
-
-def nginx(path: Path) -> list[str | Path]:
-    return ["nginx", "-c", path, "-g", f"daemon off; pid {path.parent}/pid; error_log {path.parent}/output warn;"]
-
-
-KINDS = {
-    "nginx": Kind("nginx.conf", lambda path: [*nginx(path), "-t"], nginx),
-    "haproxy": Kind(
-        "haproxy.cfg", lambda path: ["haproxy", "-c", "-f", path], lambda path: ["haproxy", "-db", "-f", path]
-    ),
-    str(CADDY): Kind(
-        "Caddyfile",
-        lambda path: [CADDY, "validate", "--config", path, "--adapter", "caddyfile"],
-        lambda path: [CADDY, "run", "--config", path, "--adapter", "caddyfile"],
-    ),
-    str(ENVOY): Kind(
-        "envoy.yaml",
-        lambda path: [ENVOY, "--mode", "validate", "-c", path],
-        lambda path: [ENVOY, "-c", path, "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning"],
-    ),
-}
 PROGRAMS = [
     pytest.param(
         program, marks=pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing"), id=kind.file
     )
     for program, kind in KINDS.items()
 ]
-
-
-def loopback_name() -> str:
-    """Returns the name of this machine if it leads to 127.0.0.1: gateways have names, which they refuse as a `Host`."""
-    with suppress(OSError):
-        if socket.gethostbyname(name := socket.gethostname()) == "127.0.0.1":
-            return name
-    return "127.0.0.1"
-
-
-class Proxy(NamedTuple):
-    client: httpx2.AsyncClient
-    port: int
-    plain_port: int
-    output: Path
-
-
-def ports_of(system: System) -> list[int]:
-    return [int(gateway.url.rpartition(":")[2]) for gateway in system.gateways]
-
-
-def read_file(program: str) -> str:
-    return (CHECKOUT / "deploy/proxies" / KINDS[program].file).read_text()
-
-
-def proxy_of(program: str, text: str, gateways: Sequence[int], folder: Path) -> tuple[Proxy, subprocess.Popen[bytes]]:
-    """Starts the proxy with the text of its file in deploy/proxies; only names, ports and paths are other ones.
-
-    `gateways`: the ports of the two gateways.
-    """
-    kind, tls = KINDS[program], folder / "tls"
-    tls.mkdir()
-    subprocess.run(["openssl", *CERTIFICATE.split()], cwd=tls, check=True, capture_output=True)
-    (tls / "site.pem").write_text((tls / "cert.pem").read_text() + (tls / "key.pem").read_text())
-    port, plain_port = ports.find_free(2)
-    first, second = (f"{loopback_name()}:{gateway}" for gateway in gateways)
-    for pattern, value in (
-        (r"/etc/tailrace/tls", str(tls)),
-        (r"/var/log/nginx/access.log", f"{folder}/output"),
-        (r"gateway-1:8000", first),
-        (r"gateway-2:8000", second),
-        (r"chat\.example\.com", "localhost"),
-        (r"\b443\b", str(port)),
-        (r"address: gateway-1, port_value: 8000", f"address: {first.replace(':', ', port_value: ')}"),
-        (r"address: gateway-2, port_value: 8000", f"address: {second.replace(':', ', port_value: ')}"),
-        (r"worker_processes auto", "worker_processes 1"),
-        (r"(listen |http_port |bind :|port_value: )80\b", rf"\g<1>{plain_port}"),
-    ):
-        text = re.sub(pattern, value, text)
-    if kind.file == "Caddyfile":
-        text = text.replace("{\n", "{\n\tadmin off\n", 1)
-    path = folder / kind.file
-    path.write_text(text)
-    subprocess.run(kind.check(path), check=True, capture_output=True, timeout=30)
-    output = folder / "output"
-    with output.open("ab") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", f'ulimit -Sn {FILES}; exec "$@"', "sh", *kind.run(path)],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={**os.environ, "HOME": str(folder)},
-            start_new_session=True,
-        )
-    trusted = ssl.create_default_context(cafile=tls / "cert.pem")
-    client = httpx2.AsyncClient(base_url=f"https://localhost:{port}", verify=trusted, timeout=30, trust_env=False)
-    return Proxy(client, port, plain_port, output), process
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -181,34 +86,9 @@ async def proxied_client(
         yield proxy, proxied_system
 
 
-@asynccontextmanager
-async def running_proxy(program: str, text: str, gateways: Sequence[int], folder: Path) -> AsyncIterator[Proxy]:
-    proxy, process = proxy_of(program, text, gateways, folder)
-    try:
-        async with proxy.client:
-            await until(lambda: answers(proxy.client), START_S_MAX)
-            yield proxy
-    finally:
-        # Its group: the workers of nginx outlive a killed master.
-        os.killpg(process.pid, SIGKILL)
-        process.wait(20)
-
-
-async def answers(client: httpx2.AsyncClient) -> bool:
-    try:
-        return (await client.get("/healthz")).status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
 async def wait_for_cancellation(client: httpx2.AsyncClient, turn: str) -> bool:
     # 502 while the proxy believes that both gateways are down.
     return (await client.post(f"/v1/turns/{turn}/cancel")).status_code < 300
-
-
-async def open_streams(client: httpx2.AsyncClient) -> int:
-    text = (await client.get("/metrics")).text
-    return int(sum(map(float, re.findall(r"^tailrace_gateway_streams_open\{.*\} (\S+)", text, re.MULTILINE))))
 
 
 async def follow(client: httpx2.AsyncClient, turn: str) -> list[Frame]:
@@ -290,6 +170,7 @@ async def connected(url: str, context: ssl.SSLContext) -> ClientConnection | Non
     return None
 
 
+@pytest.mark.rule("F41")
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is missing")
 async def test_haproxy_cuts_the_streams_of_a_gateway_that_has_vanished_and_not_those_of_a_busy_one(
     proxied_system: System, tmp_path: Path
@@ -317,6 +198,24 @@ async def test_haproxy_cuts_the_streams_of_a_gateway_that_has_vanished_and_not_t
             proxied_system.gateways[0].signal(SIGCONT)
             proxied_system.gateways[1].signal(SIGCONT)
         await until(lambda: wait_for_cancellation(proxy.client, turn), START_S_MAX)
+
+
+@pytest.mark.rule("F41")
+async def test_the_kernel_probes_the_machine_of_a_gateway(proxied_client: tuple[Proxy, System]) -> None:
+    """In this way, all but HAProxy notice that a machine has vanished; HAProxy has checks of its own for it."""
+    proxy, system = proxied_client
+    turn = (await proxy.client.post("/v1/turns", json={"message": "#sim words=100000 rate=1"})).json()["turn"]
+    reading = asyncio.create_task(read(proxy.client, turn))
+    try:
+        await until(lambda: have_readers(system, 1), START_S_MAX)
+        ports = " or ".join(f"dport = :{port}" for port in ports_of(system))
+        printed = await asyncio.to_thread(subprocess.check_output, ["ss", "-Htnpo", ports], text=True)
+        of_proxy = [line for line in printed.splitlines() if re.search(r'"(nginx|caddy|envoy|haproxy)"', line)]
+        assert of_proxy
+        assert all("timer:(keepalive," in line or '"haproxy"' in line for line in of_proxy), of_proxy
+    finally:
+        reading.cancel()
+    await until(lambda: wait_for_cancellation(proxy.client, turn), START_S_MAX)
 
 
 async def have_readers(system: System, count: int) -> bool:

@@ -8,10 +8,11 @@ from tests.integration.conftest import (
     new_gateway,
     persistence,
     second_gateway,
+    session_gateway,
     shared_gateway,
     system,
     system_log,
 )
 
 __all__ = ["claude", "gateway", "generator", "lone_gateway", "new_gateway", "persistence", "second_gateway"]
-__all__ += ["shared_gateway", "system", "system_log"]
+__all__ += ["session_gateway", "shared_gateway", "system", "system_log"]
