@@ -120,7 +120,8 @@ class PeerLink:
         """Returns whether this nats-server runs, has not been restarted, and can be reached from here."""
         if server == self.server:
             return True
-        query = msgspec.json.encode({"server_name": server.name, "exact_match": True})
+        # Without `include_unused`, a server does not answer after its last client of this account has gone.
+        query = msgspec.json.encode({"server_name": server.name, "exact_match": True, "include_unused": True})
         try:
             reply = await self._connection.request(SERVERS, query, timeout_s=timeout_s)
             return msgspec.json.decode(reply.data, type=_ServerReport).server == server

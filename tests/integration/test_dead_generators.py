@@ -15,7 +15,9 @@ import pytest
 
 from tailrace.deploy.local.nats_server import NatsServer
 from tailrace.proto.ids import TurnKey
-from tailrace.proto.nats import TurnLog
+from tailrace.proto.nats import Connection, TurnLog
+from tailrace.proto.nats.peers import PeerLink
+from tailrace.proto.subjects import GENERATORS
 from tests.harness import processes
 from tests.harness.freeze import freeze
 from tests.harness.generator_in_loop import (
@@ -117,6 +119,23 @@ async def test_a_frozen_a_stopped_and_a_disconnected_generator_keep_their_leases
         await generators[0].stop(SIGTERM)
         await asyncio.sleep(1)
         assert_nothing_released(generators)
+
+
+@pytest.mark.rule("R151")
+async def test_a_nats_server_is_reached_until_it_ends_also_after_its_last_generator_has_gone(tmp_path: Path) -> None:
+    async with Cluster(tmp_path) as cluster:
+        here, there = [await Connection.open(processes.as_user(url, GENERATORS), "test") for url in cluster.urls[:2]]
+        link, server = PeerLink(here, "here"), PeerLink(there, "there").server
+        assert server is not None
+        await there.close()
+        await asyncio.sleep(0.2)
+        assert await link.is_reached(server, timeout_s=5)
+        await cluster.nodes[1].stop(SIGKILL)
+        await cluster.nodes[1].start()
+        await until(cluster.is_whole, 60)
+        # It is another start of the server.
+        assert not await link.is_reached(server, timeout_s=0.3)
+        await here.close()
 
 
 async def kill_in_turn(cluster: Cluster) -> None:
