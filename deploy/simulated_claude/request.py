@@ -304,9 +304,9 @@ def refuse_blocks(messages: list[Message]) -> None:
             if block.type == "text" and block.text.isspace():
                 # anthropics/claude-code#23440 quotes the message.
                 raise Refusal(INVALID, "messages: text content blocks must contain non-whitespace text")
-            if block.type in MEDIA_TYPES and message.role == "assistant":
-                # SEMOSS/Semoss#2323 quotes the message.
-                raise Refusal(INVALID, f"{where}: '{block.type}' blocks are not permitted within assistant turns")
+            if block.type == "image" and message.role == "assistant":
+                # SEMOSS/Semoss#2323 quotes the message. Whether a document is refused, too, is not written.
+                raise Refusal(INVALID, f"{where}: 'image' blocks are not permitted within assistant turns")
             refuse_result(where, block)
             if block.type == "tool_use" and block.id in ids:
                 # anthropics/claude-code#20901 quotes the message.

@@ -193,6 +193,7 @@ def failed(content: Any) -> dict[str, Any]:
         ([{"role": "user", "content": "  "}], "must contain non-whitespace text"),
         ([ASK, answered({"type": "thinking", "thinking": "x"}, TEXT), ASK], "thinking.signature: Field required"),
         ([question(picture("image/webp"), PDF)], None),
+        ([ASK, answered(picture("image/png"), TEXT), ASK], "'image' blocks are not permitted within assistant turns"),
         ([question(picture("image/jpg"))], "image.source.base64.media_type: Input should be 'image/jpeg', 'image/png'"),
         ([question(picture("image/svg+xml"))], "source.base64.media_type"),
         (
