@@ -16,6 +16,7 @@ from tailrace.deploy.local.nats_server import (
     LAME_DUCK,
     PAYLOAD_BYTES_MAX,
     PENDING_BYTES_MAX,
+    ROUTES,
     accounts,
     is_of_single_server,
     render,
@@ -202,6 +203,7 @@ def config(
                 for other in servers
                 if other is not own
             ],
+            **ROUTES,
         } | ({"tls": tls_files(tls)} if tls else {})
     return settings
 

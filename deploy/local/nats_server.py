@@ -49,6 +49,9 @@ NAME = "nats-server"
 # A server of a cluster writes its process id to this file, for `tailrace restart-node`.
 PID_FILE = "nats.pid"
 STORE = "nats"
+# By default, a server that has lost another one's packets notices it after a minute. If they come back earlier, old and
+# new connections disturb each other, and the log stops a second time, for up to 16 s (docs/FAULTS.md, F13).
+ROUTES = {"ping_interval": "2s", "ping_max": 3, "write_deadline": "3s"}
 # A planned stop: the server hands over its leaderships, then disconnects its clients one by one, and exits.
 LAME_DUCK = {"lame_duck_duration": "30s", "lame_duck_grace_period": "1s"}
 # A request with pictures is one entry.
@@ -188,6 +191,7 @@ def cluster(spec: ServerSpec, member: ClusterMember) -> dict[str, Any]:
             "authorization": {"user": "tailrace", "password": member.password},
             "no_advertise": True,
             "routes": [f"nats://{user}@127.0.0.1:{other}" for other in member.others],
+            **ROUTES,
         },
     }
 

@@ -1,10 +1,12 @@
 """One of three nats-servers is away: the system says so before the next failure is an outage, and RUNBOOK cures it."""
 
 import shutil
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGHUP, SIGKILL
+from signal import SIGCONT, SIGHUP, SIGKILL
 
+import httpx2
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
@@ -16,12 +18,15 @@ from tailrace.deploy.local.options import Options
 from tailrace.proto.errors import LogUnavailable
 from tailrace.proto.nats import setup_state
 from tailrace.proto.subjects import STREAM
+from tests.harness.freeze import freeze
 from tests.harness.nats_cluster import Cluster
 from tests.harness.until import until
 
 GAUGE = ("tailrace_nats_replicas_behind", {"stream_name": STREAM})
 # A server counts as away once its leader has not heard from it for SILENT_S_MAX.
 SEEN_S_MAX = 60.0
+# Three pings, and as much again on a busy machine.
+ROUTE_S_MAX = 15.0
 
 
 async def _behind(cluster: Cluster) -> list[str] | None:
@@ -70,6 +75,30 @@ async def test_a_missing_server_is_named_until_its_replacement_has_caught_up(
         await _move(dead, cluster, tmp_path / "moved")
         await until(lambda: _is_whole(cluster), SEEN_S_MAX)
         assert not any(one.name == "Copies" for one in await doctor.examine(Options(data_dir=tmp_path), environ))
+
+
+@pytest.mark.rule("F13")
+async def test_routes_to_a_silent_server_are_closed_before_it_comes_back(tmp_path: Path) -> None:
+    """Otherwise, when a cut network heals, old and new routes disturb each other, and the log stops a second time.
+
+    By nats-server's defaults, it would take a minute.
+    """
+    async with Cluster(tmp_path) as cluster, httpx2.AsyncClient(trust_env=False) as client:
+        other, silent = cluster.nodes[:2]
+
+        async def routes() -> int:
+            found = (await client.get(f"http://127.0.0.1:{other.spec.monitor_port}/routez")).json()
+            return sum(route["remote_name"] == silent.spec.name for route in found["routes"])
+
+        assert await until(routes)
+        freeze(silent)
+        await until(lambda: _is_zero(routes), ROUTE_S_MAX)
+        silent.signal(SIGCONT)
+        await until(routes, SEEN_S_MAX)
+
+
+async def _is_zero(count: Callable[[], Awaitable[int]]) -> bool:
+    return await count() == 0
 
 
 async def _move(dead: NatsServer, cluster: Cluster, folder: Path) -> None:
