@@ -48,6 +48,9 @@ TOO_OLD = (
     "`messages` have a `content`, as AI SDK 3 and 4 send it: this route is for AI SDK 5 or newer. "
     "Update `ai` and `@ai-sdk/react`, whose messages have `parts`"
 )
+# Signatures and encrypted thinking of Claude are messages of Protocol Buffers that begin with field 2, in base64.
+# `@ai-sdk/anthropic` puts those of other vendors with Anthropic's API, such as digests, in the same place.
+LIKE_CLAUDE = "E"
 
 Block = dict[str, Any]
 
@@ -269,9 +272,9 @@ def _question(part: UIPart) -> list[Block]:
 
 def _thinking(part: UIPart) -> list[Block]:
     match (part.provider_metadata or {}).get("anthropic"):
-        case {"signature": str(signature)}:
+        case {"signature": str(signature)} if signature.startswith(LIKE_CLAUDE):
             return build_thinking(part.text, SIGNED + signature)
-        case {"redactedData": str(hidden)}:
+        case {"redactedData": str(hidden)} if hidden.startswith(LIKE_CLAUDE):
             return build_thinking("", REDACTED + hidden)
         case _:
             return []

@@ -1,8 +1,9 @@
 """The content block of a file that a client sends as a URL with its content, with its address, or by its id."""
 
 import base64
+from mimetypes import guess_type
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from tailrace.gateway.turns.image_types import image_type
 from tailrace.proto.long_strings import PIECE_BYTES, decode_base64
@@ -57,6 +58,12 @@ def build_file(media_type: str, url: str, filename: str | None = None) -> list[B
     if not is_taken:
         return [refused_part(UNSUPPORTED, filename or kind)]
     return [_block("image" if kind.partition("/")[0] == "image" else "document", source, filename)]
+
+
+def build_untyped_file(url: str, filename: str | None) -> list[Block]:
+    """Returns the block of a file without a type; its name or its address tells whether it is an image or a PDF."""
+    name = filename or urlsplit(url).path
+    return build_file("" if ":" not in url or url.startswith("data:") else guess_type(name)[0] or PDF, url, filename)
 
 
 def file_url(source: Block) -> str:

@@ -11,6 +11,7 @@
 | thinking has Claude's signature | other thinking is left out |
 | an answer does not end with thinking | this thinking is left out |
 | the input of a call is an object | another input becomes `{}`, and so does one that is nested too deeply |
+| the name of a call has 1 to 128 letters, digits, `_` and `-` | other characters become `_` |
 | a failed call has a reason | FAILED |
 | a call of a server tool gets its result before the next question | it is left out behind that |
 | files have one of a few types | another file is refused in a new message, and named in an older one |
@@ -18,6 +19,7 @@
 | the first message is the user's | (generators/continuation.py puts one before an answer) |
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -44,6 +46,8 @@ ALWAYS_REFUSED = frozenset({REFUSED})
 FILES = ALWAYS_REFUSED | {"image", "document"}
 # Precede the signature of thinking, or the data of encrypted thinking, where a protocol has one field for both.
 SIGNED, REDACTED = "thinking:", "redacted_thinking:"
+# Names of tools. Another model may have called something else, and the API refuses it in every later request.
+NAME_CHARS_MAX, NOT_IN_NAMES = 128, re.compile(r"[^a-zA-Z0-9_-]")
 Message = TypeVar("Message", bound=Any)
 # The roles of messages and items that belong to an answer, in any protocol.
 ANSWERED = ("assistant", "reasoning", "tool", None)
@@ -246,6 +250,7 @@ def build_call(call: str, name: str, given: object) -> Block:
             given = None
     elif is_deeper(given, INPUT_LEVELS_MAX):
         given = None
+    name = NOT_IN_NAMES.sub("_", name[:NAME_CHARS_MAX]) or "unnamed"
     return {"type": "tool_use", "id": call, "name": name, "input": given if isinstance(given, dict) else {}}
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 
 from tailrace.proto.errors import Refused
-from tailrace.protocols.common.file_block import build_file, refused_part, uploaded_file
+from tailrace.protocols.common.file_block import build_file, build_untyped_file, refused_part, uploaded_file
 from tailrace.protocols.common.history_items import (
     Conversation,
     Item,
@@ -217,7 +217,7 @@ def _part_blocks(part: ChatPart, number: int) -> list[Block]:
         case ChatPart(type="image_url", image_url=ImageUrl(url=url)):
             return build_file("", url)
         case ChatPart(type="file", file=File(file_data=str(data), filename=filename)):
-            return build_file("", data, filename)
+            return build_untyped_file(data, filename)
         case ChatPart(type="file", file=File(file_id=str(file), filename=filename)):
             return [uploaded_file("document", file, filename)]
         case ChatPart(type="text" | "refusal" | "image_url" | "file" as kind):

@@ -12,7 +12,7 @@ import msgspec
 from tailrace.gateway.turns.conversation_match import is_seen
 from tailrace.proto.entries import Message
 from tailrace.proto.errors import Refused
-from tailrace.protocols.common.file_block import build_file, file_url, refused_part, uploaded_file
+from tailrace.protocols.common.file_block import build_file, build_untyped_file, file_url, refused_part, uploaded_file
 from tailrace.protocols.common.history_items import (
     Conversation,
     Item,
@@ -22,12 +22,15 @@ from tailrace.protocols.common.history_items import (
     build_thinking,
     each_answer_once,
 )
-from tailrace.protocols.common.media_types import PDF
 from tailrace.protocols.common.tool_definition import build_result
 from tailrace.protocols.openai.builtin_calls import ITEM_TYPES
 from tailrace.protocols.openai.responses_object import Head
 from tailrace.protocols.openai.responses_object import Item as OutputItem
 from tailrace.protocols.openai.responses_stream import output_items
+
+# The ends of the types of items that belong to tools of another vendor, in answers and in what clients send.
+OF_MODEL = ("_call", "_approval_request", "program")
+OF_CLIENT = ("_output", "_approval_response", "additional_tools", "configuration_update")
 
 Block = dict[str, Any]
 
@@ -35,7 +38,7 @@ Block = dict[str, Any]
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A content part of any type. Other fields are ignored: a client may send back parts of an earlier output."""
 
-    type: str
+    type: str = ""
     """`input_text`, `input_image`, `input_file`, `output_text` or `refusal`."""
     text: str = ""
     """The text of the part."""
@@ -71,12 +74,12 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the function call."""
     name: str | None = None
     """The name of the called function."""
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None
     """The arguments, as a string with JSON."""
     input: str | None = None
     """The input of a `custom_tool_call`, as a text."""
-    output: str | list[Part] | None = None
-    """The result of the function."""
+    output: str | list[Part] | dict[str, Any] | None = None
+    """The result of the function, as a text or its parts."""
     summary: list[Part] = []
     """The summary of earlier reasoning."""
     encrypted_content: str | None = None
@@ -113,7 +116,7 @@ def _item(number: int, one: InputItem) -> Item:
             given = one.arguments or "" if one.input is None else {"input": one.input}
             return Item("assistant", [build_call(one.call_id, one.name, given)], number)
         case "function_call_output" | "custom_tool_call_output" as kind:
-            if one.call_id is None or one.output is None:
+            if one.call_id is None or not isinstance(one.output, str | list):
                 raise invalid_item(number, f"a {kind} needs `call_id` and `output`")
             content = one.output if isinstance(one.output, str) else _blocks(one.output, number)
             return Item("result", [build_result(one.call_id, content)], number)
@@ -127,10 +130,12 @@ def _item(number: int, one: InputItem) -> Item:
             raise invalid_item(number, "items cannot be referenced in a batch: send the item itself")
         case kind:
             part = refused_part(f"(`{kind[:64]}`) is of a tool that is not supported", kind)
-            if not kind.endswith(("_call", "_call_output")):
-                raise invalid_item(number, part["reason"])
             # A chat that has begun with another vendor.
-            return Item("assistant" if kind.endswith("_call") else "user", [part], number)
+            if kind.endswith(OF_MODEL):
+                return Item("assistant", [part], number)
+            if kind.endswith(OF_CLIENT):
+                return Item("user", [part], number)
+            raise invalid_item(number, f"items of the type `{kind[:64]}` are not supported")
 
 
 def _blocks(content: str | Iterable[Part], number: int) -> list[Block]:
@@ -143,12 +148,12 @@ def _part_blocks(part: Part, number: int) -> list[Block]:
     match part:
         case Part(type="input_text" | "output_text" | "text" | "refusal"):
             return build_text(part.text or part.refusal)
+        case Part(type=""):
+            raise invalid_item(number, "a part needs a `type`")
         case Part(type="input_image", image_url=str(url)):
             return build_file("", url)
-        case Part(type="input_file", file_data=str(data)):
-            return build_file("", data, part.filename)
-        case Part(type="input_file", file_url=str(url)):
-            return build_file(PDF, url)
+        case Part(type="input_file", file_data=str(url)) | Part(type="input_file", file_url=str(url)):
+            return build_untyped_file(url, part.filename)
         case Part(type="input_image" | "input_file" as kind, file_id=str(file)):
             return [uploaded_file("image" if kind == "input_image" else "document", file, part.filename)]
         case Part(type="input_image" | "input_file"):

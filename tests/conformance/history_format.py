@@ -16,9 +16,13 @@ from tailrace.protocols.openai.responses_stream import output_items
 from tests.conformance.history_case import REFUSED_FILES, Item, groups, kind_of
 
 Json = dict[str, Any]
-ENCRYPTED = {"openai": "gAAAAABo4dQm0vWZ3kq", "gemini": "EvAGCu0GAWdlbWluaWdlbWluaWdlbWluaWdlbWluaQ=="}
-"""Reasoning of other vendors. A signature of Gemini begins as Claude's do: in base64, a message of Protocol Buffers
-whose first field is number 2 (router-for-me/CLIProxyAPI#3615).
+ENCRYPTED = {
+    "openai": "gAAAAABo4dQm0vWZ3kq",
+    "gemini": "EvAGCu0GAWdlbWluaWdlbWluaWdlbWluaWdlbWluaQ==",
+    "compatible": "3f2a9c0b7d",
+}
+"""Reasoning of other vendors. `compatible`: one with Anthropic's API. A signature of Gemini begins as Claude's do: in
+base64, a message of Protocol Buffers whose first field is number 2 (router-for-me/CLIProxyAPI#3615).
 """
 EMPTY = "empty"
 """The vendor of thinking that has the field of a signature, without one."""
@@ -292,6 +296,7 @@ def _ui_part(item: Item) -> Json:
                 EMPTY: {"anthropic": {"signature": ""}},
                 "openai": {"openai": {"itemId": "rs_0123", "reasoningEncryptedContent": ENCRYPTED["openai"]}},
                 "gemini": {"google": {"thoughtSignature": ENCRYPTED["gemini"]}},
+                "compatible": {"anthropic": {"signature": ENCRYPTED["compatible"]}},
             }
             metadata = of_vendor.get(item["of"])
             more = {} if metadata is None else {"providerMetadata": metadata}

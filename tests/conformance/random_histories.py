@@ -90,7 +90,9 @@ def histories(draw: st.DrawFn) -> list[Item]:
     opened: list[str] = []
     used: list[str] = []
     has_server = draw(st.integers(0, 7)) == 0
-    vendors = draw(st.sampled_from([("claude",), ("openai", "none"), ("gemini", "none"), ("empty", "claude"), ()]))
+    vendors = draw(
+        st.sampled_from([("claude",), ("openai", "none"), ("gemini", "compatible"), ("empty", "claude"), ()])
+    )
 
     def rarely(one_of: int) -> bool:
         return draw(st.integers(0, one_of - 1)) == one_of - 1
