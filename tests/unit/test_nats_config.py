@@ -60,6 +60,9 @@ def test_the_servers_of_a_cluster_share_a_route_password() -> None:
             "authorization": {"user": "tailrace", "password": first.password},
             "no_advertise": True,
             "routes": [f"nats://tailrace:{first.password}@127.0.0.1:{port}" for port in first.others],
+            "ping_interval": "2s",
+            "ping_max": 3,
+            "write_deadline": "3s",
         },
     }
     assert [spec.passwords for spec in specs] == [specs[0].passwords] * 3

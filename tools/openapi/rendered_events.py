@@ -16,12 +16,14 @@ KINDS: dict[type, Json] = {
     dict: {"type": "object", "additionalProperties": True},
     list: {"type": "array", "items": {}},
 }
+# What tells the kind of an event.
+CONSTANT = ("type", "object")
 
 
 def add_dialect(components: Json, name: str, dialect: Dialect) -> None:
     """Adds a schema for each kind of event that the example turns have in `dialect`, and their union `name`.
 
-    A property is required if each of these events has it.
+    Only the type is required: that each example has a property does not mean that each event has it.
     """
     found: dict[str, list[Json]] = {}
     for event, payload in asyncapi.render_example(dialect):
@@ -47,12 +49,12 @@ def schema_of(event: str, dialect: str, payloads: list[Json]) -> Json:
         values = [payload[field] for payload in payloads if field in payload]
         kinds = {type(one): KINDS[type(one)] for one in values if one is not None}
         kind = next(iter(kinds.values())) if len(kinds) == 1 and None not in values else {}
-        if field in ("type", "object"):
+        if field in CONSTANT:
             properties[field] = {"type": "string", "enum": [value], "description": f"Always `{value}`."}
         else:
             properties[field] = {**kind, "description": f"Rendered by the dialect `{dialect}`."}
         properties[field]["examples"] = [value]
-    required = [field for field in whole if all(field in payload for payload in payloads)]
+    required = [field for field in CONSTANT if all(field in payload for payload in payloads)]
     description = f"The event `{event}`."
     return {"type": "object", "description": description, "properties": properties, "required": required}
 

@@ -1108,8 +1108,6 @@ const STEPS = {
     const pids = await parts.locator(".pid").allTextContents();
     await page.waitForSelector(".parts .used:has-text('writes the answer')");
     await press("Kill this generator");
-    await marked(page, "waiting for another generator");
-    await shoot("orphaned");
     await page.waitForSelector(".ids .good:has-text('takes over')");
     await marked(page, "live");
     await shoot("taken-over");
@@ -1153,8 +1151,12 @@ const STEPS = {
     await marked(page, "live");
     // A generator that is killed by another program is missed, too.
     const writer = page.locator(".parts .used:has-text('writes the answer')");
-    process.kill(Number(await writer.locator(".pid").textContent()), "SIGKILL");
-    await marked(page, "waiting for another generator");
+    const killed = await writer.locator(".pid").textContent();
+    process.kill(Number(killed), "SIGKILL");
+    await page.waitForFunction((killed) => {
+      const pid = document.querySelector(".parts .used .pid")?.textContent;
+      return pid !== undefined && pid !== killed;
+    }, killed);
     await marked(page, "live");
     await press("Stop");
     await page.waitForSelector(".meta:has-text('stopped')");
