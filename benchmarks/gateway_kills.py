@@ -42,7 +42,7 @@ ID = re.compile(rb"\nid: ([0-9-]+)\n")
 
 
 class Pauses:
-    """What was measured, in seconds, by the kind of reader."""
+    """The measured pauses in seconds, by the kind of reader."""
 
     def __init__(self) -> None:
         self.cut: dict[str, list[float]] = defaultdict(list)

@@ -31,7 +31,7 @@ SETTLED_S = 5.0
 
 
 class Deliveries:
-    """What one watcher's process holds."""
+    """The deliveries that one generator holds."""
 
     def __init__(self, turns: int) -> None:
         self._numbers = itertools.count(1)

@@ -1,4 +1,4 @@
-"""What a generator knows of the others: who is watched, what each holds, and which one is gone. Pure."""
+"""The other generators: which ones to watch, the leases of each, and which one is dead. Pure."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ Verdict = Literal["unsure", "gone", "lease"]
 
 
 class Holdings:
-    """What this process holds, and the latest changes of it."""
+    """The leases of this process, and their latest changes."""
 
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
@@ -62,7 +62,7 @@ class Peer:
         self.server: Server | None = None
         self.answered_at: float | None = None
         self.absent_since: float | None = None
-        """The first of the questions in a row that nobody has served."""
+        """The time of the first question since the last answer for which NATS found no responder."""
         self._held: dict[str, Held] = {}
 
     @property
@@ -80,7 +80,7 @@ class Peer:
         self.version, self.server, self.answered_at, self.absent_since = answer.version, answer.server, now, None
 
     def note_absence(self, asked_at: float, now: float, *, is_settled: bool) -> Verdict:
-        """Returns the verdict on a peer of which NATS has said that nobody serves its subject.
+        """Returns the verdict on a peer for which NATS has found no responder.
 
         `is_settled`: whether this process has been connected for long. A live peer is absent, too, while it connects
         again, and is so for all others while the nats-servers are restarted.

@@ -52,7 +52,7 @@ Sent = Literal["first", "again", "unknown"]
 
 
 class Counted(NamedTuple):
-    """What a client, or a proxy before the gateway, says of a request."""
+    """Whether a request is a repetition, by the headers of its client or proxy."""
 
     sent: Sent
     key: str

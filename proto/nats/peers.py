@@ -33,7 +33,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """What a generator holds: all of it, or what has changed since the version that the question names."""
+    """The leases of a generator: all, or the changes since the version in the question."""
 
     version: int
     server: Server | None = None

@@ -26,7 +26,7 @@ from tests.harness.system import System
 UV = Path(sys.executable).with_name("uv")
 SCRIPT = Path(__file__).parent / "python/sdk_runs.py"
 TABLE = Path(__file__).with_name("sdk_versions.csv")
-# What the client needs (client/pyproject.toml), and the SDKs.
+# The dependencies of the client (client/pyproject.toml), and the SDKs.
 CLIENT = ("httpx2>=2.16.2,<3", "anyio>=4.10,<5", "msgspec>=0.22,<1")
 VERSIONS = (
     ("anthropic==0.50.0", "openai==1.109.1", "httpx==0.27.2"),

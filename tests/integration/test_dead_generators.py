@@ -56,6 +56,15 @@ async def attempt_of(log: TurnLog, key: TurnKey) -> int:
     return int(attempt.generator.partition("-")[0].removeprefix("g"))
 
 
+async def start_turns(
+    stack: AsyncExitStack, folder: Path, own: OwnSystem
+) -> tuple[list[Process], list[TurnKey], list[int]]:
+    """Starts three generators and six turns; returns them, and the number of each turn's generator."""
+    generators = await start(stack, folder, [own.server.url] * 3, own.claude)
+    keys = [await own.append_request(f"{LONG} tag=t{number}") for number in range(6)]
+    return generators, keys, [await attempt_of(own.log, key) for key in keys]
+
+
 def events(generators: Sequence[Process], event: str) -> int:
     return sum(len(generator.find_lines(event)) for generator in generators)
 
@@ -72,9 +81,7 @@ async def test_the_turns_of_a_killed_generator_are_continued_before_their_leases
 ) -> None:
     await own.shorten_lease(LEASE_S)
     async with AsyncExitStack() as stack:
-        generators = await start(stack, tmp_path, [own.server.url] * 3, own.claude)
-        keys = [await own.append_request(f"{LONG} tag=t{number}") for number in range(6)]
-        holders = [await attempt_of(own.log, key) for key in keys]
+        generators, keys, holders = await start_turns(stack, tmp_path, own)
         dead = holders[0]
         await asyncio.sleep(0.5)
         killed_at = monotonic()
@@ -102,9 +109,7 @@ async def test_a_frozen_a_stopped_and_a_disconnected_generator_keep_their_leases
     """One is frozen for a second. Then nats-server is killed and restarted, three times; then one stops (SIGTERM)."""
     await own.shorten_lease(LEASE_S)
     async with AsyncExitStack() as stack:
-        generators = await start(stack, tmp_path, [own.server.url] * 3, own.claude)
-        keys = [await own.append_request(f"{LONG} tag=t{number}") for number in range(6)]
-        holders = [await attempt_of(own.log, key) for key in keys]
+        generators, keys, holders = await start_turns(stack, tmp_path, own)
         freeze(generators[holders[0]])
         await asyncio.sleep(1)
         generators[holders[0]].signal(SIGCONT)

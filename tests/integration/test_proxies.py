@@ -340,7 +340,7 @@ async def test_the_limit_of_a_response_without_a_stream_is_above_the_deadline_of
 
 
 needs_envoy = pytest.mark.skipif(not ENVOY.exists(), reason="envoy is missing")
-# What the file repeats, and what many meshes repeat.
+# The retry rule of the shipped file, and one that many meshes have.
 RETRY_ON, RESET = "retry_on: connect-failure,refused-stream", "retry_on: reset"
 
 

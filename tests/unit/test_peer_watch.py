@@ -38,7 +38,7 @@ class Bus:
         self.newest: dict[str, str] = {}
         """The generator of the newest attempt of each turn that has one."""
         self.released: list[tuple[float, str, str]] = []
-        """When, by whom, and the turn."""
+        """Of each release: the time, the generator that released, and the turn."""
         self.questions = 0
 
     @property
@@ -236,7 +236,7 @@ def test_each_generator_asks_two_others() -> None:
     assert counted[10] == pytest.approx(counted[5], rel=0.05)
 
 
-# What happens to a live generator, b, or to the others, and must release nothing.
+# Faults around the live generator b. No lease may be released.
 
 
 async def freeze(_: Bus, generators: Mapping[str, Generator]) -> None:

@@ -128,10 +128,10 @@ class ResetEvent(_Event, frozen=True, kw_only=True, tag="reset"):
     """Why the answer was not continued: `on_interrupt`, `schema` or the type of a block."""
 
 
-class DoneEvent(_Event, frozen=True, kw_only=True, tag="done"):
-    """The end of a turn that has not failed."""
+class _Ended(_Event, frozen=True, kw_only=True):
+    """The end of a turn: `DoneEvent` or `SteeredEvent`."""
 
-    outcome: Literal["completed", "cancelled"]
+    outcome: Outcome
     """How the turn has ended."""
     stop_reason: str | None
     """The model's stop reason."""
@@ -149,6 +149,13 @@ class DoneEvent(_Event, frozen=True, kw_only=True, tag="done"):
     """The number of code points of the answer's text."""
     text_sha256: str
     """The SHA-256 of the answer's text."""
+
+
+class DoneEvent(_Ended, frozen=True, kw_only=True, tag="done"):
+    """The end of a turn that has not failed."""
+
+    outcome: Literal["completed", "cancelled"]
+    """How the turn has ended."""
 
 
 class ErrorEvent(_Event, frozen=True, kw_only=True, tag="error"):
@@ -174,27 +181,9 @@ class ErrorEvent(_Event, frozen=True, kw_only=True, tag="error"):
     """The SHA-256 of the answer's text."""
 
 
-class SteeredEvent(_Event, frozen=True, kw_only=True, tag="steered"):
+class SteeredEvent(_Ended, frozen=True, kw_only=True, tag="steered"):
     """In place of `done`: a message was put into the answer, and the events of its turn follow, without `start`."""
 
-    outcome: Outcome
-    """How the turn has ended."""
-    stop_reason: str | None
-    """The model's stop reason."""
-    schema_valid: bool | None = None
-    """Whether the answer matches the schema of its request."""
-    answered_by: str | None = None
-    """The model that answered, if it is another one."""
-    usage: Usage
-    """The billed tokens of all calls."""
-    usage_is_estimated: bool
-    """Whether a call broke off before the model had counted its output."""
-    cost_usd: float | None
-    """The cost in dollars; null if a price is unknown."""
-    text_chars: int
-    """The number of code points of the answer's text."""
-    text_sha256: str
-    """The SHA-256 of the answer's text."""
     turn: TurnId
     """The turn whose events follow."""
 
